@@ -1,0 +1,109 @@
+"""The wheel in an environment that holds the core dependencies and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "rsd_edge": "rsd_edge",
+    "distill": "rsd_edge/distill",
+    "export": "rsd_edge/export",
+    "kernels": "rsd_edge/kernels",
+}
+NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+HEAVY = ("torch", "onnx", "onnxscript", "triton", "tensorboard", "scipy", "nvidia")
+
+IMPORT_RUNTIME = """
+import importlib, pkgutil, rsd_edge
+
+training = ("rsd_edge.models", "rsd_edge.kernels", "rsd_edge.distill", "rsd_edge.export")
+names = []
+
+def walk(package):
+    for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if not info.name.startswith(training):
+            names.append(info.name)
+            module = importlib.import_module(info.name)
+            if info.ispkg:
+                walk(module)
+
+walk(rsd_edge)
+print(" ".join(names))
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, because setuptools keeps deleted modules in a build folder and ships them."""
+    work = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, work / "tree", ignore=NOT_SOURCES)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", work, work / "tree", cwd=work)
+    (built,) = work.glob("rsd_edge-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the executables of an environment in which only the wheel was installed."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(folder, with_pip=True)
+    binaries = folder / "bin"
+    run(binaries / "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+    return binaries
+
+
+def test_wheel_holds_what_the_tree_holds(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        f"{target}/{file.relative_to(ROOT / top).as_posix()}"
+        for top, target in FOLDERS.items()
+        for file in (ROOT / top).rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
+    assert names == expected
+
+
+def test_licence_and_notice_travel_with_the_wheel(wheel: Path) -> None:
+    names = {name.rpartition("/")[2] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/licenses/" in name}
+    assert names == {"LICENSE", "NOTICE"}
+
+
+def test_no_training_library_is_installed(scripts: Path, tmp_path: Path) -> None:
+    listed = json.loads(run(scripts / "pip", "list", "--format", "json", cwd=tmp_path))
+    names = {item["name"].lower() for item in listed}
+    assert "onnxruntime" in names
+    assert not [name for name in names if name in HEAVY or name.startswith("nvidia")]
+
+
+def test_every_runtime_module_imports(scripts: Path, tmp_path: Path) -> None:
+    names = run(scripts / "python", "-c", IMPORT_RUNTIME, cwd=tmp_path).split()
+    assert {"rsd_edge.pipeline", "rsd_edge.backends.onnxruntime", "rsd_edge.cli"} <= set(names)
+
+
+def test_help_starts(scripts: Path, tmp_path: Path) -> None:
+    assert "Usage: rsd-edge" in run(scripts / "rsd-edge", "--help", cwd=tmp_path)
+
+
+def test_shipped_model_upscales_a_photo(scripts: Path, tmp_path: Path) -> None:
+    photos = sorted((ROOT / "assets").glob("*.png")) + sorted((ROOT / "assets").glob("*.jpg"))
+    if not photos or not (ROOT / "rsd_edge" / "zoo" / "edge-s").is_dir():
+        pytest.skip("no model or no photo is in this tree")
+    run(scripts / "rsd-edge", "run", photos[0], "-o", tmp_path / "out.png", cwd=tmp_path)
+    assert (tmp_path / "out.png").stat().st_size > photos[0].stat().st_size  # sixteen times the pixels, lossless
