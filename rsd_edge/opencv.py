@@ -1,0 +1,48 @@
+"""The one place that imports OpenCV: `from rsd_edge.opencv import cv2`.
+
+The wheels of opencv-python need shared libraries that slim Linux images leave out. The plain ImportError names a file
+that nobody knows how to install; here it becomes a MissingDependencyError that names the package.
+"""
+
+from __future__ import annotations
+
+from rsd_edge.errors import MissingDependencyError
+
+__all__ = ["cv2"]
+
+_DEBIAN_PACKAGES = {
+    "libGL.so": "libgl1",
+    "libgthread-2.0": "libglib2.0-0",
+    "libglib-2.0": "libglib2.0-0",
+    "libgobject-2.0": "libglib2.0-0",
+    "libSM.so": "libsm6",
+    "libICE.so": "libice6",
+    "libXext.so": "libxext6",
+    "libXrender.so": "libxrender1",
+    "libX11.so": "libx11-6",
+    "libxcb": "libxcb1",
+}
+
+
+def _explain(error: ImportError) -> MissingDependencyError:
+    """The cure for a failed `import cv2`: which package to install, judged by what the loader could not find."""
+    reason = str(error)
+    for library, package in _DEBIAN_PACKAGES.items():
+        if library in reason:
+            return MissingDependencyError(
+                f"OpenCV cannot start because a system library is missing ({reason}); "
+                f"run 'apt-get install {package}', or 'pip uninstall -y opencv-python && "
+                "pip install opencv-python-headless', which needs no display libraries"
+            )
+    if isinstance(error, ModuleNotFoundError) and error.name == "cv2":
+        return MissingDependencyError("OpenCV is not installed; run 'pip install opencv-python'")
+    return MissingDependencyError(
+        f"OpenCV cannot start ({reason}); run 'pip install --force-reinstall opencv-python', "
+        "and install the system library if one is named"
+    )
+
+
+try:
+    import cv2
+except ImportError as error:
+    raise _explain(error) from error

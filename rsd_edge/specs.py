@@ -1,0 +1,196 @@
+"""Frozen descriptions that travel: in checkpoints, in bundle manifests, between the pipeline and the engines.
+
+Only the standard library is imported here, so that every layer may depend on it. `h` and `w` are low-resolution (LR)
+pixels everywhere unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from rsd_edge.errors import InputError, ModelError
+
+SpecT = TypeVar("SpecT")
+
+
+class Precision(str, Enum):
+    """Arithmetic of an engine's graph."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Backend(str, Enum):
+    """Runtime that executes an engine."""
+
+    ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """Constants of the residual-shift schedule (ResShift, Eq. 4 and its `exponential` rule)."""
+
+    steps: int = 15
+    kappa: float = 2.0
+    power: float = 0.3
+    min_noise_level: float = 0.04
+    etas_end: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"schedule steps is {self.steps}; it must be at least 1")
+        if not 0 < self.min_noise_level < 1 or not 0 < self.etas_end < 1:
+            raise InputError("schedule min_noise_level and etas_end must lie between 0 and 1")
+        if self.kappa <= 0 or self.power <= 0:
+            raise InputError("schedule kappa and power must be positive")
+
+
+@dataclass(frozen=True)
+class EdgeArchitecture:
+    """Sizes of the compact networks of `rsd_edge.models.edge`.
+
+    The encoder runs in training only; stem, generator and decoder run at inference.
+    """
+
+    latent_channels: int = 4
+    stem_width: int = 24
+    stem_blocks: int = 2
+    generator_widths: tuple[int, int] = (40, 80)
+    generator_blocks: tuple[int, int, int] = (2, 4, 2)
+    """Residual blocks before the downsampling, at half resolution, and after the upsampling."""
+    time_width: int = 64
+    decoder_width: int = 40
+    decoder_blocks: int = 3
+    decoder_half_width: int = 24
+    """Channels at twice the LR resolution."""
+    decoder_full_width: int = 12
+    """Channels at four times the LR resolution, where a last convolution mixes the sub-pixel phases."""
+    encoder_width: int = 32
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is, whatever engine runs it."""
+
+    name: str
+    family: str = "edge"
+    scale: int = 4
+    steps: int = 1
+    """Generator evaluations per tile: 1 for a distilled student."""
+    halo: int = 16
+    """LR pixels of real neighbourhood that a tile needs on each side."""
+    multiple_of: int = 2
+    """Tile sides and origins are multiples of this (the generator's downsampling)."""
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    architecture: EdgeArchitecture = field(default_factory=EdgeArchitecture)
+
+    @property
+    def noise_channels(self) -> int:
+        """Gaussian channels a tile consumes: one latent for each step, plus the student's eps channel."""
+        return self.steps * self.architecture.latent_channels + 1
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """How a frame is cut for an engine. All lengths are LR pixels; `size` includes the halo on both sides."""
+
+    size: int = 160
+    halo: int = 16
+    feather: int = 4
+    """Neighbouring tiles are cross-faded over 2 * feather pixels around their common border."""
+    multiple_of: int = 2
+    batch: int = 1
+    fixed: bool = False
+    """True if the engine accepts `size` x `size` only; otherwise tiles shrink to share a frame evenly."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"tile batch is {self.batch}; it must be at least 1")
+        if not 0 <= self.feather <= self.halo:
+            raise InputError(f"tile feather {self.feather} must lie between 0 and the halo {self.halo}")
+        if self.size % self.multiple_of or self.halo % self.multiple_of:
+            raise InputError(f"tile size {self.size} and halo {self.halo} must be multiples of {self.multiple_of}")
+        smallest = 2 * self.halo + max(2 * self.feather, self.multiple_of)
+        if self.size < smallest:
+            raise InputError(f"tile size {self.size} is too small for a halo of {self.halo}; use at least {smallest}")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One model, compiled one way."""
+
+    model: ModelSpec
+    backend: Backend = Backend.ONNXRUNTIME
+    precision: Precision = Precision.FP32
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """A JSON-ready dictionary of a spec dataclass (enums become their values)."""
+    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[SpecT], data: Mapping[str, Any], where: str = "") -> SpecT:
+    """Rebuild a spec dataclass from `to_dict` output or a configuration file.
+
+    Missing keys take their defaults. Raises ModelError that names an unknown key, a missing required key or a value of
+    the wrong type, with its dotted path.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in data:
+        if key not in names:
+            raise ModelError(f"unknown key '{where}{key}'; known keys: {', '.join(names)}")
+    values = {key: _coerce(hints[key], item, f"{where}{key}") for key, item in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ModelError(f"{where or cls.__name__}: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ModelError(f"'{path}' must be a mapping, not {type(value).__name__}")
+        return from_dict(typing.cast("type[Any]", hint), value, f"{path}.")
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return _coerce_tuple(typing.get_args(hint), value, path)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _coerce(typing.get_args(hint)[0], value, path)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise ModelError(f"'{path}' is '{value}'; it must be one of {', '.join(e.value for e in hint)}") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise ModelError(f"'{path}' must be of type {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _coerce_tuple(args: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ModelError(f"'{path}' must be a list, not {type(value).__name__}")
+    if len(args) == 2 and args[1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(value) != len(args):
+        raise ModelError(f"'{path}' needs {len(args)} values, not {len(value)}")
+    return tuple(_coerce(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
