@@ -1,0 +1,22 @@
+"""Runtimes that execute engines. Each module imports its own runtime, and only when an engine needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine
+from rsd_edge.specs import Backend, EngineSpec, TileSpec
+
+__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "open_engine"]
+
+
+def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: int | None = None) -> TileEngine:
+    """The engine for a graph on the backend that its spec names.
+
+    threads: CPU threads, or None for one on each core that this process may use. Raises BackendError, ModelError.
+    """
+    match spec.backend:
+        case Backend.ONNXRUNTIME:
+            from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(graph_path, spec, threads, tile=tile)

@@ -1,0 +1,213 @@
+"""Engine bundles: a folder that holds one engine and says what it is.
+
+    edge-s-onnxruntime-fp32-0f3a9c12b4de/
+        manifest.json    what was built from what, where, and how well it does
+        graph.onnx       the network
+
+The last part of the folder's name is a digest of the engine's spec and of its files, so engines that differ never share
+a folder. Engines that ship with the package have the same contents under plain names in rsd_edge/zoo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsd_edge.errors import ModelError, OutputError
+from rsd_edge.specs import EngineSpec, from_dict, to_dict
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GRAPH = "graph.onnx"
+ZOO = Path(__file__).with_name("zoo")
+
+_DIGEST_LENGTH = 12
+_READ_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """How an engine came about; part of the manifest, for people and reports."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of rsd_edge, of the runtime and of the exporter at build time."""
+    device: str = ""
+    """The machine on which parity and speed were measured."""
+    parity: dict[str, Any] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: a training record, or a reference to one."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An engine on disk whose files have been checked."""
+
+    path: Path
+    spec: EngineSpec
+    graph_path: Path
+    digest: str
+    manifest: Mapping[str, Any]
+
+
+def shipped_engines() -> list[str]:
+    """Names of the engines inside the package."""
+    return sorted(manifest.parent.name for manifest in ZOO.glob(f"*/{MANIFEST}"))
+
+
+def resolve_engine(engine: str | Path) -> Bundle:
+    """The bundle for a shipped name or the path of a bundle folder; a name wins over a folder of the same name.
+
+    Raises ModelError if there is neither, listing what ships, or if the bundle cannot be used.
+    """
+    if str(engine) in shipped_engines():
+        return load_bundle(ZOO / str(engine))
+    path = Path(engine)
+    if path.is_dir():
+        return load_bundle(path)
+    if path.exists():
+        raise ModelError(
+            f"engine '{engine}' is a file; pass the folder that 'rsd-edge build-engine' made, the one with {MANIFEST}"
+        )
+    names = ", ".join(shipped_engines()) or "none in this installation"
+    raise ModelError(f"engine '{engine}' is neither a shipped engine ({names}) nor a bundle folder")
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read a bundle and check every file against its hash.
+
+    Raises ModelError that names the file, what is wrong with it and the command that mends it.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    try:
+        spec = from_dict(EngineSpec, manifest["engine"])
+        files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in manifest["files"].items()}
+    except (ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder / MANIFEST, f"is not a valid manifest ({_describe(error)})") from error
+    if GRAPH not in files:
+        raise _damaged(folder / MANIFEST, f"does not list {GRAPH}")
+    for name, (sha256, size) in files.items():
+        if Path(name).name != name:
+            raise _damaged(folder / MANIFEST, f"lists '{name}', which is not a file of the bundle")
+        _check_file(folder / name, sha256, size)
+    hashes = {name: sha256 for name, (sha256, _) in files.items()}
+    return Bundle(folder, spec, folder / GRAPH, _digest(spec, hashes), manifest)
+
+
+def write_bundle(
+    parent: Path | str, spec: EngineSpec, graph: Path | str, record: BuildRecord, *, name: str | None = None
+) -> Bundle:
+    """Make a bundle of a graph in a folder of `parent`, and read it back.
+
+    name: the folder's name; None derives it from the contents. A bundle of that name is replaced as a whole, and only
+    once the new one is complete. Raises OutputError if the folder cannot be written, ModelError if the graph cannot be
+    read.
+    """
+    source, target_parent = Path(graph), Path(parent)
+    try:
+        sha256, size = _hash_file(source), source.stat().st_size
+    except OSError as error:
+        raise ModelError(f"graph {source} cannot be read ({error.strerror})") from error
+    digest = _digest(spec, {GRAPH: sha256})
+    manifest = {
+        "format": FORMAT,
+        "engine": to_dict(spec),
+        "files": {GRAPH: {"sha256": sha256, "bytes": size}},
+        **to_dict(record),
+    }
+    stem = f"{spec.model.name}-{spec.backend.value}-{spec.precision.value}"
+    target = target_parent / (name or f"{stem}-{digest[:_DIGEST_LENGTH]}")
+    try:
+        target_parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target_parent) as temporary:
+            fresh = Path(temporary) / "new"
+            fresh.mkdir()
+            shutil.copyfile(source, fresh / GRAPH)
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            _replace_folder(fresh, target, aside=Path(temporary) / "old")
+    except OSError as error:
+        raise OutputError(
+            f"bundle {target} cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
+    return load_bundle(target)
+
+
+def _replace_folder(fresh: Path, target: Path, aside: Path) -> None:
+    """Rename `fresh` to `target`. A folder cannot be renamed over another one, so the old one steps aside first."""
+    if not target.exists():
+        os.replace(fresh, target)
+        return
+    os.replace(target, aside)
+    try:
+        os.replace(fresh, target)
+    except OSError:
+        os.replace(aside, target)
+        raise
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} is not an engine bundle: it has no {MANIFEST}; make one with 'rsd-edge build-engine'"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    except ValueError as error:
+        raise _damaged(path, "is not JSON") from error
+    if not isinstance(manifest, dict):
+        raise _damaged(path, "is not a JSON object")
+    if manifest.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} has bundle format {manifest.get('format')} and this version reads format {FORMAT}; "
+            f"{_mend(folder)} with this version"
+        )
+    return manifest
+
+
+def _check_file(path: Path, sha256: str, size: int) -> None:
+    if not path.is_file():
+        raise _damaged(path, "is missing")
+    found = path.stat().st_size
+    if found != size:
+        raise _damaged(path, f"has {found} bytes where the manifest says {size}")
+    if _hash_file(path) != sha256:
+        raise _damaged(path, "does not match the hash in the manifest")
+
+
+def _damaged(path: Path, problem: str) -> ModelError:
+    return ModelError(f"{path} {problem}; {_mend(path.parent)}")
+
+
+def _mend(folder: Path) -> str:
+    if folder.parent == ZOO:
+        return "run 'pip install --force-reinstall --no-deps rsd-edge'"
+    return "build the engine again with 'rsd-edge build-engine'"
+
+
+def _describe(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _digest(spec: EngineSpec, hashes: Mapping[str, str]) -> str:
+    identity = json.dumps({"format": FORMAT, "engine": to_dict(spec), "files": dict(hashes)}, sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_SIZE):
+            digest.update(block)
+    return digest.hexdigest()

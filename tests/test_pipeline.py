@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
+from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.noise import NoiseField
+from rsd_edge.opencv import cv2
+from rsd_edge.pipeline import NumpyFramePath, SuperResolver
+from rsd_edge.specs import EngineSpec, ModelSpec, Precision, TileSpec
+from rsd_edge.tiling import plan_tiles
+
+Image = NDArray[np.uint8]
+Photo = Callable[[int, int], Image]
+WHOLE = 1 << 12  # a tile larger than every test image: one tile covers the frame
+
+
+class NearestEngine:
+    """Detail from its own pixel alone: 0.1 * lq + 0.05 * (first noise channel), each repeated 4 x 4 times.
+
+    Works when it is collected, as a device that runs ahead would, and records what it is given.
+    """
+
+    def __init__(self, tile: TileSpec) -> None:
+        self.spec = EngineSpec(model=ModelSpec(name="nearest"))
+        self.tile = tile
+        self.submitted: list[tuple[int, ...]] = []
+        self.prepared: list[tuple[int, int, int]] = []
+        self.most_in_flight = 0
+        self.in_flight: list[tuple[NDArray[np.float32], ...]] = []
+        self.fail_at: int | None = None
+
+    def prepare(self, n: int, h: int, w: int) -> None:
+        self.prepared.append((n, h, w))
+
+    def submit(
+        self, lq: NDArray[np.float32], noise: NDArray[np.float32], detail: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], ...]:
+        if self.fail_at == len(self.submitted):
+            raise BackendError("the device is gone")
+        assert all(array.flags.c_contiguous for array in (lq, noise, detail))
+        self.submitted.append(lq.shape)
+        ticket = (lq, noise, detail)
+        self.in_flight.append(ticket)
+        self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
+        return ticket
+
+    def collect(self, ticket: tuple[NDArray[np.float32], ...]) -> None:
+        assert self.in_flight.pop(0) is ticket
+        lq, noise, detail = ticket
+        small = 0.1 * lq + 0.05 * noise[:, :1]
+        detail[...] = small.repeat(4, axis=2).repeat(4, axis=3)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> NearestEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def nearest_reference(frame: Image, *, seed: int, strength: float) -> NDArray[np.float64]:
+    """What the frame path makes of NearestEngine, computed on the whole frame at once; before rounding."""
+    height, width = frame.shape[:2]
+    base = cv2.resize(frame.astype(np.float32), (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
+    noise = NoiseField(seed).normal(1, 0, 0, height, width)[0]
+    detail = 0.1 * (frame.astype(np.float64) / 127.5 - 1) + 0.05 * noise[..., None]
+    return np.clip(base + strength * 127.5 * detail.repeat(4, axis=0).repeat(4, axis=1), 0, 255)
+
+
+@pytest.fixture
+def toy_path(toy_graph: Path, toy_spec: EngineSpec) -> Callable[..., NumpyFramePath]:
+    def make(**tile: Any) -> NumpyFramePath:
+        return NumpyFramePath(OnnxRuntimeEngine(toy_graph, toy_spec, 2, tile=TileSpec(**tile)))
+
+    return make
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (2, 3), (31, 37), (97, 131)])
+@pytest.mark.parametrize(
+    "tile", [TileSpec(size=64), TileSpec(size=64, batch=4), TileSpec(size=96, batch=3, fixed=True)], ids=str
+)
+def test_frame_path_equals_the_whole_frame_formula(photo: Photo, shape: tuple[int, int], tile: TileSpec) -> None:
+    frame = photo(*shape)
+    result = NumpyFramePath(NearestEngine(tile))(frame, seed=11, strength=0.75)
+    assert result.dtype == np.uint8
+    error = np.abs(result - nearest_reference(frame, seed=11, strength=0.75))
+    assert error.max() <= 0.5 + 1e-3  # rounding to the nearest grey level, and float32 below
+
+
+@pytest.mark.parametrize("shape", [(180, 197), (67, 331)])
+@pytest.mark.parametrize("size", [64, 128, 192])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_tiles_and_batches_do_not_show(
+    photo: Photo, toy_path: Callable[..., NumpyFramePath], shape: tuple[int, int], size: int, batch: int
+) -> None:
+    """A network that sees less than the halo gives the same image however it is cut.
+
+    Float32 sums in another order may flip a rounding: by one grey level, for a value within 1e-4 of a half.
+    """
+    frame = photo(*shape)
+    whole = toy_path(size=WHOLE)(frame, seed=3).astype(int)
+    tiled = toy_path(size=size, batch=batch)(frame, seed=3)
+    difference = np.abs(tiled - whole)
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) <= 1e-3 * difference.size
+
+
+def test_the_network_matters(photo: Photo, toy_path: Callable[..., NumpyFramePath]) -> None:
+    """Guards the test above: the toy's detail is large, and so are seams if the halo is cut off."""
+    frame = photo(67, 131)
+    path = toy_path(size=64)
+    bicubic = path(frame, strength=0.0).astype(int)
+    assert np.abs(path(frame) - bicubic).mean() > 5
+    narrow = toy_path(size=64, halo=4)(frame).astype(int)
+    assert np.abs(narrow - toy_path(size=WHOLE)(frame)).max() > 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (33, 2), (61, 67)])
+def test_odd_sizes_run_through_a_real_graph(
+    photo: Photo, toy_path: Callable[..., NumpyFramePath], shape: tuple[int, int]
+) -> None:
+    result = toy_path(size=64, batch=2)(photo(*shape))
+    assert result.shape == (4 * shape[0], 4 * shape[1], 3)
+
+
+def test_same_seed_same_bytes_and_other_seed_other_image(photo: Photo, toy_path: Callable[..., NumpyFramePath]) -> None:
+    frame, path = photo(61, 67), toy_path(size=64)
+    first = path(frame, seed=5)
+    path(photo(40, 30), seed=9)
+    assert path(frame, seed=5).tobytes() == first.tobytes()
+    assert toy_path(size=64)(frame, seed=5).tobytes() == first.tobytes()
+    assert np.abs(path(frame, seed=6).astype(int) - first).mean() > 1
+
+
+def test_strength_zero_is_bicubic_and_runs_nothing(photo: Photo) -> None:
+    frame = photo(61, 67)
+    engine = NearestEngine(TileSpec(size=64))
+    calls: list[tuple[int, int]] = []
+    result = NumpyFramePath(engine)(frame, strength=0.0, progress=lambda done, total: calls.append((done, total)))
+    np.testing.assert_array_equal(result, cv2.resize(frame, (268, 244), interpolation=cv2.INTER_CUBIC))
+    assert engine.submitted == []
+    assert calls == [(1, 1)]
+
+
+def test_the_engine_runs_one_batch_ahead_with_every_tile_once(photo: Photo) -> None:
+    engine = NearestEngine(TileSpec(size=64, batch=4))
+    NumpyFramePath(engine)(photo(97, 67))
+    plan = plan_tiles(97, 67, engine.tile)
+    assert [shape[0] for shape in engine.submitted] == [4, 4, 4]
+    assert plan.count == 12
+    NumpyFramePath(engine)(photo(97, 90))
+    assert [shape[0] for shape in engine.submitted[3:]] == [4, 4, 4]
+    assert engine.most_in_flight == 2
+
+
+def test_a_last_batch_is_short_unless_the_engine_is_fixed(photo: Photo) -> None:
+    for fixed, expected in ((False, [(4, 3, 64, 64), (2, 3, 64, 64)]), (True, [(4, 3, 64, 64), (4, 3, 64, 64)])):
+        engine = NearestEngine(TileSpec(size=64, batch=4, fixed=fixed))
+        path = NumpyFramePath(engine)
+        path(photo(64, 96))
+        assert engine.submitted == expected
+        path.prepare(64, 96)
+        assert sorted(set(engine.prepared)) == sorted({(n, h, w) for n, _, h, w in expected})
+
+
+def test_progress_counts_every_tile(photo: Photo) -> None:
+    calls: list[tuple[int, int]] = []
+    engine = NearestEngine(TileSpec(size=64, batch=4))
+    NumpyFramePath(engine)(photo(64, 96), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 6) for i in range(6)]
+
+
+def test_an_engine_failure_is_raised_and_the_path_recovers(photo: Photo) -> None:
+    frame = photo(97, 67)
+    engine = NearestEngine(TileSpec(size=64))
+    path = NumpyFramePath(engine)
+    expected = path(frame, seed=2)
+    engine.fail_at = len(engine.submitted) + 5
+    with pytest.raises(BackendError, match="the device is gone"):
+        path(frame, seed=2)
+    assert engine.in_flight == []  # nothing is left writing into the buffers
+    engine.fail_at = None
+    np.testing.assert_array_equal(path(frame, seed=2), expected)
+
+
+def test_an_error_in_the_progress_callback_stops_the_frame(photo: Photo) -> None:
+    engine = NearestEngine(TileSpec(size=64))
+    path = NumpyFramePath(engine)
+
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        path(photo(97, 67), progress=cancel)
+    assert engine.in_flight == []
+    assert len(engine.submitted) == 2
+
+
+def test_out_is_filled_and_buffers_are_reused(photo: Photo) -> None:
+    frame = photo(61, 67)
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    out = np.empty((244, 268, 3), np.uint8)
+    assert path(frame, out=out) is out
+    space = path._workspace
+    np.testing.assert_array_equal(path(frame), out)
+    assert path._workspace is space
+    path(photo(30, 30))
+    assert path._workspace is not space
+
+
+def test_the_hot_path_allocates_no_frame(photo: Photo) -> None:
+    """After the first frame of a size, the most that is held at any moment is far below one enlarged frame."""
+    import tracemalloc
+
+    frame = photo(240, 300)
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    out = np.empty((960, 1200, 3), np.uint8)
+    path(frame, out=out)
+    tracemalloc.start()
+    try:
+        path(frame, out=out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < out.nbytes / 2  # one tile of temporaries: 1.0 MB, nearly all of it in NearestEngine
+
+
+def test_threads_share_a_path_one_after_the_other(photo: Photo) -> None:
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    frames = [photo(97, 67 + i) for i in range(4)]
+    expected = [NumpyFramePath(NearestEngine(TileSpec(size=64)))(frame) for frame in frames]
+    results: dict[int, Image] = {}
+
+    def work(i: int) -> None:
+        results[i] = path(frames[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        np.testing.assert_array_equal(results[i], expected[i])
+
+
+@pytest.mark.parametrize("strength", [-0.01, 1.01, float("nan"), float("inf")])
+def test_strength_outside_0_to_1_is_refused(photo: Photo, strength: float) -> None:
+    with pytest.raises(InputError, match=r"strength is .*between 0 and 1"):
+        NumpyFramePath(NearestEngine(TileSpec(size=64)))(photo(4, 4), strength=strength)
+
+
+def test_flipped_and_read_only_input(photo: Photo) -> None:
+    frame = photo(40, 50)
+    frame.flags.writeable = False
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    for strength in (0.0, 1.0):
+        flipped = path(frame[:, :, ::-1], strength=strength)
+        np.testing.assert_array_equal(flipped, path(np.ascontiguousarray(frame[:, :, ::-1]), strength=strength))
+        assert path(frame, strength=strength).shape == (160, 200, 3)
+
+
+def test_super_resolver_is_the_frame_path(photo: Photo, toy_bundle: Path) -> None:
+    frame = photo(61, 67)
+    with SuperResolver.load(toy_bundle, tile=64, batch=2, threads=1) as resolver:
+        assert resolver.engine.tile == TileSpec(size=64, halo=16, multiple_of=2, batch=2)
+        result = resolver(frame, seed=4)
+        np.testing.assert_array_equal(result, NumpyFramePath(resolver.engine)(frame, seed=4))
+        out = np.empty_like(result)
+        assert resolver(frame, seed=4, out=out) is out
+        np.testing.assert_array_equal(out, result)
+    with pytest.raises(BackendError, match="is closed"):
+        resolver(frame)
+
+
+def test_warm_up_opens_what_a_frame_needs(photo: Photo, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    resolver = SuperResolver.load(toy_bundle, tile=64, batch=4, threads=1)
+    resolver.warm_up(64, 96)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)
+    assert resolver(photo(64, 96)).shape == (256, 384, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.37, 2.0, 3.999])
+def test_smaller_scales_are_area_averages_of_the_full_result(photo: Photo, scale: float) -> None:
+    frame = photo(41, 53)
+    resolver = SuperResolver(NearestEngine(TileSpec(size=64)))
+    full = resolver(frame, seed=1)
+    shape = (round(41 * scale), round(53 * scale))
+    expected = cv2.resize(full, shape[::-1], interpolation=cv2.INTER_AREA)
+    result = resolver(frame, seed=1, scale=scale)
+    np.testing.assert_array_equal(result, expected)
+    out = np.empty_like(result)
+    assert resolver(frame, seed=1, scale=scale, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("scale", [0.99, 4.01, float("nan")])
+def test_a_scale_outside_1_to_4_is_refused(photo: Photo, scale: float) -> None:
+    with pytest.raises(InputError, match=r"scale is .*between 1 and 4"):
+        SuperResolver(NearestEngine(TileSpec(size=64)))(photo(4, 4), scale=scale)
+
+
+def test_gray_images_are_refused_at_every_scale(photo: Photo) -> None:
+    resolver = SuperResolver(NearestEngine(TileSpec(size=64)))
+    for scale in (2.0, 4.0):
+        with pytest.raises(InputError, match="COLOR_GRAY2BGR"):
+            resolver(photo(8, 8)[..., 0], scale=scale)
+
+
+def test_another_precision_than_the_bundles_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(ModelError, match="is fp32, not int8; pass precision='fp32', or build"):
+        SuperResolver.load(toy_bundle, precision="int8")
+    with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"):
+        SuperResolver.load(toy_bundle, precision="fp8")
+    assert SuperResolver.load(toy_bundle, precision=Precision.FP32, threads=1).engine.tile.size == 160
+
+
+def test_a_tile_that_is_too_small_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(InputError, match="use at least 40"):
+        SuperResolver.load(toy_bundle, tile=32)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="neither a shipped engine"):
+        SuperResolver.load("edge-unknown")
