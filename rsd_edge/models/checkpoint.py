@@ -1,0 +1,91 @@
+"""Weights on disk: safetensors with the ModelSpec and the training record in the file's own metadata.
+
+A checkpoint holds named parts ("stem", "generator", ...). Tensor names are `part.parameter`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rsd_edge.errors import ModelError
+from rsd_edge.specs import ModelSpec, from_dict, to_dict
+
+FORMAT = 1
+METADATA_KEY = "rsd_edge"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by part, what they are weights of, and how they were trained."""
+
+    spec: ModelSpec
+    parts: dict[str, dict[str, Tensor]]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def load_into(self, part: str, module: nn.Module) -> None:
+        """Load one part strictly. Raises ModelError naming missing, unknown or misshapen tensors."""
+        if part not in self.parts:
+            raise ModelError(f"checkpoint has no part '{part}'; it holds {', '.join(sorted(self.parts))}")
+        try:
+            module.load_state_dict(self.parts[part], strict=True)
+        except RuntimeError as error:
+            raise ModelError(f"part '{part}' does not fit this architecture: {' '.join(str(error).split())}") from error
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically (temporary file beside `path`, then rename)."""
+    tensors = {
+        f"{part}.{name}": tensor.detach().to("cpu").contiguous().clone()
+        for part, state in checkpoint.parts.items()
+        for name, tensor in state.items()
+    }
+    header = {"format": FORMAT, "spec": to_dict(checkpoint.spec), "record": checkpoint.record}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(header)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote. Raises ModelError if it is missing, damaged or of another kind."""
+    if not path.is_file():
+        raise ModelError(f"checkpoint {path} does not exist; train it with `rsd-edge distill`, or give another path")
+    try:
+        with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
+            header = (handle.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"checkpoint {path} cannot be read ({error}); it may be truncated, copy it again") from error
+    if header is None:
+        raise ModelError(f"checkpoint {path} carries no rsd-edge metadata; it was not written by `rsd-edge distill`")
+    parsed = json.loads(header)
+    if parsed.get("format") != FORMAT:
+        raise ModelError(f"checkpoint {path} has format {parsed.get('format')}, this version reads {FORMAT}")
+    return Checkpoint(from_dict(ModelSpec, parsed["spec"]), _by_part(tensors), parsed.get("record", {}))
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, parameter = name.partition(".")
+        parts.setdefault(part, {})[parameter] = tensor
+    return parts
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A detached copy of a module's parameters and buffers."""
+    with torch.no_grad():
+        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
