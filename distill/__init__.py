@@ -1,0 +1,1 @@
+"""Training: data, degradations, objectives and stages; installed as `rsd_edge.distill`."""

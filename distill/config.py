@@ -1,0 +1,148 @@
+"""What a training run is: one frozen dataclass tree, read from YAML, with `key=value` overrides.
+
+The same tree is stored in every checkpoint's record, so that weights say how they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from rsd_edge.errors import InputError
+from rsd_edge.specs import ModelSpec, from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the HR images are and how LR images are made of them."""
+
+    train: str = ""
+    """Folder of HR training images (searched recursively)."""
+    val: str = ""
+    """Folder of HR validation images; never trained on."""
+    crop: int = 128
+    """HR side of a training crop, a multiple of 8."""
+    degradations: dict[str, float] = field(default_factory=lambda: {"real": 0.5, "light": 0.4, "bicubic": 0.1})
+    """Preset name to share of the samples."""
+    workers: int = 2
+    val_crops: int = 32
+
+    def __post_init__(self) -> None:
+        if self.crop % 8 or self.crop < 64:
+            raise InputError(f"data.crop is {self.crop}; it must be a multiple of 8, at least 64")
+        if not self.degradations or any(share < 0 for share in self.degradations.values()):
+            raise InputError("data.degradations needs at least one preset, with shares that are not negative")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training. Loss weights that a stage does not use stay 0."""
+
+    iterations: int = 1000
+    batch: int = 16
+    crop: int | None = None
+    """HR crop side of this stage; None takes data.crop."""
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = 100
+    lr_final: float = 0.05
+    """Cosine decay to this fraction of lr; 1.0 keeps it constant."""
+    ema: float = 0.999
+    clip: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    fake_lr: float = 2e-4
+    fake_steps: int = 3
+    """K: updates of the fake model (and nothing else) for each update of the student."""
+    distill_weight: float = 0.0
+    """Weight of L_theta; 0 makes the stage a plain regression and trains no fake model."""
+    objective: str = "rsd"
+    """rsd (gradients through both networks) or vsd (both outputs detached)."""
+    timesteps: tuple[int, ...] = (3, 7, 11, 14)
+    """The student's t_n. The paper takes N = 4 evenly spaced steps that end at T without giving their indices."""
+    lpips_weight: float = 0.0
+    pixel_weight: float = 0.0
+    chroma_weight: float = 0.0
+    gan_weight: float = 0.0
+    gan_lr: float = 2e-4
+    gan_start: int = 0
+    train_decoder: bool = False
+    """Train stem and decoder together with the generator (joint fine-tune)."""
+    latent_noise: float = 0.0
+    """Standard deviation of noise added to the latent while the decoder is trained."""
+    log_every: int = 20
+    validate_every: int = 500
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch < 1:
+            raise InputError("a stage needs at least one iteration and a batch of at least 1")
+        if self.objective not in ("rsd", "vsd"):
+            raise InputError(f"objective is '{self.objective}'; choose rsd or vsd")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A whole run: the model, its data, and the four stages in their order."""
+
+    model: ModelSpec
+    run_dir: str = "runs/edge"
+    seed: int = 0
+    precision: str = "fp32"
+    """fp32, or bf16 (autocast; losses, norms and optimisers stay in fp32)."""
+    threads: int | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: StageConfig = field(default_factory=StageConfig)
+    teacher: StageConfig = field(default_factory=StageConfig)
+    student: StageConfig = field(default_factory=StageConfig)
+    finetune: StageConfig = field(default_factory=StageConfig)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision is '{self.precision}'; training runs in fp32 or bf16")
+
+    def stage_dir(self, stage: str) -> Path:
+        return Path(self.run_dir) / stage
+
+    def crop_of(self, stage: StageConfig) -> int:
+        return stage.crop or self.data.crop
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:
+    """Read a YAML file and apply `dotted.key=value` overrides (values parsed as YAML).
+
+    Raises InputError for a missing or malformed file and ModelError for unknown keys or wrong types.
+    """
+    if not path.is_file():
+        raise InputError(f"configuration {path} does not exist; give a file, e.g. one of rsd_edge/distill/configs")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"configuration {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"configuration {path} must be a mapping with at least the key 'model'")
+    for override in overrides:
+        _set(tree, override)
+    return from_dict(DistillConfig, tree)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise InputError(f"override '{override}' is not key=value, e.g. student.iterations=200")
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"override '{override}': '{parent}' is a value, not a group of keys")
+        node = child
+    node[leaf] = yaml.safe_load(text)
+
+
+def config_to_dict(config: DistillConfig) -> Mapping[str, Any]:
+    """The configuration as plain data, for records and logs."""
+    return cast("Mapping[str, Any]", to_dict(config))

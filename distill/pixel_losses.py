@@ -1,0 +1,58 @@
+"""The losses in pixel space, shared by the autoencoder and the student stages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rsd_edge.distill.config import StageConfig
+from rsd_edge.distill.objectives import chroma_loss, pixel_loss
+from rsd_edge.distill.perceptual import LpipsSqueeze
+
+SHIFT = 16
+"""Pixels of random shift of the LPIPS window."""
+LARGEST_ZOOM = 2.0
+
+
+def zoom_window(image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random window of both images, half of the time enlarged to the window's original size.
+
+    LPIPS-squeeze begins with a stride-2 convolution and hardly sees a pattern locked to its grid. Shifting the grid and
+    enlarging the pixels shows it every phase of a 4-pixel lattice.
+    """
+    side = image.shape[-1]
+    window = side - SHIFT
+    zoomed = bool(torch.rand((), generator=generator) < 0.5)
+    if zoomed:
+        zoom = 1 + (LARGEST_ZOOM - 1) * float(torch.rand((), generator=generator))
+        window = int(window / zoom) // 2 * 2
+    top, left = torch.randint(side - window + 1, (2,), generator=generator).tolist()
+    pair = torch.cat([image, target])[..., top : top + window, left : left + window]
+    if zoomed:
+        pair = functional.interpolate(pair, size=(side - SHIFT, side - SHIFT), mode="bilinear", align_corners=False)
+    first, second = pair.chunk(2)
+    return first, second
+
+
+class PixelCriterion:
+    """Weighted LPIPS (on random windows), L1 and colour-difference L1."""
+
+    def __init__(self, stage: StageConfig, lpips: LpipsSqueeze) -> None:
+        self.stage = stage
+        self.lpips = lpips
+
+    def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator, scalars: dict[str, Tensor]) -> Tensor:
+        """Weighted sum, a scalar; the unweighted means are added to `scalars`."""
+        stage = self.stage
+        loss = image.new_zeros(())
+        if stage.lpips_weight:
+            scalars["lpips"] = self.lpips(*zoom_window(image, target, generator)).mean()
+            loss = loss + stage.lpips_weight * scalars["lpips"]
+        if stage.pixel_weight:
+            scalars["pixel"] = pixel_loss(image, target).mean()
+            loss = loss + stage.pixel_weight * scalars["pixel"]
+        if stage.chroma_weight:
+            scalars["chroma"] = chroma_loss(image, target).mean()
+            loss = loss + stage.chroma_weight * scalars["chroma"]
+        return loss
