@@ -1,0 +1,50 @@
+"""Checkpoint to ONNX: the fused inference tile of an edge model as one graph.
+
+Inputs `lq` (n, 3, h, w) and `noise` (n, zc + 1, h, w), output `detail` (n, 3, 4h, 4w), float32, with n, h, w symbolic.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from rsd_edge.errors import ModelError
+from rsd_edge.models.checkpoint import Checkpoint
+from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
+
+OPSET = 17
+"""The newest that every supported ONNX Runtime and TensorRT 10 parses; nothing in the networks needs a later one."""
+
+
+def edge_tile(checkpoint: Checkpoint) -> EdgeTile:
+    """Stem, student and decoder of a checkpoint as one module. Raises ModelError if a part is missing or misshapen."""
+    if checkpoint.spec.family != "edge":
+        raise ModelError(f"model '{checkpoint.spec.name}' is of family '{checkpoint.spec.family}'; only edge exports")
+    arch = checkpoint.spec.architecture
+    stem, student, decoder = EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch)
+    for part, network in (("stem", stem), ("student", student), ("decoder", decoder)):
+        checkpoint.load_into(part, network)
+    return EdgeTile(checkpoint.spec, stem, student, decoder).eval()
+
+
+def export_tile(tile: EdgeTile, path: Path) -> None:
+    """Write the graph and check it with ONNX's own checker."""
+    example = torch.zeros(1, 3, 32, 32), torch.zeros(1, tile.latent_channels + 1, 32, 32)
+    axes = {0: "n", 2: "h", 3: "w"}
+    with warnings.catch_warnings():
+        # The newer exporter turns the even-size rule into names like "2*_h", which an engine cannot override by name.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        torch.onnx.export(
+            tile,
+            example,
+            str(path),
+            input_names=["lq", "noise"],
+            output_names=["detail"],
+            dynamic_axes={"lq": axes, "noise": axes, "detail": {0: "n", 2: "4h", 3: "4w"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    onnx.checker.check_model(onnx.load(path), full_check=True)

@@ -1,0 +1,90 @@
+"""The `rsd-edge` command. Importing this package imports click and nothing heavier."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from rsd_edge import __version__
+from rsd_edge.errors import MissingDependencyError, RsdEdgeError
+
+FAILED = 2
+INTERRUPTED = 130
+
+
+class _Entry(NamedTuple):
+    module: str
+    """Its attribute `command` is the click command."""
+    help: str
+
+
+_COMMANDS = {
+    "run": _Entry("rsd_edge.cli.run", "Upscale images and folders of images."),
+    "eval": _Entry("rsd_edge.cli.evaluate", "Score upscaled images against their references."),
+    "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
+    "distill": _Entry("rsd_edge.cli.distill", "Train: autoencoder, teacher, student, finetune."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose command modules are imported when they are called, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table, which is the order of use."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, or None."""
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = importlib.import_module(entry.module).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.command is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="rsd-edge")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """One-step diffusion super-resolution for edge devices."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 if all went well, 2 with one line on stderr if not, 130 after Ctrl-C."""
+    words = None if arguments is None else list(arguments)
+    try:
+        code = cli.main(words, prog_name="rsd-edge", standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "rsd-edge"
+        sys.exit(_fail(f"{error.format_message()} (see: {where} --help)"))
+    except (click.ClickException, RsdEdgeError) as error:
+        sys.exit(_fail(error.format_message() if isinstance(error, click.ClickException) else str(error)))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; finished files are kept", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def missing_package(command: str, extra: str, error: ModuleNotFoundError) -> MissingDependencyError:
+    """What to raise when a command's own work needs a package that the core installation does not bring."""
+    if (error.name or "").startswith("rsd_edge"):
+        raise error  # a fault of this package, which no extra mends
+    return MissingDependencyError(f"rsd-edge {command} needs '{error.name}'; run: pip install 'rsd-edge[{extra}]'")
+
+
+def _fail(message: str) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return FAILED

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rsd_edge.cli import main
+from rsd_edge.stream.images import read_image, write_image
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+METRICS = ["psnr_y", "ssim_y", "lpips_squeeze", "lattice_spread", "lattice_mean"]
+
+Image = npt.NDArray[np.uint8]
+
+
+def rsd_edge(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def upscale(image: Image) -> Image:
+    return np.asarray(cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with bicubic results in pred/ for two photographs in ref/ and lr/."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("pred", "ref", "lr"):
+        Path(name).mkdir()
+    for stem in ("text", "face"):
+        shutil.copy(ASSETS / f"{stem}.png", "lr")
+        shutil.copy(ASSETS / "reference" / f"{stem}.jpg", "ref")
+        write_image(Path(f"pred/{stem}.png"), upscale(read_image(ASSETS / f"{stem}.png")))
+    return tmp_path
+
+
+def evaluate(*arguments: str) -> dict[str, Any]:
+    assert rsd_edge("eval", "--pred", "pred", "--ref", "ref", "--json", "out/x.json", "--threads", "1", *arguments) == 0
+    data: dict[str, Any] = json.loads(Path("out/x.json").read_text())
+    return data
+
+
+@pytest.mark.usefixtures("folder")
+def test_scores_of_two_photographs(capsys: pytest.CaptureFixture[str]) -> None:
+    data = evaluate("--lr", "lr")
+    assert data["images"] == 2
+    assert [row["stem"] for row in data["rows"]] == ["face", "text"]
+    assert data["rows"][0]["size"] == [512, 512]
+    for metric in METRICS:
+        assert data[metric] == pytest.approx(np.mean([row[metric] for row in data["rows"]]), rel=1e-12)
+        assert metric in data["protocol"]
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["image", *METRICS]
+    means = [f"{data['psnr_y']:.3f}", *(f"{data[metric]:.4f}" for metric in METRICS[1:])]
+    assert table[-1].split() == ["mean", "of", "2", *means]
+    # What this command gave when it reproduced the published check values of other photographs. JPEG decoders may
+    # differ by a grey level in single pixels, worth about 0.01 dB and 0.001 of LPIPS here.
+    assert data["psnr_y"] == pytest.approx(29.996, abs=0.02)
+    assert data["lpips_squeeze"] == pytest.approx(0.1981, abs=0.001)
+    assert (data["lattice_spread"], data["lattice_mean"]) == (0, 0)  # bicubic results have no detail
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_sources_the_lattice_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    data = evaluate()
+    assert data["lattice_spread"] is None
+    assert data["rows"][0]["lattice_mean"] is None
+    assert "lattice not measured" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("folder")
+def test_perfect_results_have_no_finite_psnr(capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("text", "face"):
+        write_image(Path(f"pred/{stem}.png"), read_image(f"ref/{stem}.jpg"))
+    data = evaluate()
+    assert (data["psnr_y"], data["lpips_squeeze"]) == (None, 0)
+    assert data["ssim_y"] == pytest.approx(1, abs=1e-12)
+    assert "inf" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("folder")
+def test_references_lose_what_no_whole_source_pixel_covers() -> None:
+    whole = evaluate()
+    for stem in ("text", "face"):
+        padded = np.pad(read_image(f"ref/{stem}.jpg"), ((0, 3), (0, 2), (0, 0)))
+        Path(f"ref/{stem}.jpg").unlink()
+        write_image(Path(f"ref/{stem}.png"), padded)
+    assert evaluate()["rows"] == whole["rows"]
+
+
+def small(path: str, height: int, width: int) -> None:
+    write_image(Path(path), np.zeros((height, width, 3), np.uint8))
+
+
+def empty(folder: str) -> None:
+    for path in Path(folder).iterdir():
+        path.unlink()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: Path("ref/face.jpg").unlink(), "1 images of pred have no partner in ref (face)"),
+        (lambda: Path("pred/face.png").unlink(), "1 images of ref have no partner in pred (face)"),
+        (lambda: Path("lr/face.png").unlink(), "1 images of pred have no partner in lr (face)"),
+        (lambda: small("pred/face.bmp", 9, 9), "pred/face.bmp and face.png have the same stem"),
+        (
+            lambda: small("pred/face.png", 9, 513),
+            "pred/face.png and ref/face.jpg differ in size (513x9 and 512x512)",
+        ),
+        (lambda: small("pred/face.png", 508, 512), "pred/face.png and ref/face.jpg differ in size"),
+        (lambda: small("lr/face.png", 127, 128), "pred/face.png: the lattice is defined at x4"),
+        (lambda: Path("pred/face.png").write_bytes(b"no"), "pred/face.png is not an image"),
+        (lambda: shutil.rmtree("ref"), "ref does not exist; give a folder of images"),
+        (lambda: empty("ref"), "ref contains no images"),
+    ],
+)
+def test_bad_input_is_one_line(change: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    change()
+    assert rsd_edge("eval", "--pred", "pred", "--ref", "ref", "--lr", "lr", "--json", "x.json", "--threads", "1") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert not Path("x.json").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_tiny_images_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pred/face.png", "ref/face.png"):
+        small(name, 10, 40)
+    Path("ref/face.jpg").unlink()
+    assert rsd_edge("eval", "--pred", "pred", "--ref", "ref") == 2
+    assert capsys.readouterr().err == (
+        "error: pred/face.png: SSIM needs sides of at least 11 pixels, not 40x10; use larger images\n"
+    )
