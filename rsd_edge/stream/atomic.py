@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rsd_edge.errors import OutputError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends, and leaves nothing behind when it fails.
+
+    It is written beside `path`, in a folder that must exist. Raises OutputError, with `errno` set, if the disk is full
+    or the folder does not take files.
+    """
+    # Not tempfile: its files are readable by their owner alone, whatever the umask says.
+    partial = path.parent / f".rsd-edge-{secrets.token_hex(8)}.part"
+    try:
+        try:
+            with open(partial, "xb") as file:
+                yield file
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON atomically. Raises OutputError as `atomic_file` does."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_file(path) as file:
+        # A file name that is not valid UTF-8 reaches us with lone surrogates; escaped, they are valid JSON.
+        file.write(f"{text}\n".encode(errors="backslashreplace"))
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents if they are missing. Raises OutputError if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"cannot write into {path}: it is a file; choose a folder") from None
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """The OutputError for an OSError met while writing `path`, with its `errno`."""
+    if error.errno in _DISK_FULL:
+        cure = "the disk is full; free some space or choose another folder"
+    else:
+        cure = f"{error.strerror or error}; choose a folder that you may write to"
+    raised = OutputError(f"cannot write {path}: {cure}")
+    raised.errno = error.errno
+    return raised
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for an error of this module that says that the disk is full, so that more writing is in vain."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL

@@ -1,0 +1,212 @@
+"""The loop over image files: read, upscale, write, go on when one of them fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib import metadata
+from typing import Any, Protocol
+
+from rsd_edge import __version__
+from rsd_edge.errors import InputError, OutputError, RsdEdgeError
+from rsd_edge.stream.atomic import is_disk_full, make_folder
+from rsd_edge.stream.discovery import Job
+from rsd_edge.stream.images import MAX_PIXELS, Image, load_image, write_image
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides what a run writes."""
+
+    engine: str = "edge-s"
+    scale: float = 4.0
+    seed: int = 0
+    strength: float = 1.0
+    tile: int | None = None
+    batch: int = 1
+    threads: int | None = None
+    max_pixels: int = MAX_PIXELS
+    skip_existing: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scale <= 4:
+            raise InputError(f"scale is {self.scale:g}; it must lie between 1 and 4")
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
+        if not -(2**63) <= self.seed < 2**64:
+            raise InputError(f"seed is {self.seed}; it must fit into 64 bits")
+        for name in ("tile", "batch", "threads", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+class Resolver(Protocol):
+    """What the loop needs of `SuperResolver`."""
+
+    def __call__(
+        self,
+        image_bgr: Image,
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Image:
+        """uint8 (h, w, 3) BGR -> uint8 (round(scale * h), round(scale * w), 3) BGR."""
+
+
+class Status(str, Enum):
+    """How a file ended."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    """Its result existed already."""
+    FAILED = "failed"
+    NOT_STARTED = "not started"
+    """The run stopped before it, because the disk is full."""
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one job. Sizes are (width, height); seconds cover reading, upscaling and writing."""
+
+    job: Job
+    status: Status
+    input_size: Size | None = None
+    output_size: Size | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def megapixels_per_second(self) -> float | None:
+        """Output megapixels for each second, or None unless the file is done."""
+        if self.output_size is None or self.seconds == 0:
+            return None
+        return self.output_size[0] * self.output_size[1] / 1e6 / self.seconds
+
+
+class Observer:
+    """Told what happens within a job; the methods of this class do nothing."""
+
+    def start(self, index: int, job: Job) -> None:
+        """Job number `index`, counted from 0, begins."""
+
+    def load(self, output_pixels: int) -> None:
+        """The image of the current job has been read; its result will have this many pixels."""
+
+    def advance(self, done: int, total: int) -> None:
+        """`done` of `total` tiles of the current job are finished."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], resolver: Resolver, settings: RunSettings, observer: Observer | None = None
+) -> Iterator[FileResult]:
+    """Upscale the jobs one after the other and yield what became of each. A file that fails does not stop the others.
+
+    After a full disk nothing more is started. Other exceptions than RsdEdgeError and MemoryError are bugs and pass.
+    """
+    watch = observer or Observer()
+    stopped = False
+    for index, job in enumerate(jobs):
+        if stopped:
+            yield FileResult(job, Status.NOT_STARTED, error="not started because the disk is full")
+            continue
+        watch.start(index, job)
+        result, stopped = _run_job(job, resolver, settings, watch)
+        yield result
+
+
+def _run_job(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> tuple[FileResult, bool]:
+    """The result, and whether to stop the run."""
+    if settings.skip_existing and job.target.exists():
+        return FileResult(job, Status.SKIPPED), False
+    begin = time.perf_counter()
+    try:
+        return _upscale_file(job, resolver, settings, watch), False
+    except RsdEdgeError as error:
+        seconds = time.perf_counter() - begin
+        stop = isinstance(error, OutputError) and is_disk_full(error)
+        return FileResult(job, Status.FAILED, seconds=seconds, error=str(error)), stop
+    except MemoryError:
+        seconds = time.perf_counter() - begin
+        message = f"not enough memory for {job.source}; close other programs or cut the image into parts"
+        return FileResult(job, Status.FAILED, seconds=seconds, error=message), False
+
+
+def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> FileResult:
+    begin = time.perf_counter()
+    loaded = load_image(job.source, settings.max_pixels)
+    height, width = loaded.pixels.shape[:2]
+    watch.load(round(height * settings.scale) * round(width * settings.scale))
+    make_folder(job.target.parent)  # before the work, so that an unwritable place is noticed early
+    enlarged = resolver(
+        loaded.pixels,
+        seed=settings.seed,
+        strength=settings.strength,
+        scale=settings.scale,
+        progress=watch.advance,
+    )
+    write_image(job.target, enlarged)
+    notes = (*loaded.losses, *([job.note] if job.note else []))
+    seconds = time.perf_counter() - begin
+    return FileResult(job, Status.DONE, _size(loaded.pixels), _size(enlarged), seconds, notes=notes)
+
+
+def _size(image: Image) -> Size:
+    return image.shape[1], image.shape[0]
+
+
+def count(results: Iterable[FileResult], status: Status) -> int:
+    """How many results have a status."""
+    return sum(result.status is status for result in results)
+
+
+def report(results: Sequence[FileResult], settings: RunSettings) -> dict[str, Any]:
+    """A JSON-ready account of a run: settings, versions, totals, and one entry for each file."""
+    seconds = sum(result.seconds for result in results)
+    return {
+        "rsd_edge": __version__,
+        "settings": dataclasses.asdict(settings),
+        "versions": _versions(),
+        "totals": {
+            **{status.name.lower(): count(results, status) for status in Status},
+            "seconds": round(seconds, 4),
+        },
+        "files": [_entry(result) for result in results],
+    }
+
+
+def _entry(result: FileResult) -> dict[str, Any]:
+    rate = result.megapixels_per_second
+    return {
+        "input": str(result.job.source),
+        "output": str(result.job.target),
+        "status": result.status.value,
+        "input_size": result.input_size,
+        "output_size": result.output_size,
+        "seconds": round(result.seconds, 4),
+        "megapixels_per_second": None if rate is None else round(rate, 4),
+        "error": result.error,
+        "notes": list(result.notes),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("numpy", "opencv-python", "onnxruntime")
+    installed = {item: version for item in packages if (version := _version(item))}
+    return {"python": platform.python_version(), "platform": platform.platform(), **installed}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # OpenCV also comes under other names, such as opencv-python-headless

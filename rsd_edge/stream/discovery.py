@@ -1,0 +1,133 @@
+"""Which files a command reads, and where the result of each goes. Decided before any work is done."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rsd_edge.errors import ImageReadError, InputError, OutputError
+from rsd_edge.stream.images import IMAGE_SUFFIXES, check_suffix
+
+_OTHER_IMAGE_SUFFIXES = (".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to read and the file to write."""
+
+    source: Path
+    target: Path
+    note: str = ""
+    """Why the target's name is not simply the source's."""
+
+
+def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, suffix: str = ".png") -> list[Job]:
+    """Pair every input image with its output file, in a stable order.
+
+    A folder stands for the images in it, known by their suffix, and with `recursive` for those in all its sub-folders;
+    hidden files, and the output folder where it lies inside, are left out. `output` is a file if it ends in an image
+    suffix, and then there must be one input, a file. Otherwise it is a folder: results take the name of their source
+    with the new suffix and keep its place in the tree, below the name of its folder if several folders were given.
+    Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
+
+    Raises ImageReadError for a missing input, InputError for a folder without images, a single output file for several
+    inputs, and results that still collide, OutputError for an image format that cannot be written and for a result
+    that would replace an input.
+    """
+    for path in inputs:
+        if not path.exists():
+            raise ImageReadError(f"{path} does not exist; check the spelling")
+    target = output.suffix.lower()
+    if target in _OTHER_IMAGE_SUFFIXES:
+        check_suffix(output)
+    if target in IMAGE_SUFFIXES and not output.is_dir():
+        jobs = [Job(_only_file(inputs, output), output)]
+    else:
+        jobs = _apart([Job(source, output / name) for source, name in _sources(inputs, output, recursive, suffix)])
+    _protect_inputs(jobs)
+    return jobs
+
+
+def images_in(folder: Path, *, recursive: bool = False, leave_out: Path | None = None) -> list[Path]:
+    """The image files of a folder, known by their suffix, sorted. Raises InputError if there are none."""
+    found = sorted(_walk(folder, recursive, leave_out))
+    if not found:
+        known = " ".join(IMAGE_SUFFIXES)
+        cure = "name a folder that does" if recursive else "name another folder, or add --recursive for its sub-folders"
+        raise InputError(f"{folder} contains no images ({known}); {cure}")
+    return found
+
+
+def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); allow this user to read it")
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                yield path
+        kept = [name for name in folders if recursive and not name.startswith(".")]
+        folders[:] = [name for name in kept if leave_out is None or Path(parent, name).resolve() != leave_out]
+
+
+def _only_file(inputs: Sequence[Path], output: Path) -> Path:
+    if len(inputs) > 1 or inputs[0].is_dir():
+        given = f"{len(inputs)} inputs" if len(inputs) > 1 else f"the folder {inputs[0]}"
+        raise InputError(f"{output} is one file but the input is {given}; give a folder with -o")
+    return inputs[0]
+
+
+def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str) -> Iterator[tuple[Path, Path]]:
+    """(source, its result's path below the output folder) of every image, each pair once."""
+    folders = {path.resolve() for path in inputs if path.is_dir()}
+    into = output.resolve()
+    seen = set()
+    for path in inputs:
+        if not path.is_dir():
+            pairs = [(path, Path(path.with_suffix(suffix).name))]
+        elif path.resolve() == into:
+            raise InputError(f"{path} is both input and output: results would be inputs next time; choose another -o")
+        else:
+            below = Path(path.resolve().name) if len(folders) > 1 else Path()
+            images = images_in(path, recursive=recursive, leave_out=into)
+            pairs = [(image, below / image.relative_to(path).with_suffix(suffix)) for image in images]
+        for source, name in pairs:
+            if (source.resolve(), name) not in seen:
+                seen.add((source.resolve(), name))
+                yield source, name
+
+
+def _apart(jobs: list[Job]) -> list[Job]:
+    """Give jobs that share a target names of their own."""
+    by_target = defaultdict(list)
+    for job in jobs:
+        by_target[_key(job.target)].append(job)
+    named = [job if len(by_target[_key(job.target)]) == 1 else _with_old_suffix(job) for job in jobs]
+    owners: dict[str, Job] = {}
+    for job in named:
+        other = owners.setdefault(_key(job.target), job)
+        if other is not job:
+            both = f"{other.source} and {job.source}"
+            raise InputError(f"{both} would both become {job.target}; run them into two folders")
+    return named
+
+
+def _with_old_suffix(job: Job) -> Job:
+    target = job.target.with_name(f"{job.target.stem}_{job.source.suffix.lstrip('.')}{job.target.suffix}")
+    return replace(job, target=target, note=f"named {target.name} because another input is named {job.source.stem} too")
+
+
+def _protect_inputs(jobs: list[Job]) -> None:
+    sources = {_key(job.source.resolve()) for job in jobs}
+    for job in jobs:
+        if _key(job.target.resolve()) in sources:
+            raise OutputError(f"{job.target} is an input and would be replaced by a result; choose another -o")
+
+
+def _key(path: Path) -> str:
+    """Equal for two spellings of one file on systems that ignore case."""
+    return os.path.normcase(path)

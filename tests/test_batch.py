@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rsd_edge.errors import InputError
+from rsd_edge.stream import batch
+from rsd_edge.stream.atomic import output_error, write_json
+from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, report, run_jobs
+from rsd_edge.stream.discovery import Job
+from rsd_edge.stream.images import read_image, write_image
+
+Image = npt.NDArray[np.uint8]
+
+
+class Resolver:
+    """Repeats pixels, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, float, float]] = []
+
+    def __call__(
+        self,
+        image_bgr: Image,
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Image:
+        self.calls.append((seed, strength, scale))
+        if progress is not None:
+            progress(1, 2)
+            progress(2, 2)
+        if image_bgr[0, 0, 0] == 13:
+            raise MemoryError
+        return image_bgr.repeat(4, axis=0).repeat(4, axis=1)
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def start(self, index: int, job: Job) -> None:
+        self.events.append((index, job.source.name))
+
+    def load(self, output_pixels: int) -> None:
+        self.events.append((output_pixels,))
+
+    def advance(self, done: int, total: int) -> None:
+        self.events.append((done, total))
+
+
+def make_jobs(folder: Path, *values: int) -> list[Job]:
+    """One image of 3x2 pixels for each value; negative values make files that are no image."""
+    jobs = []
+    for index, value in enumerate(values):
+        source = folder / f"{index}.png"
+        if value < 0:
+            source.write_bytes(b"no image")
+        else:
+            write_image(source, np.full((2, 3, 3), value, np.uint8))
+        jobs.append(Job(source, folder / "out" / f"{index}.png"))
+    return jobs
+
+
+def test_files_are_upscaled_into_new_folders(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, 7)
+    resolver = Resolver()
+    (result,) = run_jobs([job], resolver, RunSettings(seed=5, strength=0.5, scale=3))
+    assert np.array_equal(read_image(job.target), np.full((8, 12, 3), 7))
+    assert resolver.calls == [(5, 0.5, 3)]
+    assert (result.status, result.input_size, result.output_size) == (Status.DONE, (3, 2), (12, 8))
+    assert result.megapixels_per_second == pytest.approx(96e-6 / result.seconds)
+
+
+def test_a_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, 1, -1, 3)
+    results = list(run_jobs(jobs, Resolver(), RunSettings()))
+    assert [result.status for result in results] == [Status.DONE, Status.FAILED, Status.DONE]
+    assert results[1].error is not None
+    assert "1.png is not an image" in results[1].error
+    assert not jobs[1].target.exists()
+
+
+def test_too_little_memory_does_not_stop_the_others(tmp_path: Path) -> None:
+    results = list(run_jobs(make_jobs(tmp_path, 13, 1), Resolver(), RunSettings()))
+    assert [result.status for result in results] == [Status.FAILED, Status.DONE]
+    assert results[0].error is not None
+    assert "not enough memory for" in results[0].error
+
+
+def test_bugs_are_not_hidden(tmp_path: Path) -> None:
+    class Broken(Resolver):
+        def __call__(self, image_bgr: Image, **_: Any) -> Image:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(run_jobs(make_jobs(tmp_path, 1), Broken(), RunSettings()))
+
+
+def test_nothing_is_started_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, image: Image) -> None:
+        raise output_error(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(batch, "write_image", full)
+    resolver = Resolver()
+    results = list(run_jobs(make_jobs(tmp_path, 1, 2, 3), resolver, RunSettings()))
+    assert [result.status for result in results] == [Status.FAILED, Status.NOT_STARTED, Status.NOT_STARTED]
+    assert results[0].error is not None
+    assert "the disk is full" in results[0].error
+    assert len(resolver.calls) == 1
+
+
+def test_other_write_errors_concern_one_file(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, 1, 2)
+    blocked = Job(jobs[0].source, jobs[0].source / "below a file" / "x.png")
+    results = list(run_jobs([blocked, jobs[1]], Resolver(), RunSettings()))
+    assert [result.status for result in results] == [Status.FAILED, Status.DONE]
+
+
+def test_an_unwritable_place_is_noticed_before_the_work(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, 1)
+    resolver = Resolver()
+    list(run_jobs([Job(job.source, job.source / "x" / "y.png")], resolver, RunSettings()))
+    assert resolver.calls == []
+
+
+def test_existing_results_are_kept_on_request(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, 1, 2)
+    jobs[0].target.parent.mkdir()
+    jobs[0].target.write_bytes(b"older")
+    results = list(run_jobs(jobs, Resolver(), RunSettings(skip_existing=True)))
+    assert [result.status for result in results] == [Status.SKIPPED, Status.DONE]
+    assert jobs[0].target.read_bytes() == b"older"
+    list(run_jobs(jobs, Resolver(), RunSettings()))
+    assert jobs[0].target.read_bytes() != b"older"
+
+
+def test_the_observer_sees_each_file_and_its_tiles(tmp_path: Path) -> None:
+    recorder = Recorder()
+    list(run_jobs(make_jobs(tmp_path, 1, 2), Resolver(), RunSettings(), recorder))
+    assert recorder.events == [(0, "0.png"), (96,), (1, 2), (2, 2), (1, "1.png"), (96,), (1, 2), (2, 2)]
+
+
+def test_report_says_what_happened(tmp_path: Path) -> None:
+    settings = RunSettings(seed=9, tile=128)
+    results = list(run_jobs(make_jobs(tmp_path, 1, -1), Resolver(), settings))
+    write_json(tmp_path / "report.json", report(results, settings))
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["settings"]["seed"] == 9
+    assert data["settings"]["tile"] == 128
+    assert set(data["versions"]) >= {"python", "platform", "numpy", "onnxruntime"}
+    assert data["totals"]["done"] == data["totals"]["failed"] == 1
+    done, failed = data["files"]
+    assert (done["input_size"], done["output_size"], done["error"]) == ([3, 2], [12, 8], None)
+    assert done["megapixels_per_second"] > 0
+    assert done["output"] == str(tmp_path / "out" / "0.png")
+    assert (failed["status"], failed["output_size"], failed["megapixels_per_second"]) == ("failed", None, None)
+    assert "not an image" in failed["error"]
+
+
+def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
+    job = Job(Path("\udcff.png"), Path("写.png"))
+    write_json(tmp_path / "report.json", report([FileResult(job, Status.SKIPPED)], RunSettings()))
+    (entry,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["files"]
+    assert (entry["input"], entry["output"]) == ("\udcff.png", "写.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0.5}, "scale is 0.5; it must lie between 1 and 4"),
+        ({"scale": 4.01}, "scale is 4.01"),
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"strength": -0.1}, "strength is -0.1; it must lie between 0"),
+        ({"strength": 1.5}, "strength is 1.5"),
+        ({"seed": 2**64}, "must fit into 64 bits"),
+        ({"tile": 0}, "tile is 0; it must be at least 1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"threads": -1}, "threads is -1"),
+        ({"max_pixels": 0}, "max-pixels is 0"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RunSettings(**options)

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rsd_edge import SuperResolver, __version__
+from rsd_edge.bundle import BuildRecord, write_bundle
+from rsd_edge.cli import main
+from rsd_edge.cli import run as run_command
+from rsd_edge.specs import EngineSpec
+from rsd_edge.stream.images import read_image, write_image
+
+Image = npt.NDArray[np.uint8]
+
+
+class FakeResolver:
+    """Bicubic, with the arguments of `SuperResolver`; remembers how it was loaded and called."""
+
+    loaded: tuple[str, dict[str, Any]]
+    calls: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, model: str, **options: Any) -> FakeResolver:
+        cls.loaded, cls.calls = (model, options), []
+        return cls()
+
+    def __enter__(self) -> FakeResolver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def __call__(self, image: Image, *, progress: Callable[[int, int], None], **options: Any) -> Image:
+        self.calls.append(options)
+        progress(1, 1)
+        size = tuple(round(side * options["scale"]) for side in image.shape[1::-1])
+        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeResolver]:
+    monkeypatch.setattr(run_command, "SuperResolver", FakeResolver)
+    return FakeResolver
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with photographs in in/."""
+    monkeypatch.chdir(tmp_path)
+    for name, size in {"in/a.png": (6, 8), "in/b.jpg": (5, 7), "in/sub/写真.bmp": (1, 1)}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(Path(name), np.random.default_rng(1).integers(0, 256, (*size, 3)).astype(np.uint8))
+    return tmp_path
+
+
+def rsd_edge(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def files_in(folder: str) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_one_file(capfd: pytest.CaptureFixture[str]) -> None:
+    assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
+    assert np.array_equal(read_image("x.png"), cv2.resize(read_image("in/a.png"), (32, 24), interpolation=2))
+    assert capfd.readouterr() == ("", "")  # nothing to say to a pipe
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_folders() -> None:
+    assert rsd_edge("run", "in", "-o", "out", "--recursive", "--format", "webp") == 0
+    assert files_in("out") == ["a.webp", "b.webp", "sub/写真.webp"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
+    options = "--engine my/bundle --threads 3 --tile 96 --batch 2 --scale 2.5 --seed -7 --strength 0.25"
+    assert rsd_edge("run", "in/a.png", "-o", "x.png", *options.split()) == 0
+    assert fake.loaded == ("my/bundle", {"threads": 3, "tile": 96, "batch": 2})
+    assert fake.calls == [{"seed": -7, "strength": 0.25, "scale": 2.5}]
+    assert read_image("x.png").shape == (15, 20, 3)
+
+
+@pytest.mark.usefixtures("folder")
+def test_defaults(fake: type[FakeResolver]) -> None:
+    assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
+    assert fake.loaded == ("edge-s", {"threads": None, "tile": None, "batch": 1})
+    assert fake.calls == [{"seed": 0, "strength": 1.0, "scale": 4.0}]
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_a_bad_file_among_good_ones(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("in/broken.png").write_bytes(Path("in/a.png").read_bytes()[:-20])
+    assert rsd_edge("run", "in", "-o", "out", "--report", "reports/r.json") == 2
+    assert files_in("out") == ["a.png", "b.png"]
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "error: in/broken.png is truncated; copy or download it again"
+    assert lines[1].startswith("2 done, 1 failed in ")
+    assert len(lines) == 2
+    report = json.loads(Path("reports/r.json").read_text())
+    assert [entry["status"] for entry in report["files"]] == ["done", "done", "failed"]
+    assert report["settings"]["engine"] == "edge-s"
+    assert report["rsd_edge"] == __version__
+
+
+@pytest.mark.usefixtures("folder")
+def test_skip_existing(fake: type[FakeResolver]) -> None:
+    assert rsd_edge("run", "in", "-o", "out") == 0
+    assert rsd_edge("run", "in", "-o", "out", "--skip-existing") == 0
+    assert fake.calls == []
+    Path("out/a.png").unlink()
+    assert rsd_edge("run", "in", "-o", "out", "--skip-existing") == 0
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_losses_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    Path("in/clear.png").write_bytes(cv2.imencode(".png", rgba)[1].tobytes())
+    assert rsd_edge("run", "in/clear.png", "-o", "x.png", "--report", "r.json") == 0
+    assert capfd.readouterr().err == "warning: in/clear.png: transparency dropped\n"
+    assert json.loads(Path("r.json").read_text())["files"][0]["notes"] == ["transparency dropped"]
+
+
+@pytest.mark.usefixtures("fake", "folder")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run gone.png -o x.png", "error: gone.png does not exist; check the spelling"),
+        ("run in/a.png", "error: Missing option '-o' / '--output'. (see: rsd-edge run --help)"),
+        ("run -o x.png", "error: Missing argument 'INPUT...'. (see: rsd-edge run --help)"),
+        ("run in/a.png -o x.png --scale 5", "error: scale is 5; it must lie between 1 and 4"),
+        ("run in/a.png -o x.png --scale two", "error: Invalid value for '--scale': 'two' is not a valid float."),
+        ("run in/a.png -o x.png --strength 2", "error: strength is 2; it must lie between 0"),
+        ("run in/a.png -o x.gif", "error: cannot write x.gif: '.gif' is not an output format; use one of .png"),
+        ("run in/a.png -o in/b.jpg/x.png", "error: cannot write into in/b.jpg: it is a file; choose a folder"),
+        ("run in/a.png -o in/a.png", "error: in/a.png is an input and would be replaced"),
+        ("run in -o in", "error: in is both input and output"),
+        ("run in -o x.png", "error: x.png is one file but the input is the folder in"),
+        ("run empty -o out", "error: empty contains no images"),
+        ("run in/a.png -o x.png --max-pixels 47", "error: in/a.png claims 8x6 = 0.0 megapixels"),
+        ("run in/a.png -o x.png --report in/a.png/r/j", "error: cannot write in/a.png/r: Not a directory"),
+        ("run notes.png -o x.png", "error: notes.png is not an image; convert it"),
+        ("run void.png -o x.png", "error: void.png is empty; copy or download it again"),
+        ("walk in", "error: No such command 'walk'."),
+        ("--fast", "error: No such option"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    Path("notes.png").write_text("these are no pixels")
+    Path("void.png").touch()
+    before = files_in(".")
+    assert rsd_edge(*arguments.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert files_in(".") == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_unknown_engine_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert rsd_edge("run", "in/a.png", "-o", "x.png", "--engine", "no-such") == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: ")
+    assert "no-such" in err
+    assert err.count("\n") == 1
+    assert not Path("x.png").exists()
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_interruption_keeps_finished_files_and_writes_the_report(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = FakeResolver.__call__
+
+    def interrupted(self: FakeResolver, image: Image, **options: Any) -> Image:
+        if self.calls:
+            raise KeyboardInterrupt
+        return whole(self, image, **options)
+
+    monkeypatch.setattr(FakeResolver, "__call__", interrupted)
+    assert rsd_edge("run", "in", "-o", "out", "--report", "r.json") == 130
+    assert files_in("out") == ["a.png"]
+    assert "interrupted; finished files are kept" in capfd.readouterr().err
+    assert [entry["status"] for entry in json.loads(Path("r.json").read_text())["files"]] == ["done"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_a_terminal_gets_a_bar_and_a_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    Path("in/broken.png").touch()
+    assert rsd_edge("run", "in", "-o", "out") == 2
+    text = terminal.getvalue()
+    assert "3/3" in text
+    assert "100%" in text
+    assert text.count("Mpx/s") >= 2  # on the bar and in the summary
+    assert "error: in/broken.png is empty" in text
+    assert "2 done, 1 failed in " in text.splitlines()[-1]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rsd_edge("--version") == 0
+    assert __version__ in capsys.readouterr().out
+    assert rsd_edge() == 0
+    assert "Usage: rsd-edge" in capsys.readouterr().out
+    assert rsd_edge("run", "-h") == 0
+    assert "--skip-existing" in capsys.readouterr().out
+
+
+def test_listing_commands_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom rsd_edge.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
+        "    heavy = {'numpy', 'cv2', 'onnxruntime', 'rich', 'torch'} & set(sys.modules)\n    sys.exit(str(heavy))"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr.strip() == "set()"
+    for name in ("run", "eval", "build-engine", "distill"):
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_graph: Path, toy_spec: EngineSpec, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_bundle(tmp_path_factory.mktemp("bundles"), toy_spec, toy_graph, BuildRecord()).path)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_real_engine(bundle: str, photo: Callable[[int, int], Image]) -> None:
+    image = photo(37, 50)
+    write_image(Path("p.png"), image)
+    common = ("run", "p.png", "--engine", bundle, "--threads", "1")
+    assert rsd_edge(*common, "-o", "x.png", "--seed", "3") == 0
+    with SuperResolver.load(bundle, threads=1) as resolver:
+        assert np.array_equal(read_image("x.png"), resolver(image, seed=3))
+    assert rsd_edge(*common, "-o", "again.png", "--seed", "3") == 0
+    assert Path("again.png").read_bytes() == Path("x.png").read_bytes()
+    assert rsd_edge(*common, "-o", "other.png", "--seed", "4") == 0
+    assert Path("other.png").read_bytes() != Path("x.png").read_bytes()
+    assert rsd_edge(*common, "-o", "plain.png", "--strength", "0") == 0
+    assert np.array_equal(read_image("plain.png"), cv2.resize(image, (200, 148), interpolation=cv2.INTER_CUBIC))
+    assert rsd_edge(*common, "-o", "half.png", "--scale", "1.5") == 0
+    assert read_image("half.png").shape == (round(37 * 1.5), 75, 3)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rsd_edge.errors import ImageReadError, InputError, OutputError
+from rsd_edge.stream.discovery import plan_jobs
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Planning looks at names only, so empty files will do."""
+    for name in ("in/a.png", "in/b.JPG", "in/sub/c.webp", "in/sub/deeper/d.tiff", "other/a.png", "other/e.bmp"):
+        touch(tmp_path / name)
+    for name in ("in/notes.txt", "in/.hidden.png", "in/.cache/f.png", "empty/readme.md", "nested/sub/g.png"):
+        touch(tmp_path / name)
+    return tmp_path
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def plan(root: Path, inputs: str, output: str, **options: bool | str) -> dict[str, str]:
+    jobs = plan_jobs([root / name for name in inputs.split()], root / output, **options)  # type: ignore[arg-type]
+    return {relative(job.source, root): relative(job.target, root) for job in jobs}
+
+
+def relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def test_one_file_to_one_file(root: Path) -> None:
+    assert plan(root, "in/a.png", "out/x.jpeg") == {"in/a.png": "out/x.jpeg"}
+
+
+def test_one_file_to_a_folder(root: Path) -> None:
+    assert plan(root, "in/b.JPG", "out") == {"in/b.JPG": "out/b.png"}
+    assert plan(root, "in/b.JPG", "out.v2", suffix=".webp") == {"in/b.JPG": "out.v2/b.webp"}
+
+
+def test_an_existing_folder_is_a_folder_whatever_its_name(root: Path) -> None:
+    (root / "album.png").mkdir()
+    assert plan(root, "in/a.png", "album.png") == {"in/a.png": "album.png/a.png"}
+
+
+def test_a_folder_gives_its_images_only(root: Path) -> None:
+    assert plan(root, "in", "out") == {"in/a.png": "out/a.png", "in/b.JPG": "out/b.png"}
+
+
+def test_recursion_mirrors_the_tree(root: Path) -> None:
+    assert plan(root, "in", "out", recursive=True) == {
+        "in/a.png": "out/a.png",
+        "in/b.JPG": "out/b.png",
+        "in/sub/c.webp": "out/sub/c.png",
+        "in/sub/deeper/d.tiff": "out/sub/deeper/d.png",
+    }
+
+
+def test_several_folders_keep_their_names(root: Path) -> None:
+    assert plan(root, "in other", "out") == {
+        "in/a.png": "out/in/a.png",
+        "in/b.JPG": "out/in/b.png",
+        "other/a.png": "out/other/a.png",
+        "other/e.bmp": "out/other/e.png",
+    }
+
+
+def test_our_own_results_are_never_read(root: Path) -> None:
+    before = plan(root, "in", "in/x4", recursive=True)
+    for target in before.values():
+        touch(root / target)
+    assert plan(root, "in", "in/x4", recursive=True) == before
+    assert plan(root, "in", "in/sub/../x4", recursive=True).keys() == before.keys()
+
+
+def test_our_own_results_are_never_read_through_a_link(root: Path) -> None:
+    touch(root / "results" / "old.png")
+    (root / "in" / "link").symlink_to(root / "results")
+    assert "in/link/old.png" not in plan(root, "in", "results", recursive=True)
+
+
+def test_output_must_not_be_the_input_folder(root: Path) -> None:
+    with pytest.raises(InputError, match="in is both input and output"):
+        plan(root, "in", "other/../in")
+
+
+def test_a_result_never_replaces_an_input(root: Path) -> None:
+    with pytest.raises(OutputError, match=r"in/a\.png is an input and would be replaced"):
+        plan(root, "in/a.png", "in")
+    with pytest.raises(OutputError, match=r"a\.png is an input and would be replaced"):
+        plan(root, "in/a.png", "in/sub/../a.png")
+    assert plan(root, "in/b.JPG", "in") == {"in/b.JPG": "in/b.png"}
+
+
+def test_equal_stems_are_told_apart(root: Path) -> None:
+    touch(root / "in" / "a.jpg")
+    jobs = plan_jobs([root / "in"], root / "out")
+    assert {job.source.name: job.target.name for job in jobs} == {
+        "a.jpg": "a_jpg.png",
+        "a.png": "a_png.png",
+        "b.JPG": "b.png",
+    }
+    assert [bool(job.note) for job in jobs] == [True, True, False]
+    assert "a_jpg.png because another input is named a too" in jobs[0].note
+
+
+def test_what_still_collides_is_refused(root: Path) -> None:
+    with pytest.raises(InputError, match=r"in/a\.png and .*other/a\.png would both become .*out/a_png\.png"):
+        plan(root, "in/a.png other/a.png", "out")
+    touch(root / "in" / "a.jpg")
+    touch(root / "in" / "a_png.bmp")
+    with pytest.raises(InputError, match=r"would both become .*out/a_png\.png; run them into two folders"):
+        plan(root, "in", "out")
+
+
+def test_a_file_named_twice_is_done_once(root: Path) -> None:
+    assert plan(root, "in/a.png in in/sub/../a.png", "out").keys() == {"in/a.png", "in/b.JPG"}
+
+
+def test_one_output_file_for_many_inputs(root: Path) -> None:
+    with pytest.raises(InputError, match=r"x\.png is one file but the input is 2 inputs; give a folder"):
+        plan(root, "in/a.png in/b.JPG", "x.png")
+    with pytest.raises(InputError, match=r"x\.png is one file but the input is the folder"):
+        plan(root, "in", "x.png")
+
+
+def test_missing_input(root: Path) -> None:
+    with pytest.raises(ImageReadError, match=r"gone\.png does not exist"):
+        plan(root, "in/a.png gone.png", "out")
+
+
+@pytest.mark.parametrize(("folder", "recursive", "cure"), [("nested", False, "--recursive"), ("empty", True, "name a")])
+def test_folder_without_images(root: Path, folder: str, recursive: bool, cure: str) -> None:
+    with pytest.raises(InputError, match=rf"{folder} contains no images \(\.png .*{re.escape(cure)}"):
+        plan(root, folder, "out", recursive=recursive)
+
+
+def test_output_format_that_does_not_exist(root: Path) -> None:
+    with pytest.raises(OutputError, match=r"'\.gif' is not an output format"):
+        plan(root, "in/a.png", "x.gif")

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from rsd_edge.stream.headers import HeaderError, ImageHeader, parse_header, sniff_format
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (21, 34, 3)).astype(np.uint8)
+ALPHA = np.dstack([COLOUR, COLOUR[:, :, :1]])
+
+JPEG_PROGRESSIVE = (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+JPEG_RESTART = (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)
+WEBP_LOSSY = (cv2.IMWRITE_WEBP_QUALITY, 80)
+TIFF_RAW = (cv2.IMWRITE_TIFF_COMPRESSION, 1)
+
+KINDS = {
+    "png": (".png", (), "PNG"),
+    "jpeg": (".jpg", (), "JPEG"),
+    "progressive": (".jpg", JPEG_PROGRESSIVE, "JPEG"),
+    "restart markers": (".jpg", JPEG_RESTART, "JPEG"),
+    "lossless webp": (".webp", (), "WebP"),
+    "lossy webp": (".webp", WEBP_LOSSY, "WebP"),
+    "bmp": (".bmp", (), "BMP"),
+    "tiff": (".tif", (), "TIFF"),
+    "raw tiff": (".tif", TIFF_RAW, "TIFF"),
+}
+
+
+def encode(image: np.ndarray, suffix: str, options: tuple[int, ...] = ()) -> bytes:
+    done, data = cv2.imencode(suffix, image, list(options))
+    assert done
+    return data.tobytes()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_size_of_every_format(kind: str) -> None:
+    suffix, options, name = KINDS[kind]
+    header = parse_header(encode(COLOUR, suffix, options))
+    assert (header.format, header.width, header.height) == (name, 34, 21)
+    assert (header.bits, header.alpha, header.more_pages) == (8, False, False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kept", [0.999, 0.9, 0.5, 0.2, 0.05])
+def test_every_truncation_is_noticed(kind: str, kept: float) -> None:
+    suffix, options, _ = KINDS[kind]
+    data = encode(COLOUR, suffix, options)
+    with pytest.raises(HeaderError, match="is truncated"):
+        parse_header(data[: int(len(data) * kept)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_after_the_picture_do_no_harm(kind: str) -> None:
+    suffix, options, name = KINDS[kind]
+    assert parse_header(encode(COLOUR, suffix, options) + b"appended by a phone").format == name
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_alpha_is_seen(suffix: str) -> None:
+    assert parse_header(encode(ALPHA, suffix)).alpha
+
+
+def test_lossy_webp_with_alpha() -> None:
+    header = parse_header(encode(ALPHA, ".webp", WEBP_LOSSY))
+    assert header == ImageHeader("WebP", 34, 21, alpha=True)
+
+
+def test_palette_transparency_is_alpha() -> None:
+    data = encode(COLOUR, ".png")
+    assert parse_header(data[:33] + png_chunk(b"tRNS", b"\0") + data[33:]).alpha
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_seen(suffix: str) -> None:
+    assert parse_header(encode(COLOUR.astype(np.uint16) * 257, suffix)).bits == 16
+
+
+def test_an_animated_png_is_seen() -> None:
+    data = encode(COLOUR, ".png")
+    animated = data[:33] + png_chunk(b"acTL", struct.pack(">II", 2, 0)) + data[33:]
+    assert parse_header(animated).more_pages
+
+
+def test_a_second_tiff_page_is_seen() -> None:
+    done, data = cv2.imencodemulti(".tif", [COLOUR, COLOUR])
+    assert done
+    assert parse_header(data.tobytes()).more_pages
+
+
+def test_big_endian_tiff() -> None:
+    pixels = bytes(3 * 5)
+    entries = [(256, 3, 1, 5 << 16), (257, 3, 1, 1 << 16), (273, 4, 1, 8), (279, 4, 1, len(pixels))]
+    table = b"".join(struct.pack(">HHII", *entry) for entry in entries)
+    directory = struct.pack(">H", len(entries)) + table + struct.pack(">I", 0)
+    data = struct.pack(">2sHI", b"MM", 42, 8 + len(pixels)) + pixels + directory
+    assert parse_header(data) == ImageHeader("TIFF", 5, 1, bits=1)
+    with pytest.raises(HeaderError, match="truncated"):
+        parse_header(data.replace(struct.pack(">HHII", *entries[3]), struct.pack(">HHII", 279, 4, 1, 10**6)))
+
+
+def test_float_tiff_is_named() -> None:
+    with pytest.raises(HeaderError, match="floating-point"):
+        parse_header(encode(COLOUR.astype(np.float32), ".tif"))
+
+
+def test_bmp_stored_from_top_to_bottom() -> None:
+    data = bytearray(encode(COLOUR, ".bmp"))
+    struct.pack_into("<i", data, 22, -21)
+    assert parse_header(bytes(data)).height == 21
+
+
+def test_old_bmp_header() -> None:
+    data = struct.pack("<2sIHHI", b"BM", 26 + 24, 0, 0, 26) + struct.pack("<IHHHH", 12, 5, 1, 1, 24) + bytes(24)
+    assert parse_header(data) == ImageHeader("BMP", 5, 1)
+
+
+def test_damaged_png_is_noticed() -> None:
+    data = bytearray(encode(COLOUR, ".png"))
+    data[60] ^= 1
+    with pytest.raises(HeaderError, match="checksum"):
+        parse_header(bytes(data))
+
+
+def test_a_thumbnail_inside_a_jpeg_is_not_its_picture() -> None:
+    inner = encode(COLOUR[:8, :8], ".jpg")
+    data = encode(COLOUR, ".jpg")
+    whole = data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(inner)) + inner + data[2:]
+    assert parse_header(whole).width == 34
+
+
+def test_jpeg_without_a_picture() -> None:
+    with pytest.raises(HeaderError, match="holds no picture"):
+        parse_header(b"\xff\xd8\xff\xd9")
+
+
+@pytest.mark.parametrize("make", [lambda data: b"", lambda data: b"plain text " * 9, lambda data: data[::-1]])
+def test_what_is_no_image(make: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(HeaderError, match="is not an image"):
+        parse_header(make(encode(COLOUR, ".png")))
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [(b"GIF89a", "GIF"), (b"\0\0\0\x20ftypavif", "AVIF"), (b"\0\0\0\x18ftypheic", "HEIC"), (b"8BPS\0\1", "PSD")],
+)
+def test_other_formats_are_named(start: bytes, name: str) -> None:
+    assert sniff_format(start.ljust(32, b"\0")) == name
+    with pytest.raises(HeaderError, match=f"is a {name} file"):
+        parse_header(start.ljust(200, b"\0"))
+
+
+def test_a_size_of_nothing_is_damage() -> None:
+    data = bytearray(encode(COLOUR, ".bmp"))
+    struct.pack_into("<i", data, 18, 0)
+    with pytest.raises(HeaderError, match="0x21"):
+        parse_header(bytes(data))

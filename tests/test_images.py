@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rsd_edge.errors import ImageReadError, OutputError
+from rsd_edge.stream import atomic, encoders
+from rsd_edge.stream.images import load_image, read_image, write_image
+
+Image = npt.NDArray[np.uint8]
+
+LOSSLESS = [".png", ".bmp", ".tif", ".tiff"]
+LOSSY = [".jpg", ".jpeg", ".webp"]
+ORIENTATION = 0x0112
+
+
+def photo(height: int, width: int) -> Image:
+    y, x = np.mgrid[:height, :width]
+    planes = [128 + 100 * np.sin(x / (5 + c) + c) * np.cos(y / (7 - c)) for c in range(3)]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """Insert an EXIF segment with nothing but the orientation."""
+    directory = struct.pack("<HHHIHHI", 1, ORIENTATION, 3, 1, orientation, 0, 0)
+    exif = b"Exif\0\0" + struct.pack("<2sHI", b"II", 42, 8) + directory
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (37, 50), (64, 128)])
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_lossless_formats_give_the_pixels_back(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
+    path = tmp_path / f"photo{suffix}"
+    write_image(path, photo(*size))
+    assert np.array_equal(read_image(path), photo(*size))
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_images_of_several_bands(tmp_path: Path, suffix: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "_BAND_BYTES", rows * 3 * 31)
+    path = tmp_path / f"photo{suffix}"
+    write_image(path, photo(23, 31))
+    assert np.array_equal(read_image(path), photo(23, 31))
+
+
+@pytest.mark.parametrize("suffix", LOSSY)
+def test_lossy_formats_are_close(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"photo{suffix}"
+    write_image(path, photo(64, 96))
+    error = np.abs(read_image(path).astype(int) - photo(64, 96))
+    # Quality 95 quantises smooth waves by a grey level or two; WebP halves the resolution of colour besides.
+    assert error.mean() < (2 if suffix != ".webp" else 4)
+
+
+def test_jpeg_keeps_full_colour_resolution(tmp_path: Path) -> None:
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2] = (0, 0, 255)
+    stripes[:, 1::2] = (255, 0, 0)
+    write_image(tmp_path / "stripes.jpg", stripes)
+    assert np.abs(read_image(tmp_path / "stripes.jpg").astype(int) - stripes).mean() < 8  # 4:2:0 would give about 70
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+def test_paths_beyond_ascii(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "фото 写真 ñ"
+    folder.mkdir()
+    path = folder / f"日没 ü'\"{suffix}"
+    write_image(path, photo(20, 30))
+    assert read_image(path).shape == (20, 30, 3)
+
+
+def test_a_view_of_another_image_can_be_written(tmp_path: Path) -> None:
+    view = photo(40, 60)[::-2, 5:50:3]
+    for suffix in LOSSLESS:
+        write_image(tmp_path / f"view{suffix}", view)
+        assert np.array_equal(read_image(tmp_path / f"view{suffix}"), view)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, np.rot90),
+    ],
+)
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, upright: Callable[[Image], Image]) -> None:
+    jpeg = cv2.imencode(".jpg", photo(24, 40))[1].tobytes()
+    plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
+    plain.write_bytes(jpeg)
+    turned.write_bytes(with_orientation(jpeg, orientation))
+    assert np.array_equal(read_image(turned), upright(read_image(plain)))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_gray_becomes_three_equal_channels(tmp_path: Path, suffix: str) -> None:
+    gray = photo(20, 30)[:, :, 0]
+    path = tmp_path / f"gray{suffix}"
+    path.write_bytes(cv2.imencode(suffix, gray)[1].tobytes())
+    assert np.array_equal(read_image(path), np.repeat(gray[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_what_is_lost_is_said(tmp_path: Path, suffix: str) -> None:
+    deep = np.dstack([photo(20, 30), photo(20, 30)[:, :, :1]]).astype(np.uint16) * 257
+    path = tmp_path / f"deep{suffix}"
+    path.write_bytes(cv2.imencode(suffix, deep)[1].tobytes())
+    loaded = load_image(path)
+    assert np.array_equal(loaded.pixels, photo(20, 30))
+    assert loaded.losses == ("transparency dropped", "16 bits per channel reduced to 8")
+
+
+def test_plain_images_lose_nothing(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", photo(20, 30))
+    assert load_image(tmp_path / "a.png").losses == ()
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match=r"gone\.png does not exist; check the spelling"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ImageReadError, match="is a folder, not an image"):
+        read_image(tmp_path)
+
+
+def test_pipe_instead_of_a_file(tmp_path: Path) -> None:
+    """Opening it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageReadError, match="is a pipe or a device"):
+        read_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; copy or download it again"),
+        (b"no pixels in here", "is not an image; convert it to PNG, JPEG"),
+        (b"GIF89a" + bytes(100), "is a GIF file; convert it to PNG, JPEG"),
+    ],
+)
+def test_files_that_are_no_image(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "odd.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageReadError, match=rf"odd\.png {message}"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+def test_truncated_files_are_refused_quietly(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"cut{suffix}"
+    write_image(path, photo(64, 96))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageReadError, match="is truncated; copy or download it again"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_only_the_decoder_notices_is_refused_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.bmp"
+    write_image(path, photo(8, 8))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, 28, 7)  # bits per pixel that no BMP has
+    path.write_bytes(data)
+    with pytest.raises(ImageReadError, match=r"cannot be decoded \(its BMP data"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_decompression_bomb_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60000, 50000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+    def decode(*_: object) -> None:
+        raise AssertionError("the bomb went off")
+
+    monkeypatch.setattr(cv2, "imdecode", decode)
+    with pytest.raises(ImageReadError, match=r"60000x50000 = 3000\.0 megapixels.*--max-pixels 3000000000"):
+        read_image(path)
+
+
+def test_pixel_limit_is_inclusive(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", photo(20, 30))
+    assert read_image(tmp_path / "a.png", max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(ImageReadError, match="30x20"):
+        read_image(tmp_path / "a.png", max_pixels=599)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a", "a.png.txt"])
+def test_formats_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match=r"is not an output format; use one of \.png"):
+        write_image(tmp_path / name, photo(4, 4))
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".jpg", 65500), (".webp", 16383)])
+def test_formats_that_are_too_small(tmp_path: Path, suffix: str, longest: int) -> None:
+    strip = np.zeros((1, longest + 1, 3), np.uint8)
+    with pytest.raises(OutputError, match=rf"{longest + 1}x1 is beyond the {longest} pixels of {suffix}; use \.png"):
+        write_image(tmp_path / f"strip{suffix}", strip)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"cannot write .*a\.png: Not a directory; choose a folder"):
+        write_image(tmp_path / "file" / "a.png", photo(4, 4))
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+def test_full_disk_leaves_what_was_there(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"the old file")
+
+    class FullDisk:
+        """Takes 100 bytes."""
+
+        def __init__(self, file: BinaryIO) -> None:
+            self._file = file
+
+        def __enter__(self) -> FullDisk:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def write(self, data: bytes) -> int:
+            if self._file.tell() + len(data) > 100:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.write(data)
+
+    def open_full(*arguments: Any) -> FullDisk:
+        return FullDisk(open(*arguments))
+
+    monkeypatch.setattr(atomic, "open", open_full, raising=False)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    with pytest.raises(OutputError, match="the disk is full; free some space") as caught:
+        write_image(path, noise)
+    assert atomic.is_disk_full(caught.value)
+    assert path.read_bytes() == b"the old file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with atomic.atomic_file(tmp_path / "a.bin") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_have_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_image(tmp_path / "a.png", photo(4, 4))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o644
+
+
+def test_large_png_needs_no_second_copy(tmp_path: Path) -> None:
+    """The encoder's own memory, as Python sees it, is a few bands whatever the image."""
+    import tracemalloc
+
+    image = np.tile(photo(256, 256), (8, 8, 1))
+    tracemalloc.start()
+    try:
+        write_image(tmp_path / "a.png", image)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A band is 2 MiB: its RGB copy, its filtered rows, its compressed bytes. The image has 12.6 MB.
+    assert peak < 8e6
