@@ -31,22 +31,37 @@ SPEED_RUNS = 15
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What a bundle says about its weights."""
+
+    licence: str
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Source:
     """A graph on disk, what it is, and an independent way to compute the same."""
 
     model: ModelSpec
     graph: Path
     reference: Reference
-    licence: str
-    training: dict[str, Any]
+    provenance: Provenance
 
 
 def build_engine(
-    model: str, output: Path, *, backend: Backend, precision: Precision, threads: int | None = None
+    model: str,
+    output: Path,
+    *,
+    backend: Backend = Backend.ONNXRUNTIME,
+    precision: Precision = Precision.FP32,
+    threads: int | None = None,
+    name: str | None = None,
+    provenance: Provenance | None = None,
 ) -> Bundle:
     """Build a bundle in the folder `output`.
 
-    model: a shipped name, a bundle folder, or a checkpoint (.safetensors) of `rsd-edge distill`.
+    model: a shipped name, a bundle folder, or a checkpoint (.safetensors) of `rsd-edge distill`. name: of the bundle's
+    folder, None to derive it from the contents. provenance: None takes what the model says of itself.
     Raises BackendError for a precision that this backend cannot build or an engine that fails its parity check,
     ModelError for a model that cannot be used, OutputError if the folder cannot be written.
     """
@@ -57,16 +72,17 @@ def build_engine(
     with tempfile.TemporaryDirectory() as folder:
         source = _from_checkpoint(Path(model), Path(folder)) if model.endswith(".safetensors") else _from_bundle(model)
         spec = EngineSpec(source.model, backend, precision)
+        known = provenance or source.provenance
         with OnnxRuntimeEngine(source.graph, spec, threads) as engine:
             record = BuildRecord(
                 versions={"rsd_edge": __version__, "onnxruntime": ort.__version__, "numpy": np.__version__},
                 device=f"{_cpu_name()}, {engine.threads} threads",
                 parity=_parity(engine, source.reference),
                 speed=_speed(engine),
-                licence=source.licence,
-                training=source.training,
+                licence=known.licence,
+                training=known.training,
             )
-        return write_bundle(output, spec, source.graph, record)
+        return write_bundle(output, spec, source.graph, record, name=name)
 
 
 def _from_checkpoint(path: Path, folder: Path) -> Source:
@@ -84,7 +100,7 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
         with torch.no_grad():
             return np.asarray(tile(torch.from_numpy(lq), torch.from_numpy(noise)))
 
-    return Source(checkpoint.spec, graph, reference, "as the training data allows", checkpoint.record)
+    return Source(checkpoint.spec, graph, reference, Provenance("not stated", checkpoint.record))
 
 
 def _from_bundle(model: str) -> Source:

@@ -1,0 +1,99 @@
+"""What distillation bought: teacher in one and in T steps, student, student without distillation, fine-tuned student.
+
+    python -P benchmarks/compare_roles.py --run runs/edge-s --lr LR_DIR --ref REF_DIR --json out.json
+
+Every row upsamples the same LR images with the decoder that its stage was trained with, and is scored by the code of
+`rsd-edge eval`. A second run folder given as --regression holds the student stage trained with distill_weight 0.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rsd_edge.distill.diffusion import ResidualDiffusion
+from rsd_edge.distill.loop import WEIGHTS_FILE
+from rsd_edge.distill.roles import bicubic_up, load_part
+from rsd_edge.evaluate.folder import METRICS, evaluate_folders
+from rsd_edge.models.checkpoint import load_checkpoint
+from rsd_edge.stream.discovery import images_in
+from rsd_edge.stream.images import MAX_PIXELS, read_image, write_image
+
+Image = NDArray[np.uint8]
+
+
+class Role:
+    """One row: a stage's weights, and how many steps they take."""
+
+    def __init__(self, weights: Path, part: str, steps: str) -> None:
+        checkpoint = load_checkpoint(weights)
+        self.network = load_part(checkpoint, part)
+        self.stem, self.decoder = load_part(checkpoint, "stem"), load_part(checkpoint, "decoder")
+        self.diffusion = ResidualDiffusion(checkpoint.spec.schedule)
+        self.takes_eps = part == "student"
+        self.all_steps = steps == "all"
+
+    @torch.no_grad()
+    def __call__(self, image: Image, seed: int) -> Image:
+        """uint8 BGR (h, w, 3), even sides, to uint8 BGR (4h, 4w, 3)."""
+        rgb = np.ascontiguousarray(image[..., ::-1])
+        lq = torch.from_numpy(rgb).permute(2, 0, 1)[None].float().mul(2 / 255).sub(1)
+        generator = torch.Generator().manual_seed(seed)
+        z0_hat = self._latent(lq, generator)
+        result = (bicubic_up(lq) + self.decoder(z0_hat, lq)).clamp(-1, 1)
+        pixels = result.add(1).mul(127.5).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
+        return np.ascontiguousarray(pixels[..., ::-1])
+
+    def _latent(self, lq: Tensor, generator: torch.Generator) -> Tensor:
+        z_y = self.stem(lq)
+        if self.all_steps:
+            return self.diffusion.ancestral(self.network, z_y, lq, generator)
+        z_T = self.diffusion.prior(z_y, torch.randn(z_y.shape, generator=generator))  # noqa: N806 (the paper's symbol)
+        last = self.diffusion.last(1)
+        eps = [torch.randn(1, 1, *lq.shape[2:], generator=generator)] if self.takes_eps else []
+        return self.network(self.diffusion.scale(z_T, last), last, lq, *eps)  # type: ignore[no-any-return]
+
+
+def roles(run: Path, regression: Path | None) -> Iterator[tuple[str, Role]]:
+    yield "teacher, 1 step", Role(run / "teacher" / WEIGHTS_FILE, "teacher", "one")
+    yield "teacher, all steps", Role(run / "teacher" / WEIGHTS_FILE, "teacher", "all")
+    if regression is not None:
+        yield "student without distillation, 1 step", Role(regression / "student" / WEIGHTS_FILE, "student", "one")
+    yield "student, 1 step", Role(run / "student" / WEIGHTS_FILE, "student", "one")
+    finetuned = run / "finetune" / WEIGHTS_FILE
+    if finetuned.is_file():
+        yield "student after the joint fine-tune, 1 step", Role(finetuned, "student", "one")
+
+
+@click.command()
+@click.option("--run", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of a finished run.")
+@click.option("--regression", type=click.Path(path_type=Path, exists=True), help="The run with distill_weight 0.")
+@click.option("--lr", "lq", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--ref", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
+def main(run: Path, regression: Path | None, lq: Path, ref: Path, json_path: Path) -> None:
+    """Score every role of a run on one test set."""
+    rows: dict[str, Any] = {}
+    for name, role in roles(run, regression):
+        with tempfile.TemporaryDirectory() as folder:
+            for seed, path in enumerate(images_in(lq)):
+                image = role(read_image(path, MAX_PIXELS), seed)
+                write_image(Path(folder) / f"{path.stem}.png", image)
+            scores = evaluate_folders(Path(folder), ref, lq=lq)
+        rows[name] = {metric: scores.mean(metric) for metric in METRICS}
+        click.echo(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in rows[name].items()))
+    document = {"lr": lq.name, "images": len(list(images_in(lq))), "rows": rows}
+    json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A finished run becomes a model that ships: bundle, training record and credits under rsd_edge/zoo.
+
+    python -P -m rsd_edge.export.publish --run runs/edge-s --credits train.csv --licence Apache-2.0
+
+The model card beside them is written by hand: it holds judgement as well as figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsd_edge.bundle import ZOO, Bundle
+from rsd_edge.distill.loop import LOG_FILE, WEIGHTS_FILE
+from rsd_edge.errors import InputError
+from rsd_edge.export.build import Provenance, build_engine
+from rsd_edge.models.checkpoint import load_checkpoint
+
+STAGES = ("autoencoder", "teacher", "student", "finetune")
+CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
+
+
+def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> Bundle:
+    """Write `zoo`/<model name>. Raises ModelError for a run that is not finished, InputError for a bad credits file."""
+    photos = _credits(credits)
+    stages = {stage: _stage(run / stage) for stage in STAGES}
+    said = Provenance(
+        licence, {"record": "training.json", "photographs": "credits.csv", "photographs_used": len(photos)}
+    )
+    weights = run / "finetune" / WEIGHTS_FILE
+    shipped = build_engine(str(weights), zoo, name=load_checkpoint(weights).spec.name, provenance=said)
+    (shipped.path / "training.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
+    with (shipped.path / "credits.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, CREDIT_FIELDS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(photos)
+    return shipped
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    """The record of one stage: its configuration and time, and the validation figures along the way."""
+    record = dict(load_checkpoint(folder / WEIGHTS_FILE).record)
+    rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    config = record.pop("config")
+    record["config"] = {"seed": config["seed"], "precision": config["precision"], **config[record["stage"]]}
+    record["data"] = {key: value for key, value in config["data"].items() if key not in ("train", "val")}
+    record["validation"] = [{"iteration": row["iteration"], **row["validation"]} for row in rows if "validation" in row]
+    return record
+
+
+def _credits(path: Path) -> list[dict[str, str]]:
+    """One row a photograph, from a table with one row a crop."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    missing = [name for name in CREDIT_FIELDS if not rows or name not in rows[0]]
+    if missing:
+        raise InputError(f"credits file {path} lacks the columns {', '.join(missing)}")
+    photos: dict[str, dict[str, str]] = {}
+    for row in rows:
+        photos.setdefault(row["photo_id"], row)
+    return list(photos.values())
+
+
+@click.command()
+@click.option("--run", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of a finished run.")
+@click.option("--credits", "credit_table", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--licence", required=True, help="Licence of the weights, an SPDX name.")
+def main(run: Path, credit_table: Path, licence: str) -> None:
+    """Publish a finished run into the package."""
+    bundle = publish(run, credit_table, licence)
+    click.echo(f"{bundle.path}: {bundle.manifest['parity']}, {bundle.manifest['speed']}")
+
+
+if __name__ == "__main__":
+    main()
