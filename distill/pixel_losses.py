@@ -35,6 +35,14 @@ def zoom_window(image: Tensor, target: Tensor, generator: torch.Generator) -> tu
     return first, second
 
 
+def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The same random square of `side` pixels of every image."""
+    if images[0].shape[-1] <= side:
+        return images
+    top, left = torch.randint(images[0].shape[-1] - side + 1, (2,), generator=generator).tolist()
+    return tuple(image[..., top : top + side, left : left + side] for image in images)
+
+
 class PixelCriterion:
     """Weighted LPIPS (on random windows), L1 and colour-difference L1."""
 

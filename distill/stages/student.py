@@ -27,10 +27,13 @@ from rsd_edge.distill.objectives import (
     vsd_loss,
 )
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import PixelCriterion
+from rsd_edge.distill.pixel_losses import PixelCriterion, random_window
 from rsd_edge.distill.roles import PatchDiscriminator, bicubic_up, load_part, load_stage
 from rsd_edge.distill.validate import image_figures, lattice_figures
 from rsd_edge.models.edge import EdgeGenerator, student_from_teacher
+
+GAN_WINDOW = 64
+"""Side of what the discriminator sees of each image: a quarter of a crop, since it judges 25 pixels at a time."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,11 @@ class StudentStage(Stage):
                 scalars["distill"] = self._distill_loss(batch, generator)
                 loss = loss + self.stage.distill_weight * scalars["distill"]
             if self.stage.gan_weight:
-                loss = loss + self._gan_loss(iteration, image, base, scalars)
+                fake, real, under = random_window(GAN_WINDOW, (image, batch.x0, base), generator)
+                loss = loss + self._gan_loss(iteration, fake, under, scalars)
         scalars["gradient"] = self.update("student", loss)
         if self.stage.gan_weight:
-            scalars["discriminator"] = self._discriminator_step(image.detach(), batch.x0, base)
+            scalars["discriminator"] = self._discriminator_step(fake.detach(), real, under)
         return scalars
 
     def _gan_loss(self, iteration: int, image: Tensor, base: Tensor, scalars: dict[str, Tensor]) -> Tensor:
