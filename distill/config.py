@@ -66,6 +66,8 @@ class StageConfig:
     lpips_weight: float = 0.0
     pixel_weight: float = 0.0
     chroma_weight: float = 0.0
+    lattice_weight: float = 0.0
+    """Weight of the penalty on differences between the phases of the 4-pixel grid."""
     gan_weight: float = 0.0
     gan_lr: float = 2e-4
     gan_start: int = 0

@@ -24,7 +24,7 @@ class ResidualDiffusion(nn.Module):
         super().__init__()
         self.schedule = ResidualSchedule(spec)
         self.steps = spec.steps
-        etas = torch.as_tensor(self.schedule.etas, dtype=torch.float64)
+        etas = torch.tensor(self.schedule.etas)
         std = spec.kappa * etas.sqrt()
         self.register_buffer("etas", etas.float())
         self.register_buffer("std", std.float())

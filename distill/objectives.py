@@ -79,3 +79,20 @@ def pixel_loss(image: Tensor, target: Tensor) -> Tensor:
 def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
     """Mean absolute error of the colour differences: punishes coloured grain, which a luma metric does not see. (n,)"""
     return pixel_loss(colour_differences(image.float()), colour_differences(target.float()))
+
+
+def lattice_loss(detail: Tensor) -> Tensor:
+    """How much the sixteen phases of the 4-pixel grid differ in a batch of details (n, c, 4h, 4w). Scalar.
+
+    Of the detail without its 5x5 box average: mean absolute deviation of the phases' means, in units of the detail's
+    deviation, plus that of the phases' relative deviations from 1, both per channel. A sub-pixel decoder has filters of
+    its own for each phase, and nothing else here makes them agree.
+    """
+    detail = detail.float()
+    fine = detail - functional.avg_pool2d(detail, 5, stride=1, padding=2, count_include_pad=False)
+    phases = functional.pixel_unshuffle(fine, 4).transpose(0, 1).reshape(detail.shape[1], 16, -1)
+    means, deviations = phases.mean(dim=2), phases.std(dim=2)
+    typical = deviations.mean(dim=1, keepdim=True) + 1e-6
+    # The unit is detached, or a noisier detail would count as a smaller lattice.
+    offsets = (means - means.mean(dim=1, keepdim=True)) / typical.detach()
+    return offsets.abs().mean() + (deviations / typical - 1).abs().mean()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rsd_edge.distill.config import StageConfig
-from rsd_edge.distill.objectives import chroma_loss, pixel_loss
+from rsd_edge.distill.objectives import chroma_loss, lattice_loss, pixel_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
 
 SHIFT = 16
@@ -44,15 +44,18 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
 
 
 class PixelCriterion:
-    """Weighted LPIPS (on random windows), L1 and colour-difference L1."""
+    """Weighted LPIPS (on random windows), L1, colour-difference L1 and lattice penalty."""
 
     def __init__(self, stage: StageConfig, lpips: LpipsSqueeze) -> None:
         self.stage = stage
         self.lpips = lpips
 
-    def __call__(self, image: Tensor, target: Tensor, generator: torch.Generator, scalars: dict[str, Tensor]) -> Tensor:
-        """Weighted sum, a scalar; the unweighted means are added to `scalars`."""
+    def __call__(
+        self, detail: Tensor, base: Tensor, target: Tensor, generator: torch.Generator, scalars: dict[str, Tensor]
+    ) -> Tensor:
+        """Weighted sum for the image base + detail, a scalar; the unweighted means are added to `scalars`."""
         stage = self.stage
+        image = base + detail
         loss = image.new_zeros(())
         if stage.lpips_weight:
             scalars["lpips"] = self.lpips(*zoom_window(image, target, generator)).mean()
@@ -63,4 +66,7 @@ class PixelCriterion:
         if stage.chroma_weight:
             scalars["chroma"] = chroma_loss(image, target).mean()
             loss = loss + stage.chroma_weight * scalars["chroma"]
+        if stage.lattice_weight:
+            scalars["lattice"] = lattice_loss(detail)
+            loss = loss + stage.lattice_weight * scalars["lattice"]
         return loss

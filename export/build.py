@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from rsd_edge import __version__
 from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.bundle import BuildRecord, Bundle, resolve_engine, shipped_engines, write_bundle
 from rsd_edge.errors import BackendError, ModelError
+from rsd_edge.machine import cpu_name
 from rsd_edge.noise import NoiseField
 from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision
 
@@ -76,7 +76,7 @@ def build_engine(
         with OnnxRuntimeEngine(source.graph, spec, threads) as engine:
             record = BuildRecord(
                 versions={"rsd_edge": __version__, "onnxruntime": ort.__version__, "numpy": np.__version__},
-                device=f"{_cpu_name()}, {engine.threads} threads",
+                device=f"{cpu_name()}, {engine.threads} threads",
                 parity=_parity(engine, source.reference),
                 speed=_speed(engine),
                 licence=known.licence,
@@ -164,12 +164,3 @@ def _speed(engine: OnnxRuntimeEngine) -> dict[str, Any]:
         "slowest_ms": round(1e3 * slowest, 2),
         "runs": SPEED_RUNS,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -48,8 +48,8 @@ class AutoencoderStage(Stage):
             base = bicubic_up(batch.y0)
             z0 = self.encoder(batch.x0)
             z0 = z0 + self.stage.latent_noise * torch.randn(z0.shape, generator=generator)
-            image = base + self.decoder(z0, batch.y0).float()
-            loss = self.criterion(image, batch.x0, generator, scalars)
+            detail = self.decoder(z0, batch.y0).float()
+            loss = self.criterion(detail, base, batch.x0, generator, scalars)
             with torch.no_grad():
                 # The statistics of HR images alone define the latent, so the bicubic image must not move them.
                 self.encoder.eval()

@@ -139,12 +139,12 @@ class StudentStage(Stage):
         objective = rsd_loss if self.stage.objective == "rsd" else vsd_loss
         return sid_normalise(objective(f_star, f_phi, sample.z0_hat), f_star, sample.z0_hat).mean()
 
-    def _image(self, lq: Tensor, base: Tensor, generator: torch.Generator) -> Tensor:
-        """Dec(G(z_T, T, eps)) in pixels, z_T ~ prior: what inference computes."""
+    def _detail(self, lq: Tensor, generator: torch.Generator) -> Tensor:
+        """Dec(G(z_T, T, eps)), z_T ~ prior: what inference computes."""
         z_y = cast(nn.Module, self.stem)(lq).float()
         z_T = self.diffusion.prior(z_y, torch.randn(z_y.shape, generator=generator))  # noqa: N806 (the paper's symbol)
         z0_hat = self._generate(z_T, self.diffusion.last(len(lq)), lq, generator)
-        return base + cast(Tensor, cast(nn.Module, self.decoder)(z0_hat, lq)).float()
+        return cast(Tensor, cast(nn.Module, self.decoder)(z0_hat, lq)).float()
 
     def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
         scalars: dict[str, Tensor] = {}
@@ -154,13 +154,13 @@ class StudentStage(Stage):
         batch = draw()
         with self.autocast():
             base = bicubic_up(batch.y0)
-            image = self._image(batch.y0, base, generator)
-            loss = self.criterion(image, batch.x0, generator, scalars)
+            detail = self._detail(batch.y0, generator)
+            loss = self.criterion(detail, base, batch.x0, generator, scalars)
             if self.stage.distill_weight:
                 scalars["distill"] = self._distill_loss(batch, generator)
                 loss = loss + self.stage.distill_weight * scalars["distill"]
             if self.stage.gan_weight:
-                fake, real, under = random_window(GAN_WINDOW, (image, batch.x0, base), generator)
+                fake, real, under = random_window(GAN_WINDOW, (base + detail, batch.x0, base), generator)
                 loss = loss + self._gan_loss(iteration, fake, under, scalars)
         scalars["gradient"] = self.update("student", loss)
         if self.stage.gan_weight:
@@ -193,11 +193,11 @@ class StudentStage(Stage):
         self.stem, self.decoder = average.get("stem", self.stem), average.get("decoder", self.decoder)
         try:
             base = bicubic_up(y0)
-            image, other = self._image(y0, base, generator), self._image(y0, base, generator)
+            detail, other = self._detail(y0, generator), self._detail(y0, generator)
         finally:
             self.student, self.stem, self.decoder = live
-        figures = image_figures(image, x0, self.lpips) | lattice_figures(image - base)
-        deviation = (image - other).clamp(-2, 2).mul(127.5).std() / 2**0.5
+        figures = image_figures(base + detail, x0, self.lpips) | lattice_figures(detail)
+        deviation = (detail - other).clamp(-2, 2).mul(127.5).std() / 2**0.5
         return figures | {"seed_std": round(float(deviation), 3)}
 
 

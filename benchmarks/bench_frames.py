@@ -1,0 +1,29 @@
+"""Time for one tile and for one small frame with the shipped model: `pytest benchmarks`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from rsd_edge.errors import ModelError
+from rsd_edge.pipeline import SuperResolver
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
+def resolver(request: pytest.FixtureRequest) -> Iterator[SuperResolver]:
+    try:
+        loaded = SuperResolver.load("edge-s", threads=request.param)
+    except ModelError as error:
+        pytest.skip(f"the shipped model cannot be loaded: {error}")
+    with loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (180, 320)], ids=["64x64", "320x180"])
+def bench_frame(benchmark: BenchmarkFixture, resolver: SuperResolver, height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    result = benchmark.pedantic(resolver, (image,), rounds=15, warmup_rounds=3)
+    assert result.shape == (4 * height, 4 * width, 3)
