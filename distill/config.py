@@ -67,7 +67,7 @@ class StageConfig:
     pixel_weight: float = 0.0
     chroma_weight: float = 0.0
     lattice_weight: float = 0.0
-    """Weight of the penalty on differences between the phases of the 4-pixel grid."""
+    """Weight of the penalty on differences between the phases of the network's 8-pixel grid."""
     gan_weight: float = 0.0
     gan_lr: float = 2e-4
     gan_start: int = 0

@@ -81,16 +81,22 @@ def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
     return pixel_loss(colour_differences(image.float()), colour_differences(target.float()))
 
 
+LATTICE_PERIOD = 8
+"""Output pixels after which a sub-pixel network of two levels repeats: scale 4 times the generator's reduction by 2."""
+
+
 def lattice_loss(detail: Tensor) -> Tensor:
-    """How much the sixteen phases of the 4-pixel grid differ in a batch of details (n, c, 4h, 4w). Scalar.
+    """How much the 64 phases of the 8-pixel grid differ in a batch of details (n, c, 8h, 8w). Scalar.
 
     Of the detail without its 5x5 box average: mean absolute deviation of the phases' means, in units of the detail's
-    deviation, plus that of the phases' relative deviations from 1, both per channel. A sub-pixel decoder has filters of
-    its own for each phase, and nothing else here makes them agree.
+    deviation, plus that of the phases' relative deviations from 1, both per channel. Sub-pixel convolutions have
+    filters of their own for each phase, and nothing else here makes them agree. The period is the network's own: a
+    penalty on the 4 pixels of the scale alone is met by a pattern of 8.
     """
     detail = detail.float()
     fine = detail - functional.avg_pool2d(detail, 5, stride=1, padding=2, count_include_pad=False)
-    phases = functional.pixel_unshuffle(fine, 4).transpose(0, 1).reshape(detail.shape[1], 16, -1)
+    phases = functional.pixel_unshuffle(fine, LATTICE_PERIOD).transpose(0, 1)
+    phases = phases.reshape(detail.shape[1], LATTICE_PERIOD**2, -1)
     means, deviations = phases.mean(dim=2), phases.std(dim=2)
     typical = deviations.mean(dim=1, keepdim=True) + 1e-6
     # The unit is detached, or a noisier detail would count as a smaller lattice.
