@@ -5,6 +5,7 @@ The same tree is stored in every checkpoint's record, so that weights say how th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,12 @@ import yaml
 
 from rsd_edge.errors import InputError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
+
+_WEIGHTS = ("distill_weight", "lpips_weight", "pixel_weight", "chroma_weight", "lattice_weight", "gan_weight")
+_LEAST = {
+    0: (*_WEIGHTS, "warmup", "lr_final", "gan_start", "latent_noise"),
+    1: ("iterations", "batch", "fake_steps", "log_every", "validate_every", "save_every"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,16 @@ class DataConfig:
     """Preset name to share of the samples."""
     workers: int = 2
     val_crops: int = 32
+    cache_mb: int = 2000
+    """Decoded training images that each worker keeps in memory."""
 
     def __post_init__(self) -> None:
-        if self.crop % 8 or self.crop < 64:
-            raise InputError(f"data.crop is {self.crop}; it must be a multiple of 8, at least 64")
-        if not self.degradations or any(share < 0 for share in self.degradations.values()):
-            raise InputError("data.degradations needs at least one preset, with shares that are not negative")
+        _check_crop("data.crop", self.crop)
+        shares = self.degradations.values()
+        if any(share < 0 for share in shares) or not sum(shares) > 0:
+            raise InputError("data.degradations needs at least one preset, with shares that are not negative nor all 0")
+        if self.workers < 0 or self.val_crops < 1 or self.cache_mb < 0:
+            raise InputError("data.workers and data.cache_mb must not be negative, and data.val_crops at least 1")
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class StageConfig:
     lpips_weight: float = 0.0
     pixel_weight: float = 0.0
     chroma_weight: float = 0.0
+    flat_weight: float = 0.0
+    """Weight of the distance from the target's local mean in flat areas."""
     lattice_weight: float = 0.0
     """Weight of the penalty on differences between the phases of the network's 8-pixel grid."""
     gan_weight: float = 0.0
@@ -80,10 +93,21 @@ class StageConfig:
     save_every: int = 200
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch < 1:
-            raise InputError("a stage needs at least one iteration and a batch of at least 1")
+        for bound, names in _LEAST.items():
+            for name in names:
+                if not getattr(self, name) >= bound:
+                    raise InputError(f"{name} of a stage is {getattr(self, name)}; it must be at least {bound}")
+        for name in ("lr", "fake_lr", "gan_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} of a stage is {getattr(self, name)}; it must be greater than 0")
+        if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError("ema and betas of a stage must lie between 0 and 1, 1 excluded")
         if self.objective not in ("rsd", "vsd"):
             raise InputError(f"objective is '{self.objective}'; choose rsd or vsd")
+        if not self.timesteps or min(self.timesteps) < 0:
+            raise InputError("timesteps needs at least one index, counted from 0")
+        if self.crop is not None:
+            _check_crop("crop of a stage", self.crop)
 
 
 @dataclass(frozen=True)
@@ -105,6 +129,15 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision is '{self.precision}'; training runs in fp32 or bf16")
+        if self.seed < 0 or (self.threads is not None and self.threads < 1):
+            raise InputError("seed must not be negative, and threads at least 1")
+        last = self.model.schedule.steps - 1
+        for name, stage in (("student", self.student), ("finetune", self.finetune)):
+            if stage.distill_weight and max(stage.timesteps) > last:
+                raise InputError(
+                    f"{name}.timesteps holds {max(stage.timesteps)}, but the schedule's last index is {last}; "
+                    "lower it or raise model.schedule.steps"
+                )
 
     def stage_dir(self, stage: str) -> Path:
         return Path(self.run_dir) / stage
@@ -113,16 +146,31 @@ class DistillConfig:
         return stage.crop or self.data.crop
 
 
+def _check_crop(name: str, crop: int) -> None:
+    if crop % 8 or crop < 64:
+        raise InputError(f"{name} is {crop}; it must be a multiple of 8, at least 64")
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number; by the standard it would be text for want of a point."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:
     """Read a YAML file and apply `dotted.key=value` overrides (values parsed as YAML).
 
-    Raises InputError for a missing or malformed file and ModelError for unknown keys or wrong types.
+    Raises InputError for a missing or malformed file and for values out of range, ModelError for unknown keys and wrong
+    types.
     """
     if not path.is_file():
         raise InputError(f"configuration {path} does not exist; give a file, e.g. one of rsd_edge/distill/configs")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
+    except OSError as error:
+        raise InputError(f"configuration {path} cannot be read ({error.strerror}); check its permissions") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"configuration {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"configuration {path} must be a mapping with at least the key 'model'")
@@ -142,7 +190,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise InputError(f"override '{override}': '{parent}' is a value, not a group of keys")
         node = child
-    node[leaf] = yaml.safe_load(text)
+    try:
+        node[leaf] = yaml.load(text, _Yaml)
+    except yaml.YAMLError as error:
+        raise InputError(f"override '{override}': the value is not valid YAML, perhaps for want of quotes") from error
 
 
 def config_to_dict(config: DistillConfig) -> Mapping[str, Any]:

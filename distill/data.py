@@ -7,11 +7,11 @@ changes what the networks see.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,10 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from rsd_edge.distill.config import DataConfig
 from rsd_edge.distill.degrade import PRESETS, degrade
 from rsd_edge.errors import InputError
+from rsd_edge.opencv import cv2
+from rsd_edge.stream.images import IMAGE_SUFFIXES, read_image
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+LARGEST_IMAGE = 1 << 30
+"""Pixels; training images are the user's own, so this only stops a header that lies."""
 VALIDATION_STREAM = 1
 """Second seed word of validation samples; training samples use 0."""
 
@@ -42,22 +45,24 @@ def list_images(folder: str) -> list[Path]:
     root = Path(folder)
     if not folder or not root.is_dir():
         raise InputError(f"data folder '{folder}' does not exist; set data.train and data.val to folders of HR images")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
-        raise InputError(f"data folder '{folder}' holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"data folder '{folder}' holds no image ({', '.join(IMAGE_SUFFIXES)}); choose another folder")
     return files
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as (h, w, 3) uint8 RGB. Raises InputError naming a file that cannot be decoded."""
-    image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(f"training image {path} cannot be decoded; remove it or replace it")
-    return np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
+    """An image file as (h, w, 3) uint8 RGB. Raises ImageReadError naming a file that cannot be read."""
+    return np.ascontiguousarray(read_image(path, LARGEST_IMAGE)[..., ::-1])
 
 
 class CropDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
-    """Map from sample index to one (HR, LR) uint8 pair. Decoded images are kept, in each worker, once read."""
+    """Map from sample index to one (HR, LR) uint8 pair.
+
+    Decoded images are kept, in each worker, up to `data.cache_mb`. An image that cannot be read or is smaller than the
+    crop is named once, and another is drawn in its place: by the same generator, so that the sample still depends on
+    its index alone.
+    """
 
     def __init__(self, files: Sequence[Path], config: DataConfig, crop: int, seed: int, *, stream: int = 0) -> None:
         for preset in config.degradations:
@@ -70,22 +75,12 @@ class CropDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
         self.presets = list(config.degradations)
         shares = np.array([config.degradations[preset] for preset in self.presets], dtype=np.float64)
         self.shares = shares / shares.sum()
-        self._decoded: dict[int, NDArray[np.uint8]] = {}
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        if index not in self._decoded:
-            image = read_rgb(self.files[index])
-            if min(image.shape[:2]) < self.crop:
-                raise InputError(
-                    f"training image {self.files[index]} is {image.shape[1]}x{image.shape[0]}, "
-                    f"smaller than the crop of {self.crop}; remove it or lower data.crop"
-                )
-            self._decoded[index] = image
-        return self._decoded[index]
+        self._cache = _Cache(config.cache_mb * 10**6)
+        self._unusable: set[int] = set()
 
     def __getitem__(self, sample: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         rng = np.random.default_rng((self.seed, self.stream, sample))
-        image = self.image(int(rng.integers(len(self.files))))
+        image = self._draw(rng)
         top = int(rng.integers(image.shape[0] - self.crop + 1))
         left = int(rng.integers(image.shape[1] - self.crop + 1))
         hr = image[top : top + self.crop, left : left + self.crop]
@@ -93,6 +88,51 @@ class CropDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
             hr = hr[:, ::-1]
         hr = np.ascontiguousarray(hr)
         return hr, degrade(rng, hr, self.presets[int(rng.choice(len(self.presets), p=self.shares))])
+
+    def _draw(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        while True:
+            index = int(rng.integers(len(self.files)))
+            if index in self._unusable:
+                continue
+            try:
+                return self._image(index)
+            except InputError as error:
+                self._unusable.add(index)
+                count, total = len(self._unusable), len(self.files)
+                if count == total:
+                    raise InputError(f"none of the {total} images can be used, the last because: {error}") from None
+                log.warning("image skipped, %d of %d so far: %s", count, total, error)
+
+    def _image(self, index: int) -> NDArray[np.uint8]:
+        image = self._cache.get(index)
+        if image is None:
+            image = read_rgb(self.files[index])
+            if min(image.shape[:2]) < self.crop:
+                size = f"{image.shape[1]}x{image.shape[0]}, smaller than the crop of {self.crop}"
+                raise InputError(f"{self.files[index]} is {size}; lower data.crop")
+            self._cache.put(index, image)
+        return image
+
+
+class _Cache:
+    """Images by index, the least recently used dropped beyond a number of bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self.images: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+
+    def get(self, index: int) -> NDArray[np.uint8] | None:
+        image = self.images.get(index)
+        if image is not None:
+            self.images.move_to_end(index)
+        return image
+
+    def put(self, index: int, image: NDArray[np.uint8]) -> None:
+        self.images[index] = image
+        self.size += image.nbytes
+        while self.size > self.capacity:
+            self.size -= self.images.popitem(last=False)[1].nbytes
 
 
 def collate(pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
@@ -111,8 +151,12 @@ def _one_thread(worker: int) -> None:
 
 
 def training_batches(config: DataConfig, crop: int, batch: int, seed: int, first_sample: int) -> Iterator[Batch]:
-    """Endless batches from sample `first_sample` on (a resumed run passes the number it has consumed)."""
+    """Endless batches from sample `first_sample` on (a resumed run passes the number it has consumed).
+
+    Raises InputError if the folder holds no usable image.
+    """
     dataset = CropDataset(list_images(config.train), config, crop, seed)
+    dataset[first_sample]  # what fails here would fail in a worker too, wrapped in the worker's traceback
     loader = DataLoader(
         dataset,
         batch_size=batch,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rsd_edge.distill.blur_kernels import Kernel, random_kernel, random_sinc
+from rsd_edge.opencv import cv2
 
 Image = NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def poisson_noise(rng: Generator, image: Image, scale: float, gray: bool) -> Ima
     """Add shot noise: counts at 2^ceil(log2(number of distinct values)) levels, its deviation times `scale`."""
     clean = np.clip(image, 0, 1)
     if gray:
-        clean = cv2.cvtColor(clean, cv2.COLOR_RGB2GRAY)[..., None]
+        clean = np.asarray(cv2.cvtColor(clean, cv2.COLOR_RGB2GRAY), np.float32)[..., None]
     distinct = len(np.unique(np.round(clean * 255).astype(np.uint8)))
     peak = float(2 ** np.ceil(np.log2(max(distinct, 2))))
     noise = rng.poisson(clean * peak).astype(np.float32) / np.float32(peak) - clean
@@ -135,7 +135,7 @@ def degrade_bicubic(rng: Generator, image: Image) -> Image:
     del rng
     height, width = image.shape[:2]
     rows, columns = cubic_matrix(height), cubic_matrix(width)
-    return np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True).astype(np.float32)
+    return np.asarray(np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True), np.float32)
 
 
 def cubic_matrix(side: int) -> NDArray[np.float32]:
@@ -153,7 +153,7 @@ def cubic_matrix(side: int) -> NDArray[np.float32]:
     folded = np.where(folded >= side, period - 1 - folded, folded)
     matrix = np.zeros((out, side))
     np.add.at(matrix, (np.arange(out)[:, None], folded), weight)
-    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
 
 
 PRESETS: dict[str, Callable[[Generator, Image], Image]] = {

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rsd_edge.distill.config import StageConfig
-from rsd_edge.distill.objectives import chroma_loss, lattice_loss, pixel_loss
+from rsd_edge.distill.objectives import chroma_loss, flat_loss, lattice_loss, pixel_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
 
 SHIFT = 16
@@ -44,7 +44,7 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
 
 
 class PixelCriterion:
-    """Weighted LPIPS (on random windows), L1, colour-difference L1 and lattice penalty."""
+    """Weighted LPIPS (on random windows), L1, colour-difference L1, flatness and lattice penalty."""
 
     def __init__(self, stage: StageConfig, lpips: LpipsSqueeze) -> None:
         self.stage = stage
@@ -66,6 +66,9 @@ class PixelCriterion:
         if stage.chroma_weight:
             scalars["chroma"] = chroma_loss(image, target).mean()
             loss = loss + stage.chroma_weight * scalars["chroma"]
+        if stage.flat_weight:
+            scalars["flat"] = flat_loss(image, target).mean()
+            loss = loss + stage.flat_weight * scalars["flat"]
         if stage.lattice_weight:
             scalars["lattice"] = lattice_loss(detail)
             loss = loss + stage.lattice_weight * scalars["lattice"]

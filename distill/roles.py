@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,11 @@ from torch.nn import functional
 
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.loop import WEIGHTS_FILE
+from rsd_edge.errors import ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint
 from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeGenerator, EdgeStem, conv3x3
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 NETWORKS = {"encoder": EdgeEncoder, "stem": EdgeStem, "decoder": EdgeDecoder}
 
@@ -27,14 +31,32 @@ def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
         network: nn.Module = NETWORKS[part](arch)
     else:
         network = EdgeGenerator(arch, noise_channel=part == "student")
-    network = network.to(memory_format=torch.channels_last)
+    network = channels_last(network)
     checkpoint.load_into(part, network)
     return network.requires_grad_(False).eval()
 
 
 def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
-    """The finished weights of an earlier stage. Raises ModelError with the command that makes them."""
-    return load_checkpoint(stage_weights(config, stage))
+    """The finished weights of an earlier stage.
+
+    Raises ModelError, with the command that makes them, if they are missing or of networks of other sizes or schedule.
+    """
+    path = stage_weights(config, stage)
+    if not path.is_file():
+        raise ModelError(f"stage {stage} has no weights yet ({path}); run 'rsd-edge distill {stage}' first")
+    checkpoint = load_checkpoint(path)
+    for name in ("architecture", "schedule"):
+        if getattr(checkpoint.spec, name) != getattr(config.model, name):
+            raise ModelError(
+                f"{path} was trained with another model.{name}; restore that, or train all stages in another run_dir"
+            )
+    return checkpoint
+
+
+def channels_last(network: ModuleT) -> ModuleT:
+    """The network itself, its weights laid out as a CPU's convolutions like them."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def bicubic_up(lq: Tensor) -> Tensor:
@@ -45,7 +67,7 @@ def bicubic_up(lq: Tensor) -> Tensor:
 class PatchDiscriminator(nn.Module):
     """Image and its bicubic base, both (n, 3, H, W) in [-1, 1], to a map of logits (n, 1, H / 4, W / 4).
 
-    It judges texture, a patch of 25 pixels at a time; spectral normalisation keeps it from running away.
+    It judges texture, a patch of 28 pixels at a time; spectral normalisation keeps it from running away.
     """
 
     def __init__(self, width: int = 40) -> None:

@@ -35,19 +35,20 @@ def lattice_figures(detail: Tensor) -> dict[str, float]:
     """How far a detail (n, 3, 4h, 4w) betrays its grids: spread of variances, deviation of means (grey levels).
 
     Luma of the detail without its Gaussian blur (sigma 2), taken apart into the 16 phases of the 4-pixel grid (the
-    scale) and the 64 of the 8-pixel grid (the scale times the generator's reduction). Pooled over the batch.
+    scale) and the 64 of the 8-pixel grid (the scale times the generator's reduction). The 4-pixel figures are those of
+    `rsd_edge.evaluate.lattice`, but on floating-point detail and pooled over the batch.
     """
-    weights = torch.tensor([0.299, 0.587, 0.114], device=detail.device).view(1, 3, 1, 1)
+    weights = torch.tensor(LUMA, device=detail.device).view(1, 3, 1, 1)
     y = (detail.float() * 127.5 * weights).sum(dim=1, keepdim=True)
     taps = torch.exp(-0.5 * (torch.arange(-8, 9, device=detail.device) / 2.0) ** 2)
     taps = taps / taps.sum()
     smooth = torch.nn.functional.conv2d(y, taps.view(1, 1, 1, -1), padding=(0, 8))
     smooth = torch.nn.functional.conv2d(smooth, taps.view(1, 1, -1, 1), padding=(8, 0))
     inner = (y - smooth)[..., 8:-8, 8:-8]
-    figures = {}
+    figures: dict[str, float] = {}
     for name, period in (("lattice", 4), ("lattice8", 8)):
         phases = torch.nn.functional.pixel_unshuffle(inner, period)
         variance, mean = phases.var(dim=(0, 2, 3)), phases.mean(dim=(0, 2, 3))
         spread = (variance.max() - variance.min()) / variance.mean()
-        figures |= {f"{name}_spread": round(float(spread), 3), f"{name}_mean": round(float(mean.std()), 3)}
+        figures |= {f"{name}_spread": round(float(spread), 3), f"{name}_mean": round(float(mean.std(correction=0)), 3)}
     return figures

@@ -116,7 +116,8 @@ def _from_bundle(model: str) -> Source:
         return np.asarray(plain.run(["detail"], {"lq": lq, "noise": noise})[0])
 
     manifest = bundle.manifest
-    return Source(bundle.spec.model, bundle.graph_path, reference, str(manifest["licence"]), dict(manifest["training"]))
+    said = Provenance(str(manifest["licence"]), dict(manifest["training"]))
+    return Source(bundle.spec.model, bundle.graph_path, reference, said)
 
 
 def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:

@@ -23,6 +23,8 @@ def edge_tile(checkpoint: Checkpoint) -> EdgeTile:
     """Stem, student and decoder of a checkpoint as one module. Raises ModelError if a part is missing or misshapen."""
     if checkpoint.spec.family != "edge":
         raise ModelError(f"model '{checkpoint.spec.name}' is of family '{checkpoint.spec.family}'; only edge exports")
+    if checkpoint.spec.steps != 1:
+        raise ModelError(f"model '{checkpoint.spec.name}' takes {checkpoint.spec.steps} steps; only one step exports")
     arch = checkpoint.spec.architecture
     stem, student, decoder = EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch)
     for part, network in (("stem", stem), ("student", student), ("decoder", decoder)):

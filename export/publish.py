@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from rsd_edge.bundle import ZOO, Bundle
-from rsd_edge.distill.loop import LOG_FILE, WEIGHTS_FILE
+from rsd_edge.distill.loop import WEIGHTS_FILE
+from rsd_edge.distill.run_log import LOG_FILE
 from rsd_edge.errors import InputError
 from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.models.checkpoint import load_checkpoint

@@ -74,6 +74,15 @@ class EdgeArchitecture:
     """Channels at four times the LR resolution, where a last convolution mixes the sub-pixel phases."""
     encoder_width: int = 32
 
+    def __post_init__(self) -> None:
+        widths = (self.latent_channels, self.stem_width, *self.generator_widths, self.time_width, self.decoder_width)
+        if min(*widths, self.decoder_half_width, self.decoder_full_width, self.encoder_width // 2) < 1:
+            raise InputError("architecture widths must be at least 1, encoder_width at least 2")
+        if min(self.stem_blocks, *self.generator_blocks, self.decoder_blocks) < 0:
+            raise InputError("architecture numbers of blocks must not be negative")
+        if self.time_width % 2:
+            raise InputError(f"architecture time_width is {self.time_width}; it must be even")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -172,6 +181,10 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
         return _coerce_tuple(typing.get_args(hint), value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ModelError(f"'{path}' must be a mapping, not {type(value).__name__}")
+        return {str(key): _coerce(typing.get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _coerce(typing.get_args(hint)[0], value, path)
     if isinstance(hint, type) and issubclass(hint, Enum):

@@ -1,16 +1,24 @@
-"""Toy engines for tests that need some network but not a trained one."""
+"""Toy engines for tests that need some network but not a trained one, and tiny runs for tests of training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from rsd_edge.bundle import BuildRecord, write_bundle
-from rsd_edge.specs import EngineSpec, ModelSpec
+from rsd_edge.specs import EdgeArchitecture, EngineSpec, ModelSpec
+from rsd_edge.stream.images import write_image
+
+if TYPE_CHECKING:  # tests of the runtime run without torch
+    from torch import nn
+
+    from rsd_edge.distill.config import DistillConfig
+    from rsd_edge.models.checkpoint import Checkpoint
 
 TOY_DILATION = 7  # receptive radius 1 + 7 + 1, below halo - feather = 12 of the default tiles
 
@@ -84,3 +92,94 @@ def photo() -> Callable[[int, int], NDArray[np.uint8]]:
         return np.clip(image, 0, 255).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ModelSpec:
+    """The shipped kind of model in sizes that train within a test."""
+    return ModelSpec(
+        name="tiny",
+        architecture=EdgeArchitecture(
+            latent_channels=4,
+            stem_width=8,
+            stem_blocks=1,
+            generator_widths=(8, 12),
+            generator_blocks=(1, 1, 1),
+            time_width=8,
+            decoder_width=8,
+            decoder_blocks=1,
+            decoder_half_width=4,
+            decoder_full_width=4,
+            encoder_width=4,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[nn.Module, int], nn.Module]:
+    """Gives every parameter a random value: the zeros of a new network hide what they multiply."""
+    import torch
+
+    def fill(network: nn.Module, seed: int) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                spread = 1 / max(1, parameter[0].numel()) ** 0.5
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+        return network
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_model: ModelSpec, randomise: Callable[[nn.Module, int], nn.Module]) -> Checkpoint:
+    """Random weights of all parts that the stages hand on."""
+    from rsd_edge.models.checkpoint import Checkpoint, state_of
+    from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeGenerator, EdgeStem
+
+    arch = tiny_model.architecture
+    networks = {
+        "encoder": EdgeEncoder(arch),
+        "stem": EdgeStem(arch),
+        "decoder": EdgeDecoder(arch),
+        "teacher": EdgeGenerator(arch, noise_channel=False),
+        "student": EdgeGenerator(arch, noise_channel=True),
+    }
+    parts = {name: state_of(randomise(network, seed)) for seed, (name, network) in enumerate(networks.items())}
+    return Checkpoint(tiny_model, parts, {"stage": "none", "seconds": 0})
+
+
+@pytest.fixture(scope="session")
+def hr_photos(photo: Callable[[int, int], NDArray[np.uint8]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four small photographs, one of them in a folder of its own."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for name, height, width in (("a", 80, 96), ("b", 72, 72), ("c", 64, 110), ("more/d", 90, 66)):
+        write_image(folder / f"{name}.png", photo(height, width))
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_model: ModelSpec, hr_photos: Path, tmp_path: Path) -> Callable[..., DistillConfig]:
+    """Makes configurations of runs in tmp_path/run; keyword arguments are settings of the student stage."""
+    from rsd_edge.distill.config import DataConfig, DistillConfig, StageConfig
+
+    def make(precision: str = "fp32", **settings: object) -> DistillConfig:
+        common = {"iterations": 2, "batch": 2, "warmup": 1, "lpips_weight": 1.0, "log_every": 1, **settings}
+        stage = StageConfig(**common)  # type: ignore[arg-type]
+        data = DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=0, val_crops=2)
+        run = str(tmp_path / "run")
+        return DistillConfig(tiny_model, run, 7, precision, None, data, stage, stage, stage, stage)
+
+    return make
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Sums in the same order whatever the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

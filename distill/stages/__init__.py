@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.loop import train
+from rsd_edge.distill.loop import Stage, train
 from rsd_edge.distill.stages.autoencoder import AutoencoderStage
 from rsd_edge.distill.stages.student import FinetuneStage, StudentStage
 from rsd_edge.distill.stages.teacher import TeacherStage
 
-STAGES = {
+STAGES: dict[str, Callable[[DistillConfig], Stage]] = {
     "autoencoder": AutoencoderStage,
     "teacher": TeacherStage,
     "student": StudentStage,

@@ -15,7 +15,7 @@ from rsd_edge.distill.ema import Ema
 from rsd_edge.distill.loop import Draw, Stage
 from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.distill.pixel_losses import PixelCriterion
-from rsd_edge.distill.roles import bicubic_up
+from rsd_edge.distill.roles import bicubic_up, channels_last
 from rsd_edge.distill.validate import image_figures, lattice_figures
 from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeStem
 
@@ -27,16 +27,17 @@ class AutoencoderStage(Stage):
 
     def __init__(self, config: DistillConfig) -> None:
         super().__init__(config, config.autoencoder)
+        self.require_loss("lpips_weight", "pixel_weight", "chroma_weight")
         torch.manual_seed(config.seed)
         arch = config.model.architecture
-        self.encoder = EdgeEncoder(arch).to(memory_format=torch.channels_last)
-        self.stem = EdgeStem(arch).to(memory_format=torch.channels_last)
-        self.decoder = EdgeDecoder(arch).to(memory_format=torch.channels_last)
+        self.encoder = channels_last(EdgeEncoder(arch))
+        self.stem = channels_last(EdgeStem(arch))
+        self.decoder = channels_last(EdgeDecoder(arch))
         self.networks = {"encoder": self.encoder, "stem": self.stem, "decoder": self.decoder}
         self.averages = {name: Ema(network, self.stage.ema) for name, network in self.networks.items()}
         parameters = itertools.chain.from_iterable(network.parameters() for network in self.networks.values())
         self.add_optimizer("autoencoder", parameters, self.stage.lr)
-        self.lpips = LpipsSqueeze.packaged().to(memory_format=torch.channels_last)
+        self.lpips = channels_last(LpipsSqueeze.packaged())
         self.criterion = PixelCriterion(self.stage, self.lpips)
         self.validation = validation_batch(config.data, config.crop_of(self.stage), config.seed)
 

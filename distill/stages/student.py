@@ -28,12 +28,12 @@ from rsd_edge.distill.objectives import (
 )
 from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.distill.pixel_losses import PixelCriterion, random_window
-from rsd_edge.distill.roles import PatchDiscriminator, bicubic_up, load_part, load_stage
+from rsd_edge.distill.roles import PatchDiscriminator, bicubic_up, channels_last, load_part, load_stage
 from rsd_edge.distill.validate import image_figures, lattice_figures
 from rsd_edge.models.edge import EdgeGenerator, student_from_teacher
 
 GAN_WINDOW = 64
-"""Side of what the discriminator sees of each image: a quarter of a crop, since it judges 25 pixels at a time."""
+"""Side of what the discriminator sees of each image: a quarter of a crop, since it judges 28 pixels at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class StudentStage(Stage):
 
     def __init__(self, config: DistillConfig, stage: StageConfig | None = None) -> None:
         super().__init__(config, stage or config.student)
+        self.require_loss("distill_weight", "lpips_weight", "pixel_weight", "chroma_weight")
         torch.manual_seed(config.seed + 2)
         self.diffusion = ResidualDiffusion(config.model.schedule)
         self._build_parts()
@@ -62,10 +63,10 @@ class StudentStage(Stage):
         if self.stage.distill_weight:
             self._build_fake()
         if self.stage.gan_weight:
-            self.discriminator = PatchDiscriminator().to(memory_format=torch.channels_last)
+            self.discriminator = channels_last(PatchDiscriminator())
             self.networks["discriminator"] = self.discriminator
             self.add_optimizer("discriminator", self.discriminator.parameters(), self.stage.gan_lr)
-        self.lpips = LpipsSqueeze.packaged().to(memory_format=torch.channels_last)
+        self.lpips = channels_last(LpipsSqueeze.packaged())
         self.criterion = PixelCriterion(self.stage, self.lpips)
         self.validation = validation_batch(config.data, config.crop_of(self.stage), config.seed)
 
@@ -78,7 +79,7 @@ class StudentStage(Stage):
 
     def _build_parts(self) -> None:
         parts, student = self._initial()
-        self.student = student.to(memory_format=torch.channels_last)
+        self.student = channels_last(student)
         self.networks = {"student": self.student}
         if self.stage.train_decoder:
             for part in ("stem", "decoder"):
@@ -92,8 +93,7 @@ class StudentStage(Stage):
 
     def _build_fake(self) -> None:
         self.teacher = self.frozen["teacher"]
-        self.fake = EdgeGenerator(self.config.model.architecture, noise_channel=False)
-        self.fake = self.fake.to(memory_format=torch.channels_last)
+        self.fake = channels_last(EdgeGenerator(self.config.model.architecture, noise_channel=False))
         self.fake.load_state_dict(self.teacher.state_dict())
         self.networks["fake"] = self.fake
         self.add_optimizer("fake", self.fake.parameters(), self.stage.fake_lr)

@@ -14,7 +14,7 @@ from rsd_edge.distill.ema import Ema
 from rsd_edge.distill.loop import Draw, Stage
 from rsd_edge.distill.objectives import teacher_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.roles import bicubic_up, load_part, load_stage
+from rsd_edge.distill.roles import bicubic_up, channels_last, load_part, load_stage
 from rsd_edge.distill.validate import image_figures
 from rsd_edge.models.edge import EdgeGenerator
 
@@ -29,8 +29,7 @@ class TeacherStage(Stage):
         torch.manual_seed(config.seed + 1)
         autoencoder = load_stage(config, "autoencoder")
         self.frozen = {part: load_part(autoencoder, part) for part in ("encoder", "stem", "decoder")}
-        self.teacher = EdgeGenerator(config.model.architecture, noise_channel=False)
-        self.teacher = self.teacher.to(memory_format=torch.channels_last)
+        self.teacher = channels_last(EdgeGenerator(config.model.architecture, noise_channel=False))
         self.networks = {"teacher": self.teacher}
         self.averages = {"teacher": Ema(self.teacher, self.stage.ema)}
         self.add_optimizer("teacher", self.teacher.parameters(), self.stage.lr)
@@ -60,7 +59,7 @@ class TeacherStage(Stage):
         last = self.diffusion.last(len(z_y))
         one = teacher(self.diffusion.scale(z_T, last), last, y0)
         many = self.diffusion.ancestral(teacher, z_y, y0, generator)
-        figures = {}
+        figures: dict[str, float] = {}
         for name, latent in (("one_step", one), ("all_steps", many)):
             image = base + cast(Tensor, self.frozen["decoder"](latent, y0))
             figures |= {f"{name}_{key}": value for key, value in image_figures(image, x0, self.lpips).items()}

@@ -6,7 +6,6 @@ A checkpoint holds named parts ("stem", "generator", ...). Tensor names are `par
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rsd_edge.errors import ModelError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
+from rsd_edge.stream.atomic import atomic_file, make_folder
 
 FORMAT = 1
 METADATA_KEY = "rsd_edge"
@@ -43,20 +43,17 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically (temporary file beside `path`, then rename)."""
+    """Write atomically, making the folder if needed. Raises OutputError if the disk is full or takes no files."""
     tensors = {
         f"{part}.{name}": tensor.detach().to("cpu").contiguous().clone()
         for part, state in checkpoint.parts.items()
         for name, tensor in state.items()
     }
     header = {"format": FORMAT, "spec": to_dict(checkpoint.spec), "record": checkpoint.record}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(header)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    data = save(tensors, metadata={METADATA_KEY: json.dumps(header)})
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -64,17 +61,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"checkpoint {path} does not exist; train it with `rsd-edge distill`, or give another path")
     try:
-        with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as handle:
             header = (handle.metadata() or {}).get(METADATA_KEY)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"checkpoint {path} cannot be read ({error}); it may be truncated, copy it again") from error
     if header is None:
         raise ModelError(f"checkpoint {path} carries no rsd-edge metadata; it was not written by `rsd-edge distill`")
-    parsed = json.loads(header)
-    if parsed.get("format") != FORMAT:
-        raise ModelError(f"checkpoint {path} has format {parsed.get('format')}, this version reads {FORMAT}")
-    return Checkpoint(from_dict(ModelSpec, parsed["spec"]), _by_part(tensors), parsed.get("record", {}))
+    try:
+        parsed = json.loads(header)
+        if parsed["format"] != FORMAT:
+            raise ModelError(
+                f"checkpoint {path} has format {parsed['format']} and this version reads {FORMAT}; "
+                "use the version of rsd-edge that wrote it"
+            )
+        return Checkpoint(from_dict(ModelSpec, parsed["spec"]), _by_part(tensors), dict(parsed["record"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"checkpoint {path} has damaged metadata ({error}); copy it again") from error
 
 
 def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -178,7 +178,7 @@ class EdgeGenerator(nn.Module):
 
     @torch.no_grad()
     def fold(self, t: int) -> None:
-        """Bake timestep index t into the weights; afterwards call with t = None."""
+        """Bake timestep index t into the weights, once; afterwards call with t = None."""
         time = self.embed(torch.tensor([t], device=self.head.weight.device))
         for block in (*self.fine_in, *self.coarse, *self.fine_out):
             cast(TimedResidualBlock, block).fold(time)
@@ -221,7 +221,7 @@ class EdgeTile(nn.Module):
     """Everything that runs at inference, as one module: (lq, noise) -> detail.
 
     noise (n, zc + 1, h, w) is standard normal: the first zc channels draw x_T from the prior, the last is the student's
-    eps. The timestep is folded into the generator, the input scale into the prior's two coefficients.
+    eps. The timestep is folded into `student`, in place, the input scale into the prior's two coefficients.
     """
 
     def __init__(self, spec: ModelSpec, stem: EdgeStem, student: EdgeGenerator, decoder: EdgeDecoder) -> None:
@@ -235,6 +235,6 @@ class EdgeTile(nn.Module):
         self.student.fold(last)
 
     def forward(self, lq: Tensor, noise: Tensor) -> Tensor:
-        z_noise, eps = noise.split([self.latent_channels, 1], dim=1)
+        z_noise, eps = torch.split(noise, [self.latent_channels, 1], dim=1)
         x_scaled = self.mean_scale * self.stem(lq) + self.noise_scale * z_noise
         return cast(Tensor, self.decoder(self.student(x_scaled, None, lq, eps), lq))

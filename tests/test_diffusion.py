@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsd_edge.distill.diffusion import ResidualDiffusion
+from rsd_edge.schedule import ResidualSchedule
+from rsd_edge.specs import ScheduleSpec
+
+SPEC = ScheduleSpec()
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Equal but for float32 coefficients on values up to about 5."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def diffusion() -> ResidualDiffusion:
+    return ResidualDiffusion(SPEC)
+
+
+@pytest.fixture
+def schedule() -> ResidualSchedule:
+    return ResidualSchedule(SPEC)
+
+
+def test_q_sample_is_the_forward_marginal_of_each_samples_own_step(
+    diffusion: ResidualDiffusion, schedule: ResidualSchedule
+) -> None:
+    z0, z_y, eps = (normal(15, 4, 3, 3, seed=seed) for seed in (1, 2, 3))
+    z_t = diffusion.q_sample(z0, z_y, torch.arange(15), eps)
+    for t in range(15):
+        expected = schedule.forward_marginal(z0[t].double(), z_y[t].double(), eps[t].double(), t)
+        close(z_t[t].double(), expected)
+
+
+def test_scaling_prior_and_last_step(diffusion: ResidualDiffusion, schedule: ResidualSchedule) -> None:
+    z, eps = normal(15, 4, 3, 3, seed=1), normal(15, 4, 3, 3, seed=2)
+    scaled = diffusion.scale(z, torch.arange(15))
+    for t in range(15):
+        close(scaled[t].double(), z[t].double() * schedule.input_scale(t))
+    close(diffusion.prior(z, eps).double(), schedule.prior(z.double(), eps.double()))
+    assert diffusion.last(3).tolist() == [14, 14, 14]
+    # The prior is the marginal of the last step without its remainder (1 - eta_T) of z0.
+    marginal = diffusion.q_sample(z, z, diffusion.last(15), eps)
+    close(diffusion.prior(z, eps), marginal)
+
+
+class Recorder(nn.Module):
+    """A known network that remembers what it was asked."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+        self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor, lq: Tensor) -> Tensor:
+        self.asked.append((x, t, lq))
+        answer: Tensor = self.answer(x)
+        return answer
+
+
+def test_sampling_with_a_perfect_network_ends_at_the_image(diffusion: ResidualDiffusion) -> None:
+    z0, z_y, lq = normal(2, 4, 3, 3, seed=1), normal(2, 4, 3, 3, seed=2), normal(2, 3, 3, 3, seed=3)
+    network = Recorder(lambda x: z0)
+    result = diffusion.ancestral(network, z_y, lq, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(result, z0, rtol=0, atol=0)  # the last step has no noise and no memory of z_t
+    assert [t.tolist() for _, t, _ in network.asked] == [[i, i] for i in reversed(range(15))]
+    assert all(condition is lq for _, _, condition in network.asked)
+    # On the way the network sees the marginals: mean z0 + eta (z_y - z0), here over 72 draws, and unit variance or so.
+    for x, t, _ in network.asked:
+        i = int(t[0])
+        z_t = x / diffusion.input_scale[i]
+        rest = (z_t - z0 - diffusion.etas[i] * (z_y - z0)) / diffusion.std[i]
+        assert abs(float(rest.mean())) < 0.5  # 4 standard errors
+        assert 0.65 < float(rest.std()) < 1.35  # likewise
+
+
+def test_sampling_follows_the_posterior(diffusion: ResidualDiffusion, schedule: ResidualSchedule) -> None:
+    """The chain written out, in float64, with the same draws."""
+    z_y, lq = normal(2, 4, 3, 3, seed=2), normal(2, 3, 3, 3, seed=3)
+    result = diffusion.ancestral(Recorder(lambda x: 0.5 * x + 0.1), z_y, lq, torch.Generator().manual_seed(5))
+    draws = torch.Generator().manual_seed(5)
+    z_t = schedule.prior(z_y.double(), torch.randn(z_y.shape, generator=draws).double())
+    for i in reversed(range(15)):
+        z0_hat = 0.5 * schedule.input_scale(i) * z_t + 0.1
+        noise = torch.randn(z_y.shape, generator=draws).double()
+        z_t = schedule.posterior_mean(z_t, z0_hat, i) + schedule.posterior_std(i) * noise
+    torch.testing.assert_close(result.double(), z_t, rtol=0, atol=2e-5)  # fifteen steps of float32
+    again = diffusion.ancestral(Recorder(lambda x: 0.5 * x + 0.1), z_y, lq, torch.Generator().manual_seed(6))
+    assert not torch.equal(again, result)

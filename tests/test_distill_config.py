@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsd_edge.distill.config import DataConfig, DistillConfig, StageConfig, config_to_dict, load_config
+from rsd_edge.errors import InputError, ModelError, RsdEdgeError
+from rsd_edge.specs import ModelSpec, ScheduleSpec, from_dict
+
+MINIMAL = "model: {name: tiny}\nseed: 0\n"
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def shipped() -> Path:
+    return Path(str(resources.files("rsd_edge.distill") / "configs" / "edge-s.yaml"))
+
+
+def test_the_shipped_configuration_loads() -> None:
+    config = load_config(shipped())
+    assert config.model.name == "edge-s"
+    assert config.model.schedule == ScheduleSpec()
+    assert config.model.noise_channels == 5
+    assert config.student.objective == "rsd"
+    assert config.student.distill_weight > 0
+    assert config.student.timesteps[-1] == config.model.schedule.steps - 1
+    assert config.finetune.train_decoder
+    for stage in (config.autoencoder, config.teacher, config.student, config.finetune):
+        assert config.crop_of(stage) == config.data.crop == 128
+
+
+def test_what_is_not_given_takes_its_default(minimal: Path) -> None:
+    config = load_config(minimal)
+    assert config == DistillConfig(ModelSpec("tiny"))
+    assert config.stage_dir("teacher") == Path("runs/edge/teacher")
+
+
+def test_overrides_are_typed_like_the_file(minimal: Path) -> None:
+    overrides = [
+        "student.iterations=200",
+        "student.lr=1e-4",
+        "teacher.lr=2",
+        "student.timesteps=[7, 14]",
+        "data.degradations={light: 1}",
+        "student.crop=64",
+        "run_dir=a=b",
+        "threads=null",
+    ]
+    config = load_config(minimal, overrides)
+    assert config.student.iterations == 200
+    assert config.student.lr == 1e-4
+    assert config.teacher.lr == 2.0
+    assert config.student.timesteps == (7, 14)
+    assert config.data.degradations == {"light": 1.0}
+    assert (config.crop_of(config.student), config.crop_of(config.teacher)) == (64, 128)
+    assert config.run_dir == "a=b"
+    assert config.threads is None
+
+
+def test_numbers_with_exponents_need_no_point(minimal: Path) -> None:
+    minimal.write_text(MINIMAL + "student: {lr: 2e-4, fake_lr: 1.5e-4, clip: 1E+1}\nrun_dir: 1e\n")
+    config = load_config(minimal)
+    assert (config.student.lr, config.student.fake_lr, config.student.clip) == (2e-4, 1.5e-4, 10.0)
+    assert config.run_dir == "1e"
+
+
+def test_a_configuration_survives_its_record() -> None:
+    config = load_config(shipped(), ["student.timesteps=[14]", "teacher.crop=64"])
+    assert from_dict(DistillConfig, config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("studnet.lr=1", r"unknown key 'studnet'; known keys: model, .*student"),
+        ("student.rate=1", r"unknown key 'student\.rate'; known keys: iterations, "),
+        ("model.architecture.depth=1", r"unknown key 'model\.architecture\.depth'"),
+        ("student.lr=fast", r"'student\.lr' must be of type float, not str"),
+        ("student.iterations=1.5", r"'student\.iterations' must be of type int, not float"),
+        ("student.iterations=true", r"'student\.iterations' must be of type int, not bool"),
+        ("student.iterations=", r"'student\.iterations' must be of type int, not NoneType"),
+        ("student.betas=[0.9]", r"'student\.betas' needs 2 values, not 1"),
+        ("student.timesteps=14", r"'student\.timesteps' must be a list, not int"),
+        ("data.degradations=real", r"'data\.degradations' must be a mapping, not str"),
+        ("data.degradations={real: much}", r"'data\.degradations\.real' must be of type float, not str"),
+        ("model={}", r"model\.: .*'name'"),
+        ("teacher=3", r"'teacher' must be a mapping, not int"),
+    ],
+)
+def test_wrong_keys_and_types_are_named(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_config(minimal, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.iterations", "override 'student.iterations' is not key=value"),
+        ("=3", "is not key=value"),
+        ("seed.x=3", "'seed' is a value, not a group of keys"),
+        ("run_dir=[", "the value is not valid YAML"),
+        ("data.crop=100", "data.crop is 100; it must be a multiple of 8, at least 64"),
+        ("student.crop=32", "crop of a stage is 32"),
+        ("student.crop=0", "crop of a stage is 0"),
+        ("data.degradations={}", "at least one preset"),
+        ("data.degradations={real: 0}", "at least one preset"),
+        ("data.degradations={real: -1, light: 2}", "not negative"),
+        ("data.workers=-1", "data.workers"),
+        ("data.val_crops=0", "data.val_crops"),
+        ("precision=fp16", "precision is 'fp16'; training runs in fp32 or bf16"),
+        ("seed=-1", "seed must not be negative"),
+        ("threads=0", "threads at least 1"),
+        ("student.objective=gan", "objective is 'gan'; choose rsd or vsd"),
+        ("student.iterations=0", "iterations of a stage is 0; it must be at least 1"),
+        ("student.log_every=0", "log_every of a stage is 0"),
+        ("student.lr=0", "lr of a stage is 0.0; it must be greater than 0"),
+        ("student.lr=.nan", "lr of a stage is nan"),
+        ("student.lpips_weight=-1", "lpips_weight of a stage is -1.0; it must be at least 0"),
+        ("student.ema=1", "ema and betas"),
+        ("student.betas=[0.9, 1.0]", "ema and betas"),
+        ("student.timesteps=[]", "timesteps needs at least one index"),
+        ("student.timesteps=[-1, 3]", "timesteps needs at least one index"),
+        ("model.architecture.time_width=7", "time_width is 7; it must be even"),
+        ("model.architecture.decoder_width=0", "widths must be at least 1"),
+        ("model.schedule.steps=0", "schedule steps is 0"),
+    ],
+)
+def test_values_out_of_range_are_named(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(minimal, ["student.distill_weight=1", override])
+
+
+@pytest.mark.parametrize("stage", ["student", "finetune"])
+def test_timesteps_lie_inside_the_schedule(stage: str) -> None:
+    model = ModelSpec("tiny", schedule=ScheduleSpec(steps=8))
+    distilling: dict[str, Any] = {stage: StageConfig(distill_weight=1.0, timesteps=(3, 8))}
+    with pytest.raises(InputError, match=rf"{stage}\.timesteps holds 8, but the schedule's last index is 7"):
+        DistillConfig(model, **distilling)
+    inside: dict[str, Any] = {stage: StageConfig(distill_weight=1.0, timesteps=(3, 7))}
+    DistillConfig(model, **inside)
+    DistillConfig(model)  # stages that do not distil have no timesteps
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist; give a file"),
+        (b"model: [", "is not valid YAML"),
+        (b"model: \xff\xfe", "is not valid YAML"),
+        (b"- a\n- b\n", "must be a mapping"),
+        (b"", "must be a mapping"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RsdEdgeError, match=message) as caught:
+        load_config(path)
+    assert "run.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_needs_a_positive_share() -> None:
+    assert DataConfig(degradations={"light": 0.5}).degradations == {"light": 0.5}

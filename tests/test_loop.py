@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsd_edge.distill import loop
+from rsd_edge.distill.config import DistillConfig, StageConfig
+from rsd_edge.distill.ema import Ema
+from rsd_edge.distill.loop import Draw, Stage, TrainingDivergedError, iteration_generator, learning_rate, train
+from rsd_edge.distill.roles import stage_weights
+from rsd_edge.distill.stages.student import StudentStage
+from rsd_edge.errors import InputError, ModelError, OutputError
+from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+MakeConfig = Callable[..., DistillConfig]
+Loss = Callable[[Tensor, int], Tensor]
+
+
+class OneWeight(Stage):
+    """A stage of one parameter, which starts at 1."""
+
+    name = "student"
+
+    def __init__(self, config: DistillConfig, loss: Loss | None = None) -> None:
+        super().__init__(config, config.student)
+        self.loss = loss or (lambda weight, iteration: weight.sum())
+        self.network = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.network.weight)
+        self.networks = {"student": self.network}
+        self.averages = {"student": Ema(self.network, self.stage.ema)}
+        self.add_optimizer("student", self.network.parameters(), self.stage.lr)
+        self.rates: list[float] = []
+        self.validations = 0
+
+    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
+        draw()
+        self.rates.append(self.optimizers["student"].param_groups[0]["lr"])
+        loss = self.loss(self.network.weight, iteration)
+        self.update("student", loss)
+        return {"loss": loss, "draw": torch.rand((), generator=generator)}
+
+    def validate(self, generator: torch.Generator) -> dict[str, float]:
+        self.validations += 1
+        return {"weight": round(float(average_weight(self)), 6)}
+
+
+def average_weight(stage: Stage) -> Tensor:
+    (weight,) = stage.averages["student"].average.parameters()
+    return weight
+
+
+def state_path(config: DistillConfig) -> Path:
+    return config.stage_dir("student") / loop.STATE_FILE
+
+
+def rows(config: DistillConfig) -> list[dict[str, Any]]:
+    lines = (config.stage_dir("student") / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
+    stage = StageConfig(iterations=110, warmup=10, lr_final=0.2)
+    factors = [learning_rate(stage, iteration) for iteration in range(110)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.6)  # half-way between 1 and lr_final
+    assert factors[35] == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)
+    assert factors[-1] == pytest.approx(0.2, abs=1e-3)  # one step before the end
+    assert sorted(factors[10:], reverse=True) == factors[10:]
+    assert learning_rate(stage, 500) == pytest.approx(0.2)
+
+
+def test_a_rate_can_stay_constant() -> None:
+    stage = StageConfig(iterations=50, warmup=0, lr_final=1.0)
+    assert {learning_rate(stage, iteration) for iteration in range(50)} == {1.0}
+
+
+def test_every_iteration_has_noise_of_its_own() -> None:
+    def first(*where: Any) -> float:
+        return float(torch.rand((), generator=iteration_generator(*where)))
+
+    draws = {first(seed, stage, i) for seed in (0, 1) for stage in ("teacher", "student") for i in range(5)}
+    assert len(draws) == 20
+    assert first(0, "teacher", 3) == first(0, "teacher", 3)
+
+
+def test_the_optimiser_follows_the_schedule(tiny_config: MakeConfig) -> None:
+    config = tiny_config(iterations=4, warmup=2, lr=0.1, lr_final=0.5)
+    stage = OneWeight(config)
+    train(stage)
+    assert stage.rates == pytest.approx([0.05, 0.1, 0.1, 0.1 * (0.5 + 0.5 * 0.5)])
+    # AdamW moves a weight with a constant gradient by the rate, and does not decay it.
+    assert stage.network.weight.item() == pytest.approx(1 - sum(stage.rates), abs=1e-6)
+    assert stage.optimizers["student"].param_groups[0]["betas"] == config.student.betas
+
+
+def test_a_finished_stage_leaves_weights_and_a_record(tiny_config: MakeConfig) -> None:
+    config = tiny_config(iterations=3, lr=0.1, warmup=0, validate_every=2)
+    stage = OneWeight(config)
+    path = train(stage)
+    assert path == stage_weights(config, "student")
+    checkpoint = load_checkpoint(path)
+    average = average_weight(stage)
+    assert torch.equal(checkpoint.parts["student"]["weight"], average)
+    assert checkpoint.record["stage"] == "student"
+    assert checkpoint.record["iterations"] == 3
+    assert checkpoint.record["validation"] == {"weight": round(float(average), 6)}
+    assert checkpoint.record["config"]["student"]["lr"] == 0.1
+    assert [row["iteration"] for row in rows(config) if "validation" in row] == [2, 3]
+    assert [row["iteration"] for row in rows(config) if "loss" in row] == [1, 2, 3]
+    assert not list(path.parent.glob("*.part")) + list(path.parent.glob(".*.part"))
+
+
+def test_running_a_finished_stage_again_changes_nothing(tiny_config: MakeConfig) -> None:
+    config = tiny_config(iterations=2)
+    first = load_checkpoint(train(OneWeight(config)))
+    stage = OneWeight(config)
+    again = load_checkpoint(train(stage))
+    assert stage.rates == []
+    assert again.record["validation"] == first.record["validation"]
+    assert torch.equal(again.parts["student"]["weight"], first.parts["student"]["weight"])
+
+
+class Interrupted(StudentStage):
+    """Ctrl-C after two iterations and a half."""
+
+    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
+        scalars = super().step(iteration, draw, generator)
+        if iteration == 3:
+            raise KeyboardInterrupt
+        return scalars
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny_config: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bit for bit: networks with buffers, averages on their ramp, three optimisers, the order of the samples, noise."""
+    config = tiny_config(
+        iterations=5, save_every=2, warmup=2, distill_weight=1.0, fake_steps=2, gan_weight=0.1, gan_start=1, lr=0.01
+    )
+    runs = [replace(config, run_dir=str(tmp_path / name)) for name in ("whole", "interrupted")]
+    for run in runs:
+        save_checkpoint(stage_weights(run, "teacher"), tiny_weights)
+    train(StudentStage(runs[0]))
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+        train(Interrupted(runs[1]))
+    assert "student interrupted: iteration 2 of 5 is kept, the same command goes on from there" in caplog.text
+    assert not stage_weights(runs[1], "student").exists()
+    train(StudentStage(runs[1]))
+    whole, resumed = (torch.load(state_path(run), weights_only=True) for run in runs)
+    assert whole["networks"].keys() == {"student", "fake", "discriminator"}
+    assert whole.pop("seconds") > 0
+    assert resumed.pop("seconds") > 0
+    assert same(whole, resumed)
+    kept = [[{**row, "seconds": 0} for row in rows(run)] for run in runs]
+    assert kept[0] == kept[1]  # rows of the lost iterations are not there twice
+    assert [row["iteration"] for row in kept[0] if "seconds" in row and "lpips" in row] == [1, 2, 3, 4, 5]
+
+
+def test_an_interruption_before_the_first_save_says_so(
+    tiny_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(weight: Tensor, iteration: int) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(OneWeight(tiny_config(), interrupt))
+    assert "student interrupted: no iteration was saved yet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda weight: weight.sum() * math.nan, "loss of 'student' is nan"),
+        (lambda weight: weight.sum() * math.inf, "loss of 'student' is inf"),
+        (lambda weight: (weight - weight.detach()).abs().sqrt().sum(), "gradient of 'student' is not finite"),
+    ],
+)
+def test_divergence_stops_the_run_and_keeps_the_last_state(
+    tiny_config: MakeConfig, bad: Callable[[Tensor], Tensor], message: str
+) -> None:
+    config = tiny_config(iterations=4, save_every=2)
+    before: list[bytes] = []
+    weights: list[float] = []
+
+    def loss(weight: Tensor, iteration: int) -> Tensor:
+        weights.append(weight.item())
+        if iteration < 3:
+            return weight.sum()
+        before.append(state_path(config).read_bytes())
+        return bad(weight)
+
+    stage = OneWeight(config, loss)
+    with pytest.raises(TrainingDivergedError, match=message) as caught:
+        train(stage)
+    assert "stage student" in str(caught.value)
+    assert "the last state saved is kept, resume with a lower student.lr" in str(caught.value)
+    assert stage.network.weight.item() == weights[-1]  # nothing was updated
+    assert state_path(config).read_bytes() == before[0]
+    assert torch.load(state_path(config), weights_only=True)["iteration"] == 2
+    assert not stage_weights(config, "student").exists()
+
+
+def test_weights_that_overflow_are_not_saved(tiny_config: MakeConfig) -> None:
+    """The loss and gradient of the fatal step are finite; only the step itself leaves the range of float32."""
+    config = tiny_config(iterations=4, save_every=1, lr=3e37, warmup=0, lr_final=1.0)
+    stage = OneWeight(config)
+    nn.init.constant_(stage.network.weight, -3e38)  # two steps from the end of float32 at -3.4e38
+    with pytest.raises(TrainingDivergedError, match="weights of 'student' are not finite after iteration 2"):
+        train(stage)
+    assert torch.load(state_path(config), weights_only=True)["iteration"] == 1
+
+
+def test_a_diverged_run_goes_on_with_the_lower_rate(tiny_config: MakeConfig) -> None:
+    config = tiny_config(iterations=2, save_every=2, lr=0.1, warmup=0, lr_final=1.0)
+    train(OneWeight(config))
+    student = replace(config.student, iterations=3, lr=0.001, betas=(0.5, 0.6))
+    stage = OneWeight(replace(config, student=student))
+    train(stage)
+    assert stage.rates == [0.001]
+    assert stage.optimizers["student"].param_groups[0]["betas"] == (0.5, 0.6)
+
+
+def test_a_state_of_other_parts_is_refused(tiny_config: MakeConfig) -> None:
+    """As when a baseline without fake model is started in the folder of a distilled student, or the reverse."""
+    config = tiny_config()
+    train(OneWeight(config))
+    before = state_path(config).read_bytes()
+    stage = OneWeight(config)
+    stage.networks["fake"] = nn.Linear(1, 1)
+    with pytest.raises(ModelError, match=r"does not fit this configuration \(it holds networks student; .*, fake\)"):
+        train(stage)
+    stage = OneWeight(config)
+    del stage.networks["student"]
+    with pytest.raises(ModelError, match="choose another run_dir"):
+        train(stage)
+    stage = OneWeight(config)
+    stage.networks["student"] = nn.Linear(2, 1)
+    with pytest.raises(ModelError, match=r"does not fit this configuration .*size mismatch") as caught:
+        train(stage)
+    assert "\n" not in str(caught.value)
+    assert state_path(config).read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [0, 10, 500])
+def test_a_damaged_state_is_named(tiny_config: MakeConfig, keep: int) -> None:
+    config = tiny_config()
+    train(OneWeight(config))
+    state_path(config).write_bytes(state_path(config).read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"state\.pt cannot be read .*delete it to start this stage again") as caught:
+        train(OneWeight(config))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_another_kind_is_named(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    state_path(config).parent.mkdir(parents=True)
+    torch.save([1, 2], state_path(config))
+    with pytest.raises(ModelError, match="does not fit this configuration"):
+        train(OneWeight(config))
+
+
+def test_a_full_disk_keeps_the_last_state(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(iterations=4, save_every=2)
+    original = os.replace
+    done: list[Any] = []
+
+    def full(source: Any, target: Any) -> None:
+        if done:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done.append(target)
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match=r"cannot write .*state\.pt: the disk is full; free some space"):
+        train(OneWeight(config))
+    assert torch.load(state_path(config), weights_only=True)["iteration"] == 2
+    assert not list(state_path(config).parent.glob(".*"))
+    monkeypatch.undo()
+    train(OneWeight(config))
+    assert torch.load(state_path(config), weights_only=True)["iteration"] == 4
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    Path(config.run_dir).write_text("a file")
+    with pytest.raises(OutputError, match=r"cannot write .*student: Not a directory"):
+        train(OneWeight(config))
+
+
+def test_a_stage_without_a_loss_is_refused(tiny_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=r"stage student has no loss; set student\.distill_weight or student\.lpips"):
+        StudentStage(tiny_config(lpips_weight=0.0))

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsd_edge.distill.objectives import (
+    chroma_loss,
+    discriminator_loss,
+    fake_loss,
+    generator_gan_loss,
+    lattice_loss,
+    pixel_loss,
+    rsd_loss,
+    sid_normalise,
+    teacher_loss,
+    vsd_loss,
+)
+from rsd_edge.schedule import ResidualSchedule
+
+SHAPE = (3, 4, 5, 6)
+NUMEL = 4 * 5 * 6
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Equal but for float32: a few roundings of sums over a hundred terms near 1."""
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape or SHAPE, generator=generator, dtype=dtype)
+
+
+def direct(f_star: Tensor, f_phi: Tensor, z0_hat: Tensor) -> Tensor:
+    """Proposition 3.1 as it is stated: ||f* - z0_hat||^2 - ||f_phi - z0_hat||^2, as a mean over a sample's elements."""
+    return ((f_star - z0_hat) ** 2 - (f_phi - z0_hat) ** 2).mean(dim=(1, 2, 3))
+
+
+def test_rsd_loss_is_the_difference_of_the_two_errors() -> None:
+    f_star, f_phi, z0_hat = normal(1), normal(2), normal(3)
+    close(rsd_loss(f_star, f_phi, z0_hat), direct(f_star, f_phi, z0_hat))
+
+
+def test_rsd_loss_vanishes_where_the_fake_model_is_the_teacher() -> None:
+    f_star = normal(1)
+    assert rsd_loss(f_star, f_star.clone(), normal(3)).abs().max() == 0
+
+
+class Denoiser(nn.Module):
+    """A small nonlinear network (z_t, t) -> x0 in float64."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 6, 3, padding=1, dtype=torch.float64)
+        self.second = nn.Conv2d(6, 4, 3, padding=1, dtype=torch.float64)
+        for i, parameter in enumerate(self.parameters()):
+            parameter.data = 0.4 * normal(10 * seed + i, *parameter.shape, dtype=torch.float64)
+        self.requires_grad_(False)
+
+    def forward(self, z_t: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(z_t)))  # type: ignore[no-any-return]
+
+
+class Chain:
+    """z0_hat -> z_t by Eq. 4 -> both networks, everything in float64 and frozen."""
+
+    def __init__(self, t: int) -> None:
+        self.f_star, self.f_phi = Denoiser(1), Denoiser(2)
+        self.z0_hat, self.z_y, self.eps = (normal(seed, dtype=torch.float64) for seed in (3, 4, 5))
+        self.schedule, self.t = ResidualSchedule(), t
+
+    def outputs(self, z0_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z_t = self.schedule.forward_marginal(z0_hat, self.z_y, self.eps, self.t)
+        scaled = z_t * self.schedule.input_scale(self.t)
+        return self.f_star(scaled), self.f_phi(scaled), z0_hat
+
+    def gradient(self, objective: object) -> Tensor:
+        z0_hat = self.z0_hat.clone().requires_grad_()
+        loss: Tensor = objective(*self.outputs(z0_hat)).sum()  # type: ignore[operator]
+        (gradient,) = torch.autograd.grad(loss, z0_hat)
+        return gradient
+
+    def finite_differences(self, probes: Tensor) -> Tensor:
+        """Directional derivatives of the direct form along each probe, by central differences."""
+        step = 1e-5
+        ends = [
+            [direct(*self.outputs(self.z0_hat + sign * step * probe)).sum() for sign in (1, -1)] for probe in probes
+        ]
+        return torch.stack([(up - down) / (2 * step) for up, down in ends])
+
+
+@pytest.mark.parametrize("t", [1, 7, 14])
+def test_rsd_gradient_flows_through_z_t_into_both_networks(t: int) -> None:
+    chain = Chain(t)
+    probes = normal(9, 8, *SHAPE, dtype=torch.float64)
+    expected = chain.finite_differences(probes)
+    slopes = (probes * chain.gradient(rsd_loss)).sum(dim=(1, 2, 3, 4))
+    # rsd_loss rounds the networks' outputs to float32; the differences themselves are good to 1e-9.
+    torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-6)
+    vsd_slopes = (probes * chain.gradient(vsd_loss)).sum(dim=(1, 2, 3, 4))
+    # At the last index z_t keeps only 1 - 0.98 of z0_hat, so the paths through it are short; still they show.
+    assert (vsd_slopes - expected).norm() > 0.01 * expected.norm()
+
+
+def test_detaching_either_network_is_another_gradient() -> None:
+    chain = Chain(7)
+    full = chain.gradient(rsd_loss)
+    no_teacher = chain.gradient(lambda a, b, z: rsd_loss(a.detach(), b, z))
+    no_fake = chain.gradient(lambda a, b, z: rsd_loss(a, b.detach(), z))
+    for partial in (no_teacher, no_fake):
+        assert (partial - full).norm() > 0.05 * full.norm()
+    # The paths add up: what each network contributes, and once too often the direct one.
+    torch.testing.assert_close(no_teacher + no_fake - chain.gradient(vsd_loss), full, rtol=1e-5, atol=1e-7)
+
+
+def test_vsd_gradient_is_twice_the_difference_of_the_networks() -> None:
+    f_star, f_phi = normal(1).requires_grad_(), normal(2).requires_grad_()
+    z0_hat = normal(3).requires_grad_()
+    vsd_loss(f_star, f_phi, z0_hat).sum().backward()  # type: ignore[no-untyped-call]
+    assert z0_hat.grad is not None
+    torch.testing.assert_close(z0_hat.grad, 2 * (f_phi - f_star).detach() / NUMEL, rtol=1e-6, atol=0)  # one rounding
+    assert f_star.grad is None
+    assert f_phi.grad is None
+
+
+def test_vsd_and_rsd_have_the_same_value() -> None:
+    f_star, f_phi, z0_hat = normal(1), normal(2), normal(3)
+    assert torch.equal(vsd_loss(f_star, f_phi, z0_hat), rsd_loss(f_star, f_phi, z0_hat))
+
+
+def test_sid_normalisation_divides_each_sample_by_its_teachers_error() -> None:
+    f_star, z0_hat = normal(1), normal(3)
+    loss = torch.tensor([1.0, 2.0, 3.0])
+    expected = loss / ((f_star - z0_hat).abs().mean(dim=(1, 2, 3)) + 1e-8)
+    close(sid_normalise(loss, f_star, z0_hat), expected)
+    # Where the teacher agrees with the student exactly, the floor keeps the quotient finite.
+    assert torch.isfinite(sid_normalise(loss, z0_hat, z0_hat)).all()
+
+
+def test_sid_normalisation_is_a_constant_to_the_gradient() -> None:
+    f_star, z0_hat = normal(1).requires_grad_(), normal(3).requires_grad_()
+    loss = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    sid_normalise(loss, f_star, z0_hat).sum().backward()  # type: ignore[no-untyped-call]
+    assert f_star.grad is None
+    assert z0_hat.grad is None
+    assert loss.grad is not None
+    scale = (f_star - z0_hat).detach().abs().mean(dim=(1, 2, 3))
+    close(loss.grad, 1 / scale)
+
+
+def test_the_fake_model_learns_and_the_student_does_not() -> None:
+    f_phi, z0_hat = normal(1).requires_grad_(), normal(2).requires_grad_()
+    loss = fake_loss(f_phi, z0_hat)
+    close(loss, ((f_phi - z0_hat) ** 2).mean(dim=(1, 2, 3)))
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert z0_hat.grad is None
+    assert f_phi.grad is not None
+    close(f_phi.grad, 2 * (f_phi - z0_hat).detach() / NUMEL)
+
+
+def test_losses_are_float32_and_one_for_each_sample() -> None:
+    f_star, f_phi, z0_hat = (normal(seed).bfloat16() for seed in (1, 2, 3))
+    exact = rsd_loss(f_star.double(), f_phi.double(), z0_hat.double())
+    for loss in (rsd_loss, vsd_loss):
+        result = loss(f_star, f_phi, z0_hat)
+        assert result.shape == (3,)
+        assert result.dtype == torch.float32
+        close(result, exact)  # bfloat16 arithmetic would be off by 1e-3
+    assert teacher_loss(f_star, z0_hat).dtype == torch.float32
+
+
+def test_gan_losses_are_the_softplus_pair() -> None:
+    real, fake = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, -3.0]])
+
+    def softplus(x: float) -> float:
+        return math.log1p(math.exp(x))
+
+    generator = (softplus(-0.5) + softplus(3.0)) / 2
+    discriminator = (softplus(-2.0) + softplus(1.0)) / 2 + (softplus(0.5) + softplus(-3.0)) / 2
+    assert generator_gan_loss(fake).tolist() == pytest.approx([generator], rel=1e-6)  # float32
+    assert discriminator_loss(real, fake).tolist() == pytest.approx([discriminator], rel=1e-6)
+
+
+def test_gan_losses_push_in_opposite_directions() -> None:
+    fake = torch.zeros(1, 4, requires_grad=True)
+    (towards,) = torch.autograd.grad(generator_gan_loss(fake).sum(), fake)
+    (away,) = torch.autograd.grad(discriminator_loss(torch.ones(1, 4), fake).sum(), fake)
+    close(towards, torch.full((1, 4), -0.125))  # sigmoid(0) / 4 logits
+    close(away, torch.full((1, 4), 0.125))
+
+
+def test_chroma_loss_sees_colour_and_nothing_else() -> None:
+    target = normal(1, 2, 3, 8, 8)
+    grain = normal(2, 2, 1, 8, 8)
+    assert chroma_loss(target + grain, target).abs().max() < 1e-6  # rounding of the sums
+    red = target.clone()
+    red[:, 0] += 0.5
+    close(chroma_loss(red, target), torch.full((2,), 0.25))  # half of two differences
+    close(pixel_loss(red, target), torch.full((2,), 0.5 / 3))
+    green = target.clone()
+    green[:, 1] += 0.5
+    close(chroma_loss(green, target), torch.full((2,), 0.5))
+
+
+def noise(seed: int) -> Tensor:
+    return normal(seed, 4, 3, 64, 64)
+
+
+def test_lattice_loss_of_plain_noise_is_small_and_of_a_pattern_is_not() -> None:
+    plain = lattice_loss(noise(1))
+    assert plain < 0.12  # 64 phases of 256 samples: deviations of 5 % in their means, 3 % in their spreads
+    offset, gain, wide = noise(1), noise(1), noise(1)
+    offset[..., ::4, 1::4] += 1
+    gain[..., 2::4, ::4] *= 2
+    assert lattice_loss(offset) > plain + 0.05
+    assert lattice_loss(gain) > plain + 0.05
+    wide[..., ::8, 1::4] += 1
+    wide[..., 4::8, 1::4] -= 1  # of period 8, and zero on average over a period of 4
+    assert lattice_loss(wide) > plain + 0.05
+    row = noise(1)
+    row[:, 1, ::4] += 1  # one channel, four phases of a row
+    assert lattice_loss(row) > plain + 0.02
+
+
+def test_lattice_loss_has_no_unit_and_does_not_reward_noise() -> None:
+    detail = noise(1)
+    detail[..., ::4, ::4] += 1
+    torch.testing.assert_close(lattice_loss(10 * detail), lattice_loss(detail), rtol=1e-4, atol=0)  # the floor of 1e-6
+    detail.requires_grad_()
+    (gradient,) = torch.autograd.grad(lattice_loss(detail), detail)
+    offsets = detail.detach() - noise(1)
+    assert (gradient * offsets).sum() > 0  # less pattern, less loss
+
+
+def test_lattice_loss_ignores_what_changes_slowly() -> None:
+    ramp = torch.linspace(-3, 3, 64).expand(4, 3, 64, 64)
+    torch.testing.assert_close(lattice_loss(noise(1) + ramp), lattice_loss(noise(1)), rtol=0.05, atol=0)  # borders

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rsd_edge.distill.run_log import BOARD_FOLDER, LOG_FILE, RunLog
+from rsd_edge.errors import OutputError
+
+
+def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag to (step, value) as TensorBoard shows them."""
+    events = EventAccumulator(str(folder / BOARD_FOLDER))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def write(folder: Path, start: int, values: dict[int, float]) -> None:
+    with RunLog(folder, "teacher", start) as run_log:
+        for iteration, value in values.items():
+            run_log.add({"loss": torch.tensor(value)})
+            run_log.flush(iteration, 10.0 * iteration)
+
+
+def test_rows_hold_means_and_reach_both_files(tmp_path: Path) -> None:
+    with RunLog(tmp_path, "teacher", 0) as run_log:
+        run_log.add({"loss": torch.tensor(1.0, requires_grad=True)})
+        run_log.add({"loss": torch.tensor(2.0), "gan": torch.tensor(5.0)})
+        run_log.flush(2, 1.26)
+        run_log.validation(2, {"psnr_y": 25.5})
+        run_log.add({"loss": torch.tensor(4.0)})
+        run_log.flush(3, 2.0)
+    lines = (tmp_path / LOG_FILE).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"stage": "teacher", "iteration": 2, "seconds": 1.3, "loss": 1.5, "gan": 5.0},
+        {"stage": "teacher", "iteration": 2, "validation": {"psnr_y": 25.5}},
+        {"stage": "teacher", "iteration": 3, "seconds": 2.0, "loss": 4.0},
+    ]
+    assert board(tmp_path) == {
+        "train/loss": [(2, 1.5), (3, 4.0)],
+        "train/gan": [(2, 5.0)],
+        "validation/psnr_y": [(2, 25.5)],
+    }
+
+
+def test_rows_after_the_point_of_resuming_are_replaced(tmp_path: Path) -> None:
+    write(tmp_path, 0, {1: 1.0, 2: 2.0, 3: 3.0})
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write('{"stage": "teacher", "itera')  # cut short by a crash
+    write(tmp_path, 2, {3: 30.0, 4: 40.0})
+    lines = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert [(line["iteration"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert board(tmp_path)["train/loss"] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+
+
+def test_a_run_from_the_start_has_a_log_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, 0, {1: 1.0})
+    write(tmp_path, 0, {1: 10.0})
+    assert json.loads((tmp_path / LOG_FILE).read_text())["loss"] == 10.0
+
+
+def test_the_log_is_closed_when_training_fails(tmp_path: Path) -> None:
+    def fail() -> None:
+        with RunLog(tmp_path, "teacher", 0) as run_log:
+            run_log.add({"loss": torch.tensor(1.0)})
+            run_log.flush(1, 1.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert board(tmp_path)["train/loss"] == [(1, 1.0)]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with RunLog(tmp_path, "teacher", 0) as run_log:
+        (tmp_path / LOG_FILE).mkdir()
+        run_log.add({"loss": torch.tensor(1.0)})
+        with pytest.raises(OutputError, match=r"cannot write .*log\.jsonl"):
+            run_log.flush(1, 1.0)
