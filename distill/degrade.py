@@ -76,8 +76,10 @@ def poisson_noise(rng: Generator, image: Image, scale: float, gray: bool) -> Ima
 
 def jpeg(image: Image, quality: int) -> Image:
     """Compress and decompress as 8-bit JPEG."""
-    coded = cv2.imencode(".jpg", to_uint8(image), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.float32) / np.float32(255)  # type: ignore[union-attr]
+    bgr = to_uint8(image)[..., ::-1]  # the codec weighs and subsamples colours, so their order matters
+    coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.float32)
+    return np.ascontiguousarray(decoded[..., ::-1]) / np.float32(255)
 
 
 def to_uint8(image: Image) -> NDArray[np.uint8]:

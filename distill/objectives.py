@@ -119,8 +119,9 @@ def lattice_loss(detail: Tensor) -> Tensor:
     fine = detail - functional.avg_pool2d(detail, 5, stride=1, padding=2, count_include_pad=False)
     phases = functional.pixel_unshuffle(fine, LATTICE_PERIOD).transpose(0, 1)
     phases = phases.reshape(detail.shape[1], LATTICE_PERIOD**2, -1)
-    means, deviations = phases.mean(dim=2), phases.std(dim=2)
-    typical = deviations.mean(dim=1, keepdim=True) + 1e-6
+    # Inside the root, or a phase without any detail would have an infinite gradient.
+    means, deviations = phases.mean(dim=2), (phases.var(dim=2) + 1e-10).sqrt()
+    typical = deviations.mean(dim=1, keepdim=True)
     # The unit is detached, or a noisier detail would count as a smaller lattice.
     offsets = (means - means.mean(dim=1, keepdim=True)) / typical.detach()
     return offsets.abs().mean() + (deviations / typical - 1).abs().mean()

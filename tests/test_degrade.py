@@ -10,7 +10,18 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rsd_edge.distill import blur_kernels, degrade
-from rsd_edge.distill.degrade import FIRST, SECOND, Pass, apply_pass, cubic_matrix, gaussian_noise, jpeg, poisson_noise
+from rsd_edge.distill.degrade import (
+    FIRST,
+    SECOND,
+    Pass,
+    apply_pass,
+    cubic_matrix,
+    gaussian_noise,
+    jpeg,
+    poisson_noise,
+    to_uint8,
+)
+from rsd_edge.opencv import cv2
 
 Photo = Callable[[int, int], NDArray[np.uint8]]
 Image = NDArray[np.float32]
@@ -238,6 +249,15 @@ def test_poisson_noise_grows_with_the_light(gray: bool) -> None:
     assert noise[:100].std() == 0
     assert abs(float(noise[-100:].mean())) < 0.02  # 4 standard errors
     assert (np.ptp(noise, axis=2).max() < 1e-5) == gray
+
+
+def test_jpeg_gets_the_colours_in_the_codecs_order(photo: Photo) -> None:
+    """The codec weighs red and blue differently: swapped, a strongly compressed photograph comes out otherwise."""
+    rgb = photo(64, 64)
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
+    expected = cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(to_uint8(jpeg(rgb.astype(np.float32) / 255, 30)), expected)
 
 
 def test_jpeg_loses_more_at_lower_quality(photo: Photo) -> None:

@@ -184,19 +184,33 @@ def test_the_students_step_leaves_teacher_and_fake_model_alone(prepared: MakeCon
     assert gradient.abs().max() > 0
 
 
-def test_rsd_and_vsd_share_the_loss_and_not_the_gradient(prepared: MakeConfig) -> None:
+def test_rsd_and_vsd_share_the_loss_and_not_the_gradient(prepared: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = prepared(**DISTILL, warmup=0, fake_lr=0.01)
     stage = StudentStage(config)
     stage._fake_step(batch_of(config), generator())
+    sample = stage._sample(batch_of(config), generator(3))
+    monkeypatch.setattr(stage, "_sample", lambda batch, generator: sample)
     losses, gradients = [], []
     for objective in ("rsd", "vsd"):
         stage.stage = replace(config.student, objective=objective)
-        loss = stage._distill_loss(batch_of(config), generator(3))
-        (gradient,) = torch.autograd.grad(loss, [stage.student.tail.weight])
+        loss = stage._distill_loss(batch_of(config), generator())
+        (gradient,) = torch.autograd.grad(loss, [stage.student.tail.weight], retain_graph=True)
         losses.append(float(loss.detach()))
         gradients.append(gradient)
     assert losses[0] == losses[1]
     assert (gradients[0] - gradients[1]).norm() > 0.05 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("objective", ["rsd", "vsd"])
+def test_only_rsd_starts_the_student_from_several_steps(prepared: MakeConfig, objective: str) -> None:
+    config = prepared(**DISTILL, objective=objective)
+    stage = StudentStage(config)
+    spy = Spy(stage.student)
+    stage.student = cast(EdgeGenerator, spy)
+    for seed in range(8):
+        stage._sample(batch_of(config), generator(seed))
+    steps = {int(t) for inputs in spy.seen for t in inputs[1]}
+    assert steps == ({stage.diffusion.steps - 1} if objective == "vsd" else set(config.student.timesteps))
 
 
 class Spy(nn.Module):

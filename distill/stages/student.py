@@ -107,14 +107,19 @@ class StudentStage(Stage):
         return cast(Tensor, self.student(self.diffusion.scale(z_t, t), t, lq, eps)).float()
 
     def _sample(self, batch: Batch, generator: torch.Generator) -> Renoised:
-        """Algorithm 1's sample(): student from a random t_n of the ground truth's chain, renoised to a uniform t."""
+        """Algorithm 1's sample(): the student from a random t_n of the truth's chain, renoised to a uniform t."""
         with torch.no_grad():
             z0 = self.frozen["encoder"](batch.x0).float()
             z_y = cast(nn.Module, self.stem)(batch.y0).float()
         n = len(z0)
-        choices = torch.tensor(self.stage.timesteps)
-        t_n = choices[torch.randint(len(choices), (n,), generator=generator)]
-        z_tn = self.diffusion.q_sample(z0, z_y, t_n, torch.randn(z0.shape, generator=generator))
+        if self.stage.objective == "vsd":
+            # Algorithm 2 knows no t_n: its student starts from the prior always.
+            t_n = self.diffusion.last(n)
+            z_tn = self.diffusion.prior(z_y, torch.randn(z0.shape, generator=generator))
+        else:
+            choices = torch.tensor(self.stage.timesteps)
+            t_n = choices[torch.randint(len(choices), (n,), generator=generator)]
+            z_tn = self.diffusion.q_sample(z0, z_y, t_n, torch.randn(z0.shape, generator=generator))
         z0_hat = self._generate(z_tn, t_n, batch.y0, generator)
         t = torch.randint(self.diffusion.steps, (n,), generator=generator)
         z_t = self.diffusion.q_sample(z0_hat, z_y, t, torch.randn(z0.shape, generator=generator))
