@@ -17,22 +17,28 @@ import click
 from rsd_edge.bundle import ZOO, Bundle
 from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.run_log import LOG_FILE
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.models.checkpoint import load_checkpoint
 
-STAGES = ("autoencoder", "teacher", "student", "finetune")
+STAGES = ("autoencoder", "teacher", "student", "finetune", "polish")
+"""Folders of a run that are recorded, in their order. `polish`, if there is one, is a second fine-tune of the first."""
 CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
 
 
 def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> Bundle:
-    """Write `zoo`/<model name>. Raises ModelError for a run that is not finished, InputError for a bad credits file."""
+    """Write `zoo`/<model name> from the run's last stage.
+
+    Raises ModelError for a run that is not finished, InputError for a bad credits file.
+    """
     photos = _credits(credits)
-    stages = {stage: _stage(run / stage) for stage in STAGES}
+    stages = {stage: _stage(run / stage) for stage in STAGES if (run / stage).is_dir()}
     said = Provenance(
         licence, {"record": "training.json", "photographs": "credits.csv", "photographs_used": len(photos)}
     )
-    weights = run / "finetune" / WEIGHTS_FILE
+    if not stages:
+        raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
+    weights = run / list(stages)[-1] / WEIGHTS_FILE
     shipped = build_engine(str(weights), zoo, name=load_checkpoint(weights).spec.name, provenance=said)
     (shipped.path / "training.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
     with (shipped.path / "credits.csv").open("w", encoding="utf-8", newline="") as file:
