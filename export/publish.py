@@ -68,7 +68,9 @@ def _credits(path: Path) -> list[dict[str, str]]:
         raise InputError(f"credits file {path} lacks the columns {', '.join(missing)}")
     photos: dict[str, dict[str, str]] = {}
     for row in rows:
-        photos.setdefault(row["photo_id"], row)
+        publisher = row["source_repo"].rstrip("/").split("github.com/")[-1]
+        named = row["author"] or f"not named; published by {publisher}"
+        photos.setdefault(row["photo_id"], {**row, "author": named})
     return list(photos.values())
 
 

@@ -99,8 +99,10 @@ def load_bundle(path: Path | str) -> Bundle:
         if Path(name).name != name:
             raise _damaged(folder / MANIFEST, f"lists '{name}', which is not a file of the bundle")
         _check_file(folder / name, sha256, size)
-    hashes = {name: sha256 for name, (sha256, _) in files.items()}
-    return Bundle(folder, spec, folder / GRAPH, _digest(spec, hashes), manifest)
+    digest = _digest(spec, {name: sha256 for name, (sha256, _) in files.items()})
+    if manifest.get("digest") != digest:
+        raise _damaged(folder / MANIFEST, "was changed after the build: its engine does not match its digest")
+    return Bundle(folder, spec, folder / GRAPH, digest, manifest)
 
 
 def write_bundle(
@@ -120,6 +122,7 @@ def write_bundle(
     digest = _digest(spec, {GRAPH: sha256})
     manifest = {
         "format": FORMAT,
+        "digest": digest,
         "engine": to_dict(spec),
         "files": {GRAPH: {"sha256": sha256, "bytes": size}},
         **to_dict(record),

@@ -51,6 +51,15 @@ def test_a_bundle_comes_back_as_it_was_written(bundle_path: Path, graph: Path) -
     assert bundle.manifest["files"]["graph.onnx"]["bytes"] == 7000
 
 
+def test_a_changed_spec_is_refused(bundle_path: Path) -> None:
+    """A smaller halo would run, and give seams."""
+    engine = json.loads((bundle_path / "manifest.json").read_text())["engine"]
+    engine["model"]["halo"] = 4
+    edit_manifest(bundle_path, engine=engine)
+    with pytest.raises(ModelError, match=r"changed after the build.*build-engine"):
+        load_bundle(bundle_path)
+
+
 def test_the_folder_is_named_after_its_contents(bundle_path: Path, tmp_path: Path, graph: Path) -> None:
     assert re.fullmatch(r"toy-onnxruntime-fp32-[0-9a-f]{12}", bundle_path.name)
     assert bundle_path.name.endswith(load_bundle(bundle_path).digest[:12])

@@ -131,7 +131,13 @@ def test_one_output_file_for_many_inputs(root: Path) -> None:
 
 def test_missing_input(root: Path) -> None:
     with pytest.raises(ImageReadError, match=r"gone\.png does not exist"):
-        plan(root, "in/a.png gone.png", "out")
+        plan_jobs([root / "gone.png"], root / "out")
+
+
+def test_one_missing_input_of_several_is_left_to_its_own_job(root: Path) -> None:
+    (root / "here.png").touch()
+    jobs = plan_jobs([root / "gone.png", root / "here.png"], root / "out")
+    assert [job.source.name for job in jobs] == ["gone.png", "here.png"]
 
 
 @pytest.mark.parametrize(("folder", "recursive", "cure"), [("nested", False, "--recursive"), ("empty", True, "name a")])

@@ -33,13 +33,13 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     with the new suffix and keep its place in the tree, below the name of its folder if several folders were given.
     Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
 
-    Raises ImageReadError for a missing input, InputError for a folder without images, a single output file for several
-    inputs, and results that still collide, OutputError for an image format that cannot be written and for a result
-    that would replace an input.
+    Raises ImageReadError if the only input is missing, InputError for a folder without images, a single output file for
+    several inputs, and results that still collide, OutputError for an image format that cannot be written and for a
+    result that would replace an input.
     """
-    for path in inputs:
-        if not path.exists():
-            raise ImageReadError(f"{path} does not exist; check the spelling")
+    if len(inputs) == 1 and not inputs[0].exists():
+        # One of several is left to its own job, which fails without stopping the others.
+        raise ImageReadError(f"{inputs[0]} does not exist; check the spelling")
     target = output.suffix.lower()
     if target in _OTHER_IMAGE_SUFFIXES:
         check_suffix(output)
