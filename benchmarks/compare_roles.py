@@ -22,8 +22,9 @@ from torch import Tensor
 
 from rsd_edge.distill.diffusion import ResidualDiffusion
 from rsd_edge.distill.loop import WEIGHTS_FILE
-from rsd_edge.distill.roles import bicubic_up, load_part
+from rsd_edge.distill.roles import load_part
 from rsd_edge.evaluate.folder import METRICS, evaluate_folders
+from rsd_edge.frames import SCALE, DetailCompositor, Region, to_model
 from rsd_edge.models.checkpoint import load_checkpoint
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import MAX_PIXELS, read_image, write_image
@@ -45,13 +46,15 @@ class Role:
     @torch.no_grad()
     def __call__(self, image: Image, seed: int) -> Image:
         """uint8 BGR (h, w, 3), even sides, to uint8 BGR (4h, 4w, 3)."""
-        rgb = np.ascontiguousarray(image[..., ::-1])
-        lq = torch.from_numpy(rgb).permute(2, 0, 1)[None].float().mul(2 / 255).sub(1)
-        generator = torch.Generator().manual_seed(seed)
-        z0_hat = self._latent(lq, generator)
-        result = (bicubic_up(lq) + self.decoder(z0_hat, lq)).clamp(-1, 1)
-        pixels = result.add(1).mul(127.5).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-        return np.ascontiguousarray(pixels[..., ::-1])
+        height, width = image.shape[:2]
+        model_input = np.empty((1, 3, height, width), np.float32)
+        to_model(image, model_input[0])
+        lq = torch.from_numpy(model_input)
+        z0_hat = self._latent(lq, torch.Generator().manual_seed(seed))
+        detail = self.decoder(z0_hat, lq)[0].numpy()
+        result = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+        DetailCompositor(height, width).add(image, Region(0, height, 0, width), detail, 1.0, result)
+        return result
 
     def _latent(self, lq: Tensor, generator: torch.Generator) -> Tensor:
         z_y = self.stem(lq)
@@ -69,9 +72,9 @@ def roles(run: Path, regression: Path | None) -> Iterator[tuple[str, Role]]:
     if regression is not None:
         yield "student without distillation, 1 step", Role(regression / "student" / WEIGHTS_FILE, "student", "one")
     yield "student, 1 step", Role(run / "student" / WEIGHTS_FILE, "student", "one")
-    finetuned = run / "finetune" / WEIGHTS_FILE
-    if finetuned.is_file():
-        yield "student after the joint fine-tune, 1 step", Role(finetuned, "student", "one")
+    for stage, title in (("finetune", "after the joint fine-tune"), ("polish", "after the polish")):
+        if (run / stage / WEIGHTS_FILE).is_file():
+            yield f"student {title}, 1 step", Role(run / stage / WEIGHTS_FILE, "student", "one")
 
 
 @click.command()
@@ -91,7 +94,7 @@ def main(run: Path, regression: Path | None, lq: Path, ref: Path, json_path: Pat
             scores = evaluate_folders(Path(folder), ref, lq=lq)
         rows[name] = {metric: scores.mean(metric) for metric in METRICS}
         click.echo(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in rows[name].items()))
-    document = {"lr": lq.name, "images": len(list(images_in(lq))), "rows": rows}
+    document = {"lr": lq.name, "images": len(images_in(lq)), "rows": rows}
     json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,15 @@ import yaml
 from rsd_edge.errors import InputError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
 
-_WEIGHTS = ("distill_weight", "lpips_weight", "pixel_weight", "chroma_weight", "lattice_weight", "gan_weight")
+_WEIGHTS = (
+    "distill_weight",
+    "lpips_weight",
+    "pixel_weight",
+    "chroma_weight",
+    "flat_weight",
+    "lattice_weight",
+    "gan_weight",
+)
 _LEAST = {
     0: (*_WEIGHTS, "warmup", "lr_final", "gan_start", "latent_noise"),
     1: ("iterations", "batch", "fake_steps", "log_every", "validate_every", "save_every"),

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from rsd_edge.distill.objectives import per_sample_mean
 from rsd_edge.distill.perceptual import LpipsSqueeze
+from rsd_edge.evaluate.metrics import BGR_TO_Y
 
-LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
-"""BT.601 studio-range luma weights for RGB in [0, 255]."""
+RGB_TO_Y = BGR_TO_Y[::-1]
 
 
 def luma(image: Tensor) -> Tensor:
     """(n, 3, h, w) RGB in [-1, 1] to (n, 1, h, w) Y in grey levels [16, 235], from 8-bit pixels."""
     pixels = (image.float().clamp(-1, 1) + 1).mul(127.5).round()
-    weights = torch.tensor(LUMA, device=image.device).view(1, 3, 1, 1)
+    weights = torch.tensor(RGB_TO_Y, device=image.device).view(1, 3, 1, 1)
     return (pixels * weights).sum(dim=1, keepdim=True) + 16
 
 
@@ -38,7 +38,7 @@ def lattice_figures(detail: Tensor) -> dict[str, float]:
     scale) and the 64 of the 8-pixel grid (the scale times the generator's reduction). The 4-pixel figures are those of
     `rsd_edge.evaluate.lattice`, but on floating-point detail and pooled over the batch.
     """
-    weights = torch.tensor(LUMA, device=detail.device).view(1, 3, 1, 1)
+    weights = torch.tensor(RGB_TO_Y, device=detail.device).view(1, 3, 1, 1)
     y = (detail.float() * 127.5 * weights).sum(dim=1, keepdim=True)
     taps = torch.exp(-0.5 * (torch.arange(-8, 9, device=detail.device) / 2.0) ** 2)
     taps = taps / taps.sum()

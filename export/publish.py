@@ -8,6 +8,7 @@ The model card beside them is written by hand: it holds judgement as well as fig
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rsd_edge.distill.run_log import LOG_FILE
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.models.checkpoint import load_checkpoint
+from rsd_edge.stream.atomic import atomic_file, write_json
 
 STAGES = ("autoencoder", "teacher", "student", "finetune", "polish")
 """Folders of a run that are recorded, in their order. `polish`, if there is one, is a second fine-tune of the first."""
@@ -33,18 +35,20 @@ def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> Bundle:
     """
     photos = _credits(credits)
     stages = {stage: _stage(run / stage) for stage in STAGES if (run / stage).is_dir()}
+    if not stages:
+        raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
     said = Provenance(
         licence, {"record": "training.json", "photographs": "credits.csv", "photographs_used": len(photos)}
     )
-    if not stages:
-        raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
     weights = run / list(stages)[-1] / WEIGHTS_FILE
     shipped = build_engine(str(weights), zoo, name=load_checkpoint(weights).spec.name, provenance=said)
-    (shipped.path / "training.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
-    with (shipped.path / "credits.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, CREDIT_FIELDS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(photos)
+    write_json(shipped.path / "training.json", stages)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, CREDIT_FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(photos)
+    with atomic_file(shipped.path / "credits.csv") as file:
+        file.write(table.getvalue().encode())
     return shipped
 
 

@@ -124,8 +124,9 @@ class TileSpec:
             raise InputError(f"tile batch is {self.batch}; it must be at least 1")
         if not 0 <= self.feather <= self.halo:
             raise InputError(f"tile feather {self.feather} must lie between 0 and the halo {self.halo}")
-        if self.size % self.multiple_of or self.halo % self.multiple_of:
-            raise InputError(f"tile size {self.size} and halo {self.halo} must be multiples of {self.multiple_of}")
+        for name, length in (("size", self.size), ("halo", self.halo)):
+            if length % self.multiple_of:
+                raise InputError(f"tile {name} {length} must be a multiple of {self.multiple_of}")
         smallest = 2 * self.halo + max(2 * self.feather, self.multiple_of)
         if self.size < smallest:
             raise InputError(f"tile size {self.size} is too small for a halo of {self.halo}; use at least {smallest}")

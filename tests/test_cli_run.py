@@ -92,10 +92,10 @@ def test_folders() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
-    options = "--engine my/bundle --threads 3 --tile 96 --batch 2 --scale 2.5 --seed -7 --strength 0.25"
+    options = "--engine my/bundle --threads 3 --tile 96 --batch 2 --scale 2.5 --seed 7 --strength 0.25"
     assert rsd_edge("run", "in/a.png", "-o", "x.png", *options.split()) == 0
     assert fake.loaded == ("my/bundle", {"threads": 3, "tile": 96, "batch": 2})
-    assert fake.calls == [{"seed": -7, "strength": 0.25, "scale": 2.5}]
+    assert fake.calls == [{"seed": 7, "strength": 0.25, "scale": 2.5}]
     assert read_image("x.png").shape == (15, 20, 3)
 
 
@@ -236,12 +236,12 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--skip-existing" in capsys.readouterr().out
 
 
-def test_listing_commands_imports_nothing_heavy() -> None:
+def test_listing_commands_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom rsd_edge.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
         "    heavy = {'numpy', 'cv2', 'onnxruntime', 'rich', 'torch'} & set(sys.modules)\n    sys.exit(str(heavy))"
     )
-    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.stderr.strip() == "set()"
     for name in ("run", "eval", "build-engine", "distill"):
         assert f"\n  {name} " in result.stdout

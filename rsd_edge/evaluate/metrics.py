@@ -13,7 +13,8 @@ from rsd_edge.opencv import cv2
 Image = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
 
-_BGR_TO_Y = np.array([24.966, 128.553, 65.481]) / 255
+BGR_TO_Y = (24.966 / 255, 128.553 / 255, 65.481 / 255)
+"""BT.601 studio-range luma weights for grey levels."""
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_C1 = (0.01 * 255) ** 2
@@ -22,7 +23,7 @@ _SSIM_C2 = (0.03 * 255) ** 2
 
 def to_y(image: Image) -> Plane:
     """BT.601 studio-range luma: uint8 (h, w, 3) BGR -> float64 (h, w) in [16, 235], not rounded."""
-    return 16 + image.astype(np.float64) @ _BGR_TO_Y
+    return 16 + image.astype(np.float64) @ np.array(BGR_TO_Y)
 
 
 def psnr_y(image: Image, reference: Image) -> float:

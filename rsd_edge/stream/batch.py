@@ -39,8 +39,8 @@ class RunSettings:
             raise InputError(f"scale is {self.scale:g}; it must lie between 1 and 4")
         if not 0 <= self.strength <= 1:
             raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
-        if not -(2**63) <= self.seed < 2**64:
-            raise InputError(f"seed is {self.seed}; it must fit into 64 bits")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed is {self.seed}; use 0 to 2^64 - 1")
         for name in ("tile", "batch", "threads", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -51,13 +51,14 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     return jobs
 
 
-def images_in(folder: Path, *, recursive: bool = False, leave_out: Path | None = None) -> list[Path]:
-    """The image files of a folder, known by their suffix, sorted. Raises InputError if there are none."""
+def images_in(folder: Path, *, recursive: bool = False, leave_out: Path | None = None, cure: str = "") -> list[Path]:
+    """The image files of a folder, known by their suffix, sorted.
+
+    Raises InputError if there are none; `cure` is what the caller has to offer beside another folder.
+    """
     found = sorted(_walk(folder, recursive, leave_out))
     if not found:
-        known = " ".join(IMAGE_SUFFIXES)
-        cure = "name a folder that does" if recursive else "name another folder, or add --recursive for its sub-folders"
-        raise InputError(f"{folder} contains no images ({known}); {cure}")
+        raise InputError(f"{folder} contains no images ({' '.join(IMAGE_SUFFIXES)}); name a folder that does{cure}")
     return found
 
 
@@ -93,7 +94,8 @@ def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str)
             raise InputError(f"{path} is both input and output: results would be inputs next time; choose another -o")
         else:
             below = Path(path.resolve().name) if len(folders) > 1 else Path()
-            images = images_in(path, recursive=recursive, leave_out=into)
+            deeper = "" if recursive else ", or add --recursive for its sub-folders"
+            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper)
             pairs = [(image, below / image.relative_to(path).with_suffix(suffix)) for image in images]
         for source, name in pairs:
             if (source.resolve(), name) not in seen:

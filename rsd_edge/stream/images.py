@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _LOSSY_QUALITY = 95
+_OPENCV_SILENT = 0
 _STREAMED = {".png": write_png, ".bmp": write_bmp, ".tif": write_tiff, ".tiff": write_tiff}
 _LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 
@@ -155,9 +156,10 @@ def _cure(reason: str) -> str:
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Keep decoder messages off the terminal: the caller gets one exception that says it all."""
-    logging = cv2.utils.logging
+    # OpenCV 5 moved these; in OpenCV 4 they are in the root.
+    logging = getattr(cv2.utils, "logging", cv2)
     level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    logging.setLogLevel(_OPENCV_SILENT)
     try:
         yield
     finally:
