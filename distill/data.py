@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from rsd_edge.distill.config import DataConfig
 from rsd_edge.distill.degrade import PRESETS, degrade
 from rsd_edge.errors import InputError
+from rsd_edge.frames import to_model
 from rsd_edge.opencv import cv2
-from rsd_edge.stream.images import IMAGE_SUFFIXES, read_image
+from rsd_edge.stream.discovery import images_in
+from rsd_edge.stream.images import read_image
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +43,15 @@ class Batch:
 
 
 def list_images(folder: str) -> list[Path]:
-    """All image files below `folder`, sorted. Raises InputError if there is no such folder or nothing in it."""
+    """All image files below `folder`, sorted. Raises InputError if there is no such folder or no image in it."""
     root = Path(folder)
     if not folder or not root.is_dir():
         raise InputError(f"data folder '{folder}' does not exist; set data.train and data.val to folders of HR images")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not files:
-        raise InputError(f"data folder '{folder}' holds no image ({', '.join(IMAGE_SUFFIXES)}); choose another folder")
-    return files
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as (h, w, 3) uint8 RGB. Raises ImageReadError naming a file that cannot be read."""
-    return np.ascontiguousarray(read_image(path, LARGEST_IMAGE)[..., ::-1])
+    return images_in(root, recursive=True)
 
 
 class CropDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
-    """Map from sample index to one (HR, LR) uint8 pair.
+    """Map from sample index to one (HR, LR) pair, uint8 BGR.
 
     Decoded images are kept, in each worker, up to `data.cache_mb`. An image that cannot be read or is smaller than the
     crop is named once, and another is drawn in its place: by the same generator, so that the sample still depends on
@@ -106,7 +100,7 @@ class CropDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
     def _image(self, index: int) -> NDArray[np.uint8]:
         image = self._cache.get(index)
         if image is None:
-            image = read_rgb(self.files[index])
+            image = read_image(self.files[index], LARGEST_IMAGE)
             if min(image.shape[:2]) < self.crop:
                 size = f"{image.shape[1]}x{image.shape[0]}, smaller than the crop of {self.crop}"
                 raise InputError(f"{self.files[index]} is {size}; lower data.crop")
@@ -136,12 +130,15 @@ class _Cache:
 
 
 def collate(pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
-    return Batch(*(_to_model(np.stack(images)) for images in zip(*pairs, strict=True)))
+    return Batch(*(_to_model(images) for images in zip(*pairs, strict=True)))
 
 
-def _to_model(images: NDArray[np.uint8]) -> Tensor:
-    """(n, h, w, 3) uint8 to channels-last (n, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1)
+def _to_model(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """uint8 BGR (h, w, 3) each, to channels-last (n, 3, h, w) float32 RGB in [-1, 1]."""
+    batch = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
+    for image, out in zip(images, batch, strict=True):
+        to_model(image, out)
+    return torch.from_numpy(batch).contiguous(memory_format=torch.channels_last)
 
 
 def _one_thread(worker: int) -> None:

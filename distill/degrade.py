@@ -1,7 +1,7 @@
 """HR crop to LR crop: the second-order degradation of Real-ESRGAN with its official ranges, a lighter preset, bicubic.
 
-Images are (h, w, 3) float32 RGB in [0, 1] inside this module; every function draws from the generator it is given and
-from nothing else, so a sample depends on its seed alone.
+Images are (h, w, 3) float32 in [0, 1] inside this module, BGR as OpenCV's codecs and conversions expect; every function
+draws from the generator it is given and from nothing else, so a sample depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from rsd_edge.distill.blur_kernels import Kernel, random_kernel, random_sinc
+from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2
 
 Image = NDArray[np.float32]
 
-SCALE = 4
 RESIZERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 
@@ -67,7 +67,7 @@ def poisson_noise(rng: Generator, image: Image, scale: float, gray: bool) -> Ima
     """Add shot noise: counts at 2^ceil(log2(number of distinct values)) levels, its deviation times `scale`."""
     clean = np.clip(image, 0, 1)
     if gray:
-        clean = np.asarray(cv2.cvtColor(clean, cv2.COLOR_RGB2GRAY), np.float32)[..., None]
+        clean = np.asarray(cv2.cvtColor(clean, cv2.COLOR_BGR2GRAY), np.float32)[..., None]
     distinct = len(np.unique(np.round(clean * 255).astype(np.uint8)))
     peak = float(2 ** np.ceil(np.log2(max(distinct, 2))))
     noise = rng.poisson(clean * peak).astype(np.float32) / np.float32(peak) - clean
@@ -76,10 +76,8 @@ def poisson_noise(rng: Generator, image: Image, scale: float, gray: bool) -> Ima
 
 def jpeg(image: Image, quality: int) -> Image:
     """Compress and decompress as 8-bit JPEG."""
-    bgr = to_uint8(image)[..., ::-1]  # the codec weighs and subsamples colours, so their order matters
-    coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.float32)
-    return np.ascontiguousarray(decoded[..., ::-1]) / np.float32(255)
+    coded = cv2.imencode(".jpg", to_uint8(image), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.float32) / np.float32(255)
 
 
 def to_uint8(image: Image) -> NDArray[np.uint8]:
@@ -166,5 +164,5 @@ PRESETS: dict[str, Callable[[Generator, Image], Image]] = {
 
 
 def degrade(rng: Generator, hr: NDArray[np.uint8], preset: str) -> NDArray[np.uint8]:
-    """HR (h, w, 3) uint8 RGB, sides multiples of 4, to LR (h / 4, w / 4, 3) uint8 RGB."""
+    """HR (h, w, 3) uint8 BGR, sides multiples of 4, to LR (h / 4, w / 4, 3) uint8 BGR."""
     return to_uint8(PRESETS[preset](rng, hr.astype(np.float32) / np.float32(255)))

@@ -251,13 +251,15 @@ def test_poisson_noise_grows_with_the_light(gray: bool) -> None:
     assert (np.ptp(noise, axis=2).max() < 1e-5) == gray
 
 
-def test_jpeg_gets_the_colours_in_the_codecs_order(photo: Photo) -> None:
+def test_jpeg_and_gray_noise_take_the_colours_in_opencvs_order(photo: Photo) -> None:
     """The codec weighs red and blue differently: swapped, a strongly compressed photograph comes out otherwise."""
-    rgb = photo(64, 64)
-    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    bgr = photo(64, 64)
     coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
-    expected = cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    np.testing.assert_array_equal(to_uint8(jpeg(rgb.astype(np.float32) / 255, 30)), expected)
+    np.testing.assert_array_equal(to_uint8(jpeg(bgr.astype(np.float32) / 255, 30)), cv2.imdecode(coded, 1))
+    blue = np.zeros((64, 64, 3), np.float32)
+    blue[..., 0] = 1  # luma 0.114: the variance of its shot noise tells it from red, whose luma is 0.299
+    noise = poisson_noise(rng(), blue, 1.0, True) - blue
+    assert noise.std() == pytest.approx(math.sqrt(0.114 / 2), rel=0.1)  # peak 2: one distinct value; 4096 draws
 
 
 def test_jpeg_loses_more_at_lower_quality(photo: Photo) -> None:
