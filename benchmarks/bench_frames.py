@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from rsd_edge.errors import ModelError
 from rsd_edge.pipeline import SuperResolver
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
 def resolver(request: pytest.FixtureRequest) -> Iterator[SuperResolver]:
-    try:
-        loaded = SuperResolver.load("edge-s", threads=request.param)
-    except ModelError as error:
-        pytest.skip(f"the shipped model cannot be loaded: {error}")
-    with loaded:
+    with SuperResolver.load("edge-s", threads=request.param) as loaded:
         yield loaded
 
 

@@ -15,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
+PHOTO = ROOT / "assets" / "face.png"
 FOLDERS = {
     "rsd_edge": "rsd_edge",
     "distill": "rsd_edge/distill",
@@ -22,7 +23,7 @@ FOLDERS = {
     "kernels": "rsd_edge/kernels",
 }
 NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
-HEAVY = ("torch", "onnx", "onnxscript", "triton", "tensorboard", "scipy", "nvidia")
+HEAVY = ("torch", "onnx", "onnxscript", "openvino", "triton", "tensorboard", "scipy", "nvidia")
 
 IMPORT_RUNTIME = """
 import importlib, pkgutil, rsd_edge
@@ -102,8 +103,18 @@ def test_help_starts(scripts: Path, tmp_path: Path) -> None:
 
 
 def test_shipped_model_upscales_a_photo(scripts: Path, tmp_path: Path) -> None:
-    photos = sorted((ROOT / "assets").glob("*.png")) + sorted((ROOT / "assets").glob("*.jpg"))
-    if not photos or not (ROOT / "rsd_edge" / "zoo" / "edge-s").is_dir():
-        pytest.skip("no model or no photo is in this tree")
-    run(scripts / "rsd-edge", "run", photos[0], "-o", tmp_path / "out.png", cwd=tmp_path)
-    assert (tmp_path / "out.png").stat().st_size > photos[0].stat().st_size  # sixteen times the pixels, lossless
+    run(scripts / "rsd-edge", "run", PHOTO, "-o", "out.png", "--report", "report.json", cwd=tmp_path)
+    assert (tmp_path / "out.png").stat().st_size > PHOTO.stat().st_size  # sixteen times the pixels, lossless
+    engine = json.loads((tmp_path / "report.json").read_text())["engine"]
+    assert (engine["model"], engine["backend"]) == ("edge-s", "onnxruntime")  # the only one that is installed
+
+
+def test_a_backend_that_is_not_installed_is_one_line(scripts: Path, tmp_path: Path) -> None:
+    command = (scripts / "rsd-edge", "run", PHOTO, "-o", "out.png", "--backend", "openvino")
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "error: OpenVINO cannot be imported (No module named 'openvino'); run: pip install "
+    )
+    assert result.stderr.endswith("'rsd-edge[openvino]'\n")
+    assert result.stderr.count("\n") == 1
