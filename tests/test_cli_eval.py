@@ -14,7 +14,8 @@ from rsd_edge.cli import main
 from rsd_edge.stream.images import read_image, write_image
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-METRICS = ["psnr_y", "ssim_y", "lpips_squeeze", "lattice_spread", "lattice_mean"]
+LATTICE = ["lattice_spread", "lattice_mean"]
+METRICS = ["psnr_y", "ssim_y", "lpips_squeeze", *LATTICE, "niqe", "spectrum_db", "spectrum_bias_db"]
 
 Image = npt.NDArray[np.uint8]
 
@@ -67,6 +68,11 @@ def test_scores_of_two_photographs(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["psnr_y"] == pytest.approx(29.996, abs=0.02)
     assert data["lpips_squeeze"] == pytest.approx(0.1981, abs=0.001)
     assert (data["lattice_spread"], data["lattice_mean"]) == (0, 0)  # bicubic results have no detail
+    # NIQE is of the bicubic images alone. Builds of OpenCV may round one pixel in some hundred the other way, which
+    # is worth 0.04 of NIQE on such smooth images, and 0.1 dB where they hold nothing but rounding noise.
+    assert data["niqe"] == pytest.approx(7.377, abs=0.05)
+    assert data["spectrum_db"] == pytest.approx(18.77, abs=0.15)
+    assert data["spectrum_bias_db"] == pytest.approx(-data["spectrum_db"], rel=1e-12)  # too little in every ring
 
 
 @pytest.mark.usefixtures("folder")
@@ -74,7 +80,31 @@ def test_without_sources_the_lattice_is_not_measured(capsys: pytest.CaptureFixtu
     data = evaluate()
     assert data["lattice_spread"] is None
     assert data["rows"][0]["lattice_mean"] is None
-    assert "lattice not measured" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "lattice not measured" in out
+    assert out.splitlines()[0].split() == ["image", *(metric for metric in METRICS if metric not in LATTICE)]
+    assert "NIQE not" not in out
+
+
+@pytest.mark.usefixtures("folder")
+def test_images_too_small_for_niqe_and_spectrum_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    """They keep their other scores, and the means are over the images that are large enough."""
+    for name in ("pred/tiny.png", "ref/tiny.png"):
+        small(name, 63, 100)
+    data = evaluate()
+    assert [row["stem"] for row in data["rows"]] == ["face", "text", "tiny"]
+    assert data["rows"][2]["ssim_y"] == pytest.approx(1, abs=1e-12)
+    for metric in ("niqe", "spectrum_db", "spectrum_bias_db"):
+        assert data["rows"][2][metric] is None
+        assert data[metric] == pytest.approx((data["rows"][0][metric] + data["rows"][1][metric]) / 2, rel=1e-12)
+    for stem in ("face.png", "text.png"):
+        Path("pred", stem).unlink()
+        Path("ref", stem).with_suffix(".jpg").unlink()
+    capsys.readouterr()
+    assert evaluate()["niqe"] is None
+    out = capsys.readouterr().out
+    assert "NIQE not measured" in out
+    assert "spectrum not measured" in out
 
 
 @pytest.mark.usefixtures("folder")

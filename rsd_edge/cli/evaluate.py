@@ -17,6 +17,14 @@ from rsd_edge.stream.atomic import make_folder, write_json
 _FOLDER = click.Path(path_type=Path)
 _DECIMALS = {"psnr_y": 3}
 _DEFAULT_DECIMALS = 4
+_CURES = {
+    "lattice_spread": "lattice not measured: give the upscaled images' sources with --lr",
+    "niqe": "NIQE not measured: it needs images of two 96x96 patches or more that are not flat",
+    "spectrum_db": "spectrum not measured: it needs sides of at least 64 pixels",
+}
+"""What to say of a metric that no image has."""
+_PIPE_WIDTH = 140
+"""Holds all metrics beside stems of about 30 characters where there is no terminal to ask."""
 
 
 @click.command("eval")
@@ -26,7 +34,7 @@ _DEFAULT_DECIMALS = 4
 @click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write all scores here.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
 def command(pred: Path, ref: Path, lr: Path | None, json_path: Path | None, threads: int | None) -> None:
-    """Score upscaled images: PSNR-Y, SSIM-Y, LPIPS-squeeze, and with --lr the lattice metric.
+    """Score upscaled images: PSNR-Y, SSIM-Y, LPIPS-squeeze, NIQE, power spectrum, and with --lr the lattice metric.
 
     Files are matched by stem. The JSON file states the protocol: luma, borders, windows, versions.
     """
@@ -56,10 +64,11 @@ def _print(evaluation: Evaluation) -> None:
     table.add_section()
     means = (_format(metric, evaluation.mean(metric)) for metric in measured)
     table.add_row(f"mean of {len(evaluation.rows)}", *means)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
     console.print(table)
-    if len(measured) < len(METRICS):
-        console.print("lattice not measured: give the upscaled images' sources with --lr")
+    for metric, cure in _CURES.items():
+        if metric not in measured:
+            console.print(cure)
 
 
 def _format(metric: str, value: float | None) -> str:

@@ -1,1 +1,1 @@
-"""Image quality measured from the wheel: PSNR-Y, SSIM-Y, LPIPS-squeeze and the lattice metric, without torch."""
+"""Image quality measured from the wheel, without torch: PSNR, SSIM, LPIPS, lattice, NIQE and power spectrum."""

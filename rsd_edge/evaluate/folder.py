@@ -16,11 +16,22 @@ from rsd_edge.errors import InputError
 from rsd_edge.evaluate.lattice import SCALE, measure_lattice
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.evaluate.metrics import Image, psnr_y, ssim_y
+from rsd_edge.evaluate.niqe import niqe
+from rsd_edge.evaluate.spectrum import measure_spectrum
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import MAX_PIXELS, read_image
 
-METRICS = ("psnr_y", "ssim_y", "lpips_squeeze", "lattice_spread", "lattice_mean")
+METRICS = (
+    "psnr_y",
+    "ssim_y",
+    "lpips_squeeze",
+    "lattice_spread",
+    "lattice_mean",
+    "niqe",
+    "spectrum_db",
+    "spectrum_bias_db",
+)
 
 PROTOCOL = {
     "matching": "by file stem; a reference is cut at the right and bottom if it is up to 3 pixels larger",
@@ -30,7 +41,13 @@ PROTOCOL = {
     "lattice_spread": "same luma of output - bicubic x4 of the LR image (8 bits), minus its Gaussian blur of sigma 2; "
     "(max - min) / mean of the variances of the 16 phases of a 4x4 lattice; lower is better",
     "lattice_mean": "of the same, standard deviation of the 16 means, in grey levels; lower is better",
-    "means": "over images",
+    "niqe": "of the output alone, same luma, whole 96x96 patches, statistics fitted by this project: values do not "
+    "compare with those of other fits; lower is better; null below two patches that are not flat",
+    "spectrum_db": "same luma, Hann window, rings of radial frequency 1/32 cycle a pixel wide from 1/16 to 1/2; mean "
+    "of |10 log10(power of output / power of reference)|, powers at least that of 8-bit rounding; lower is better; "
+    "null for sides below 64 pixels",
+    "spectrum_bias_db": "the same with its sign: positive for more detail than the reference has; nearest to 0 is best",
+    "means": "over the images that have the value",
 }
 
 _LARGEST_CUT = SCALE - 1
@@ -38,7 +55,7 @@ _LARGEST_CUT = SCALE - 1
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one image. The lattice is None if no LR image was given."""
+    """Scores of one image. The lattice is None if no LR image was given, NIQE and spectrum are for too small images."""
 
     stem: str
     width: int
@@ -48,6 +65,9 @@ class Row:
     lpips_squeeze: float
     lattice_spread: float | None = None
     lattice_mean: float | None = None
+    niqe: float | None = None
+    spectrum_db: float | None = None
+    spectrum_bias_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class Evaluation:
     rows: tuple[Row, ...]
 
     def mean(self, metric: str) -> float | None:
-        """Mean of one of METRICS over the images, or None if it was not measured."""
+        """Mean of one of METRICS over the images that have it, or None if none has."""
         values = [value for row in self.rows if (value := getattr(row, metric)) is not None]
         return sum(values) / len(values) if values else None
 
@@ -124,11 +144,14 @@ def _score(stem: str, paths: tuple[Path, Path, Path | None], lpips: LpipsMetric)
     truth = _cut(read_image(reference, limit), image, paths)
     height, width = image.shape[:2]
     try:
-        scores = {
+        scores: dict[str, Any] = {
             "psnr_y": psnr_y(image, truth),
             "ssim_y": ssim_y(image, truth),
             "lpips_squeeze": lpips(image, truth),
+            "niqe": niqe(image),
         }
+        if spectrum := measure_spectrum(image, truth):
+            scores |= {"spectrum_db": spectrum.error, "spectrum_bias_db": spectrum.bias}
         if lq is not None:
             lattice = measure_lattice(image, read_image(lq, limit))
             scores |= {"lattice_spread": lattice.spread, "lattice_mean": lattice.mean}

@@ -23,7 +23,7 @@ _SSIM_C2 = (0.03 * 255) ** 2
 
 def to_y(image: Image) -> Plane:
     """BT.601 studio-range luma: uint8 (h, w, 3) BGR -> float64 (h, w) in [16, 235], not rounded."""
-    return 16 + image.astype(np.float64) @ np.array(BGR_TO_Y)
+    return np.asarray(16 + image.astype(np.float64) @ np.array(BGR_TO_Y), dtype=np.float64)
 
 
 def psnr_y(image: Image, reference: Image) -> float:
@@ -31,7 +31,7 @@ def psnr_y(image: Image, reference: Image) -> float:
 
     Raises InputError if the shapes differ.
     """
-    _check_pair(image, reference)
+    check_pair(image, reference)
     error = float(np.mean((to_y(image) - to_y(reference)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
@@ -42,7 +42,7 @@ def ssim_y(image: Image, reference: Image) -> float:
     Gaussian window 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, dynamic range 255, averaged where the window fits inside
     the image. Raises InputError if the shapes differ or a side is below 11.
     """
-    _check_pair(image, reference)
+    check_pair(image, reference)
     if min(image.shape[:2]) < _SSIM_WINDOW:
         height, width = image.shape[:2]
         raise InputError(f"SSIM needs sides of at least {_SSIM_WINDOW} pixels, not {width}x{height}; use larger images")
@@ -63,6 +63,7 @@ def _window_mean(plane: Plane) -> Plane:
     return np.asarray(filtered[radius:-radius, radius:-radius], np.float64)
 
 
-def _check_pair(image: Image, reference: Image) -> None:
+def check_pair(image: Image, reference: Image) -> None:
+    """Raise InputError unless both images have the same shape."""
     if image.shape != reference.shape:
         raise InputError(f"images of different shape cannot be compared: {image.shape} and {reference.shape}")
