@@ -31,6 +31,7 @@ class Backend(str, Enum):
     """Runtime that executes an engine."""
 
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,14 @@ class EdgeArchitecture:
     decoder_half_width: int = 24
     """Channels at twice the LR resolution."""
     decoder_full_width: int = 12
-    """Channels at four times the LR resolution, where a last convolution mixes the sub-pixel phases."""
+    """Channels at four times the LR resolution, where the last convolutions mix the sub-pixel phases; 0 for none, so
+    that the features at twice the LR resolution give the four phases of each pixel directly."""
     encoder_width: int = 32
 
     def __post_init__(self) -> None:
         widths = (self.latent_channels, self.stem_width, *self.generator_widths, self.time_width, self.decoder_width)
-        if min(*widths, self.decoder_half_width, self.decoder_full_width, self.encoder_width // 2) < 1:
-            raise InputError("architecture widths must be at least 1, encoder_width at least 2")
+        if min(*widths, self.decoder_half_width, self.encoder_width // 2) < 1 or self.decoder_full_width < 0:
+            raise InputError("architecture widths must be at least 1, encoder_width 2, decoder_full_width 0")
         if min(self.stem_blocks, *self.generator_blocks, self.decoder_blocks) < 0:
             raise InputError("architecture numbers of blocks must not be negative")
         if self.time_width % 2:
@@ -139,6 +141,8 @@ class EngineSpec:
     model: ModelSpec
     backend: Backend = Backend.ONNXRUNTIME
     precision: Precision = Precision.FP32
+    weight_bits: int | None = None
+    """Of an INT8 engine: 8, or 7 for CPUs that add U8 x S8 products in 16 bits, where 8 would saturate."""
 
 
 def to_dict(spec: Any) -> dict[str, Any]:

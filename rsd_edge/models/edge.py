@@ -197,8 +197,9 @@ def student_from_teacher(teacher: EdgeGenerator, arch: EdgeArchitecture) -> Edge
 class EdgeDecoder(nn.Module):
     """Latent and LR image to detail (n, 3, 4h, 4w) = image - bicubic_up4(lq), in units of the [-1, 1] range.
 
-    The convolutions after the last pixel shuffle mix its sixteen phases: without them each phase has its own filters,
-    and flat areas show a 4-pixel lattice.
+    Convolutions after a pixel shuffle mix its phases: without them each phase has its own filters, and flat areas show
+    a lattice. Those after the second shuffle are half of a small network's time, so `decoder_full_width` 0 does without
+    them, and leaves the four phases of the second shuffle to the lattice loss.
     """
 
     def __init__(self, arch: EdgeArchitecture) -> None:
@@ -208,8 +209,10 @@ class EdgeDecoder(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(arch.decoder_blocks)), nn.ReLU())
         self.up_half = SubPixelConv(width, half, kernel=3)
         self.mix_half = nn.Sequential(ResidualBlock(half), nn.ReLU())
-        self.up_full = SubPixelConv(half, full, kernel=3)
-        self.mix_full = nn.Sequential(nn.ReLU(), conv3x3(full, full), nn.ReLU(), conv3x3(full, RGB))
+        self.up_full = SubPixelConv(half, full or RGB, kernel=3)
+        self.mix_full = nn.Sequential(
+            *((nn.ReLU(), conv3x3(full, full), nn.ReLU(), conv3x3(full, RGB)) if full else ())
+        )
 
     def forward(self, z0: Tensor, lq: Tensor) -> Tensor:
         x = self.blocks(self.head(torch.cat([z0, lq], dim=1)))
