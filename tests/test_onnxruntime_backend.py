@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from rsd_edge.backends import onnxruntime as backend
 from rsd_edge.backends import open_engine
-from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine, usable_cores
+from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.machine import usable_cores
 from rsd_edge.specs import EngineSpec, TileSpec
 
 Buffers = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
@@ -73,7 +72,9 @@ def test_a_session_is_opened_once_for_each_shape_and_few_are_kept(
     assert len(opened) == 6
 
 
-def test_sessions_are_configured_for_bounded_memory(engine: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_are_configured_for_bounded_memory_and_short_layers(
+    engine: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = {}
     original = ort.InferenceSession
 
@@ -86,7 +87,8 @@ def test_sessions_are_configured_for_bounded_memory(engine: OnnxRuntimeEngine, m
     options = seen["options"]
     assert options.enable_cpu_mem_arena is False
     assert options.intra_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_prepare_leaves_nothing_to_open(engine: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +149,10 @@ def test_a_closed_engine_says_so(toy_graph: Path, toy_spec: EngineSpec) -> None:
         engine.submit(*buffers(1, 36, 36))
 
 
-def test_default_tiles_follow_the_model(toy_graph: Path, toy_spec: EngineSpec) -> None:
-    assert OnnxRuntimeEngine(toy_graph, toy_spec).tile == TileSpec(halo=16, multiple_of=2)
+def test_default_tiles_follow_the_model_and_threads_the_cores(toy_graph: Path, toy_spec: EngineSpec) -> None:
+    engine = OnnxRuntimeEngine(toy_graph, toy_spec)
+    assert engine.tile == TileSpec(halo=16, multiple_of=2)
+    assert engine.threads == usable_cores()
 
 
 def test_open_engine_picks_the_backend_of_the_spec(toy_graph: Path, toy_spec: EngineSpec) -> None:
@@ -156,17 +160,3 @@ def test_open_engine_picks_the_backend_of_the_spec(toy_graph: Path, toy_spec: En
     engine = open_engine(toy_graph, toy_spec, tile=tile, threads=1)
     assert isinstance(engine, OnnxRuntimeEngine)
     assert (engine.tile, engine.threads, engine.spec) == (tile, 1, toy_spec)
-
-
-def test_usable_cores_counts_each_core_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings)
-    monkeypatch.setattr(backend, "_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert usable_cores() == 2
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
-    assert usable_cores() == 1
-    monkeypatch.setattr(backend, "_TOPOLOGY", tmp_path / "absent")
-    assert usable_cores() == 2

@@ -20,3 +20,7 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
             from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 
             return OnnxRuntimeEngine(graph_path, spec, threads, tile=tile)
+        case Backend.OPENVINO:
+            from rsd_edge.backends.openvino import OpenVinoEngine
+
+            return OpenVinoEngine(graph_path, spec, threads, tile=tile)
