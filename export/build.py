@@ -1,11 +1,14 @@
-"""`build-engine` on ONNX Runtime: graph, parity, speed, bundle."""
+"""`build-engine` for CPUs: graph, parity, INT8 if asked for, speed, bundle."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import logging
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rsd_edge import __version__
-from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
+from rsd_edge.backends import open_engine
+from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import BuildRecord, Bundle, resolve_engine, shipped_engines, write_bundle
-from rsd_edge.errors import BackendError, ModelError
-from rsd_edge.machine import cpu_name
+from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.machine import cpu_name, int8_weight_bits, usable_cores
 from rsd_edge.noise import NoiseField
-from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision
+from rsd_edge.selection import TILE as SPEED_TILE
+from rsd_edge.selection import median_seconds
+from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, TileSpec
+
+log = logging.getLogger(__name__)
 
 Tile = NDArray[np.float32]
 Reference = Callable[[Tile, Tile], Tile]
@@ -27,8 +35,8 @@ Reference = Callable[[Tile, Tile], Tile]
 PARITY_FLOOR_DB = 80.0
 """fp32 against fp32: only the order of additions differs, which measured 155 dB. Errors of 1e-4 of the range mean a
 wrong graph."""
-SPEED_TILE = 64
-SPEED_RUNS = 15
+PARITY_TILE = 64
+REPORT = "quantization.json"
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,26 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Source:
-    """A graph on disk, what it is, and an independent way to compute the same."""
+    """A float graph on disk, what it is, and an independent way to compute the same."""
 
     model: ModelSpec
     graph: Path
     reference: Reference
     provenance: Provenance
+    origin: dict[str, str]
+    """What the graph was made from: `model` and `digest`."""
+    exporter: tuple[str, ...]
+    """Packages that wrote the graph just now; none for a graph that a bundle held."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A graph that may be shipped, and what was found out about it."""
+
+    spec: EngineSpec
+    graph: Path
+    parity: dict[str, Any]
+    reports: dict[str, Any]
 
 
 def build_engine(
@@ -58,50 +80,67 @@ def build_engine(
     threads: int | None = None,
     name: str | None = None,
     provenance: Provenance | None = None,
+    calibration: Path | None = None,
 ) -> Bundle:
     """Build a bundle in the folder `output`.
 
     model: a shipped name, a bundle folder, or a checkpoint (.safetensors) of `rsd-edge distill`. name: of the bundle's
-    folder, None to derive it from the contents. provenance: None takes what the model says of itself.
-    Raises BackendError for a precision that this backend cannot build or an engine that fails its parity check,
-    ModelError for a model that cannot be used, OutputError if the folder cannot be written.
+    folder, None to derive it from the contents. provenance: None takes what the model says of itself. calibration: for
+    INT8, a folder of LR images like those the engine will see; None takes the packaged ones.
+    Raises BackendError for a precision that this backend cannot build, an engine that fails its parity check or its
+    gate, or an INT8 engine that is not faster than fp32 here; ModelError for a model that cannot be used, InputError
+    for a calibration folder that cannot, OutputError if the output cannot be written. Nothing is written then.
     """
-    if precision is not Precision.FP32:
-        raise BackendError(
-            f"{backend.value} engines in {precision.value} cannot be built by this version; use --precision fp32"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        source = _from_checkpoint(Path(model), Path(folder)) if model.endswith(".safetensors") else _from_bundle(model)
-        spec = EngineSpec(source.model, backend, precision)
+    if precision is Precision.FP16:
+        raise BackendError(f"{backend.value} engines for CPUs cannot be built in fp16; use --precision fp32 or int8")
+    if calibration is not None and precision is not Precision.INT8:
+        raise InputError(f"calibration images serve INT8 engines and this one is {precision.value}; leave them out")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = _from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else _from_bundle(model)
+        made = _float(source, backend, threads)
+        graphs = {Precision.FP32: made}
+        if precision is Precision.INT8:
+            made = _int8(source, made, folder, threads, calibration)
+            graphs[Precision.INT8] = made
         known = provenance or source.provenance
-        with OnnxRuntimeEngine(source.graph, spec, threads) as engine:
-            record = BuildRecord(
-                versions={"rsd_edge": __version__, "onnxruntime": ort.__version__, "numpy": np.__version__},
-                device=f"{cpu_name()}, {engine.threads} threads",
-                parity=_parity(engine, source.reference),
-                speed=_speed(engine),
-                licence=known.licence,
-                training=known.training,
-            )
-        return write_bundle(output, spec, source.graph, record, name=name)
+        quantiser = ("onnxruntime", "onnx") if precision is Precision.INT8 else ()
+        packages = ("rsd-edge", backend.value, *source.exporter, *quantiser, "numpy")
+        record = BuildRecord(
+            versions={package: _version(package) for package in packages},
+            device=f"{cpu_name()}, {threads or usable_cores()} threads",
+            parity=made.parity,
+            speed=_speed(graphs, threads),
+            licence=known.licence,
+            training=known.training,
+            source=source.origin,
+        )
+        return write_bundle(output, made.spec, made.graph, record, name=name, reports=made.reports)
+
+
+def _version(package: str) -> str:
+    return __version__ if package == "rsd-edge" else importlib.metadata.version(package)
 
 
 def _from_checkpoint(path: Path, folder: Path) -> Source:
     import torch
 
+    from rsd_edge.export.deploy import deploy
     from rsd_edge.export.onnx_export import edge_tile, export_tile
     from rsd_edge.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     tile = edge_tile(checkpoint)
     graph = folder / "graph.onnx"
-    export_tile(tile, graph)
+    export_tile(deploy(edge_tile(checkpoint)), graph)
 
     def reference(lq: Tile, noise: Tile) -> Tile:
         with torch.no_grad():
             return np.asarray(tile(torch.from_numpy(lq), torch.from_numpy(noise)))
 
-    return Source(checkpoint.spec, graph, reference, Provenance("not stated", checkpoint.record))
+    origin = {"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+    said = Provenance("not stated", checkpoint.record)
+    return Source(checkpoint.spec, graph, reference, said, origin, exporter=("torch", "onnx"))
 
 
 def _from_bundle(model: str) -> Source:
@@ -114,16 +153,47 @@ def _from_bundle(model: str) -> Source:
     if bundle.spec.precision is not Precision.FP32:
         names = ", ".join(shipped_engines())
         raise ModelError(f"'{model}' is {bundle.spec.precision.value}; engines are built from fp32 models: {names}")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    plain = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
 
     def reference(lq: Tile, noise: Tile) -> Tile:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        plain = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
         return np.asarray(plain.run(["detail"], {"lq": lq, "noise": noise})[0])
 
     manifest = bundle.manifest
     said = Provenance(str(manifest["licence"]), dict(manifest["training"]))
-    return Source(bundle.spec.model, bundle.graph_path, reference, said)
+    origin = {"model": model, "digest": bundle.digest}
+    return Source(bundle.spec.model, bundle.graph_path, reference, said, origin, exporter=())
+
+
+def _float(source: Source, backend: Backend, threads: int | None) -> Made:
+    spec = EngineSpec(source.model, backend)
+    with _open(spec, source.graph, threads) as engine:
+        return Made(spec, source.graph, _parity(engine, source.reference), {})
+
+
+def _int8(source: Source, floating: Made, folder: Path, threads: int | None, images: Path | None) -> Made:
+    from rsd_edge.export.calibration import calibration_samples, held_out_samples
+    from rsd_edge.export.gate import Gate, Judge, Search
+    from rsd_edge.export.quantize import prepare
+
+    spec = replace(floating.spec, precision=Precision.INT8, weight_bits=int8_weight_bits())
+
+    def opener(graph: Path) -> TileEngine:
+        return _open(floating.spec, graph, threads)
+
+    calibration = calibration_samples(source.model, images)
+    judge = Judge(source.graph, held_out_samples(source.model), opener, lpips=True)
+    search = Search(prepare(source.graph, folder), calibration, judge, opener, folder, spec.weight_bits or 8)
+    found = search.run(Gate())
+    parity = {"psnr_db": found.closeness.psnr_db, **found.report["closeness"], "reference": "fp32 on held-out crops"}
+    report = found.report | {"calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
+    return Made(spec, found.graph, parity, {REPORT: report})
+
+
+def _open(spec: EngineSpec, graph: Path, threads: int | None) -> TileEngine:
+    tile = TileSpec(halo=spec.model.halo, multiple_of=spec.model.multiple_of)
+    return open_engine(graph, spec, tile=tile, threads=threads)
 
 
 def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:
@@ -136,38 +206,30 @@ def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:
     return lq, noise.reshape(n, model.noise_channels, side, side)
 
 
-def _run(engine: OnnxRuntimeEngine, lq: Tile, noise: Tile) -> Tile:
-    n, _, h, w = lq.shape
-    detail = np.empty((n, 3, 4 * h, 4 * w), np.float32)
+def _parity(engine: TileEngine, reference: Reference) -> dict[str, Any]:
+    lq, noise = _probe(engine.spec.model, 2, PARITY_TILE)
+    detail = np.empty((2, 3, 4 * PARITY_TILE, 4 * PARITY_TILE), np.float32)
     engine.collect(engine.submit(lq, noise, detail))
-    return detail
-
-
-def _parity(engine: OnnxRuntimeEngine, reference: Reference) -> dict[str, Any]:
-    lq, noise = _probe(engine.spec.model, 2, SPEED_TILE)
-    error = _run(engine, lq, noise).astype(np.float64) - reference(lq, noise)
+    error = detail.astype(np.float64) - reference(lq, noise)
     psnr = float(20 * np.log10(2 / max(float(np.sqrt(np.mean(error**2))), 1e-12)))
     if not psnr >= PARITY_FLOOR_DB:
         raise BackendError(
             f"the engine differs from its reference ({psnr:.1f} dB, at least {PARITY_FLOOR_DB:.0f} dB needed); "
-            "nothing was written; try another onnxruntime version"
+            f"nothing was written; try another version of {engine.spec.backend.value}"
         )
-    return {"psnr_db": round(psnr, 1), "max_abs": float(f"{np.abs(error).max():.2e}"), "range": "[-1, 1]"}
+    return {"psnr_db": round(psnr, 1), "max_abs": float(f"{np.abs(error).max():.2e}"), "reference": "the network"}
 
 
-def _speed(engine: OnnxRuntimeEngine) -> dict[str, Any]:
-    lq, noise = _probe(engine.spec.model, 1, SPEED_TILE)
-    _run(engine, lq, noise)
-    seconds = []
-    for _ in range(SPEED_RUNS):
-        began = time.perf_counter()
-        _run(engine, lq, noise)
-        seconds.append(time.perf_counter() - began)
-    median, slowest = float(np.median(seconds)), max(seconds)
-    return {
-        "tile": SPEED_TILE,
-        "threads": engine.threads,
-        "median_ms": round(1e3 * median, 2),
-        "slowest_ms": round(1e3 * slowest, 2),
-        "runs": SPEED_RUNS,
-    }
+def _speed(graphs: dict[Precision, Made], threads: int | None) -> dict[str, Any]:
+    """Times of all graphs, taken in turns. Raises BackendError if the last one is not the fastest."""
+    with ExitStack() as stack:
+        engines = [stack.enter_context(_open(made.spec, made.graph, threads)) for made in graphs.values()]
+        times = dict(zip(graphs, median_seconds(engines), strict=True))
+    milliseconds = {precision.value: round(1e3 * seconds, 2) for precision, seconds in times.items()}
+    wanted, best = list(times)[-1], min(times, key=lambda precision: times[precision])
+    if wanted is not best:
+        raise BackendError(
+            f"{wanted.value} is not faster than {best.value} on this machine ({milliseconds[wanted.value]} against "
+            f"{milliseconds[best.value]} ms a tile); nothing was written; use --precision {best.value}"
+        )
+    return {"tile": SPEED_TILE, "threads": threads or usable_cores(), "median_ms": milliseconds}

@@ -10,46 +10,70 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rsd_edge.bundle import ZOO, Bundle
+from rsd_edge.bundle import ZOO, Bundle, load_bundle
 from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.run_log import LOG_FILE
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.models.checkpoint import load_checkpoint
-from rsd_edge.stream.atomic import atomic_file, write_json
+from rsd_edge.specs import Precision
+from rsd_edge.stream.atomic import atomic_file, make_folder, write_json
 
 STAGES = ("autoencoder", "teacher", "student", "finetune", "polish")
 """Folders of a run that are recorded, in their order. `polish`, if there is one, is a second fine-tune of the first."""
+PRECISIONS = (Precision.FP32, Precision.INT8)
 CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
 
 
-def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> Bundle:
-    """Write `zoo`/<model name> from the run's last stage.
+def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> list[Bundle]:
+    """Write `zoo`/<model name> from the run's last stage: an engine in fp32, and one in INT8.
 
-    Raises ModelError for a run that is not finished, InputError for a bad credits file.
+    The folder is replaced as a whole once both engines are done; of what it held, only files of other names, such as
+    the model card, stay. Raises ModelError for a run that is not finished, InputError for a bad credits file,
+    BackendError if one of the engines cannot be built, OutputError if the folder cannot be written.
     """
     photos = _credits(credits)
     stages = {stage: _stage(run / stage) for stage in STAGES if (run / stage).is_dir()}
     if not stages:
         raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
     said = Provenance(
-        licence, {"record": "training.json", "photographs": "credits.csv", "photographs_used": len(photos)}
+        licence, {"record": "../training.json", "photographs": "../credits.csv", "photographs_used": len(photos)}
     )
     weights = run / list(stages)[-1] / WEIGHTS_FILE
-    shipped = build_engine(str(weights), zoo, name=load_checkpoint(weights).spec.name, provenance=said)
-    write_json(shipped.path / "training.json", stages)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, CREDIT_FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(photos)
-    with atomic_file(shipped.path / "credits.csv") as file:
-        file.write(table.getvalue().encode())
-    return shipped
+    home = zoo / load_checkpoint(weights).spec.name
+    make_folder(zoo)
+    with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=zoo) as temporary:
+        fresh = Path(temporary) / "new"
+        for precision in PRECISIONS:
+            build_engine(str(weights), fresh, precision=precision, name=precision.value, provenance=said)
+        write_json(fresh / "training.json", stages)
+        with atomic_file(fresh / "credits.csv") as file:
+            file.write(credits_table(photos).encode())
+        _replace(home, fresh, aside=Path(temporary) / "old")
+    return [load_bundle(home / precision.value) for precision in PRECISIONS]
+
+
+def _replace(home: Path, fresh: Path, aside: Path) -> None:
+    if home.is_dir():
+        for path in home.iterdir():
+            if path.is_file() and not (fresh / path.name).exists():
+                shutil.copy2(path, fresh)
+        os.replace(home, aside)
+    try:
+        os.replace(fresh, home)
+    except OSError:
+        if aside.is_dir():
+            os.replace(aside, home)
+        raise
 
 
 def _stage(folder: Path) -> dict[str, Any]:
@@ -78,14 +102,23 @@ def _credits(path: Path) -> list[dict[str, str]]:
     return list(photos.values())
 
 
+def credits_table(photos: Iterable[Mapping[str, str]]) -> str:
+    """CSV with the columns CREDIT_FIELDS, one row a photograph."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, CREDIT_FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(photos)
+    return table.getvalue()
+
+
 @click.command()
 @click.option("--run", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of a finished run.")
 @click.option("--credits", "credit_table", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--licence", required=True, help="Licence of the weights, an SPDX name.")
 def main(run: Path, credit_table: Path, licence: str) -> None:
     """Publish a finished run into the package."""
-    bundle = publish(run, credit_table, licence)
-    click.echo(f"{bundle.path}: {bundle.manifest['parity']}, {bundle.manifest['speed']}")
+    for bundle in publish(run, credit_table, licence):
+        click.echo(f"{bundle.path}: {bundle.manifest['parity']}, {bundle.manifest['speed']}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rsd_edge.bundle import load_bundle
 from rsd_edge.cli import main
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
+from rsd_edge.stream.images import write_image
 
 
 def run(*arguments: object) -> int:
@@ -26,16 +29,37 @@ def test_a_checkpoint_becomes_a_bundle(
     assert load_bundle(folder).spec.model == tiny_weights.spec
     out, err = capsys.readouterr()
     assert out.startswith(f"{folder}: ")
-    assert "dB against the reference" in out
-    assert "ms a 64x64 tile on 1 threads" in out
+    assert "dB against the network; a 64x64 tile on 1 threads: fp32 " in out
     assert err == ""
+
+
+@pytest.mark.usefixtures("quick_int8")
+def test_int8_says_both_times(
+    toy_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    write_image(folder / "a.png", np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8))
+    output = tmp_path / "engines"
+    words = ["--precision", "int8", "--calibration", folder, "--threads", 1]
+    assert run("--model", toy_bundle, "-o", output, *words) == 0
+    (built,) = output.iterdir()
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{built}: ")
+    assert "dB against fp32 on held-out crops; " in out
+    assert out.endswith("a 64x64 tile on 1 threads: fp32 20.0 ms, int8 10.0 ms\n")
+    assert err == ""  # pytest takes what is logged
+    assert {record.name for record in caplog.records} == {"rsd_edge.export.gate"}
+    assert json.loads((built / "quantization.json").read_text())["calibration"] == "8 crops of own images"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--precision", "int8"), "engines in int8 cannot be built by this version; use --precision fp32"),
-        (("--precision", "fp16"), "engines in fp16 cannot be built by this version; use --precision fp32"),
+        (("--precision", "fp16"), "onnxruntime engines for CPUs cannot be built in fp16; use --precision fp32 or int8"),
+        (("--calibration", ".", "--model", "BUNDLE"), "calibration images serve INT8 engines and this one is fp32"),
+        (("--calibration", "absent"), "'absent' does not exist"),
+        (("--precision", "int8", "--calibration", "EMPTY", "--model", "BUNDLE"), "contains no images"),
         (("--precision", "fp8"), "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
         (("--backend", "coreml"), "'coreml' is not"),
         (("--model", "none.safetensors"), "none.safetensors does not exist"),
@@ -50,7 +74,9 @@ def test_what_cannot_be_built_is_one_line(
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    words = [str(toy_bundle) if word == "BUNDLE" else word for word in arguments]
+    (tmp_path / "empty").mkdir()
+    folders = {"BUNDLE": str(toy_bundle), "EMPTY": str(tmp_path / "empty")}
+    words = [folders.get(word, word) for word in arguments]
     assert run(*words, "-o", tmp_path / "engines") == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -4,14 +4,17 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rsd_edge.bundle import load_bundle
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.stages import run_stage
-from rsd_edge.errors import InputError, ModelError
+from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.export import publish as publish_module
 from rsd_edge.export.publish import CREDIT_FIELDS, publish
+from rsd_edge.specs import Precision
 
 HEADER = ("crop", *CREDIT_FIELDS)
 
@@ -30,23 +33,65 @@ def credit_table(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_becomes_a_bundle_with_record_and_credits(
-    tiny_config: Callable[..., DistillConfig], credit_table: Path, tmp_path: Path
+@pytest.mark.usefixtures("quick_int8")
+def test_a_run_becomes_bundles_with_record_and_credits(
+    tiny_config: Callable[..., DistillConfig],
+    credit_table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config()
     for stage in ("autoencoder", "teacher", "student", "finetune"):
         run_stage(stage, config)
+    home = tmp_path / "zoo" / config.model.name
     shipped = publish(Path(config.run_dir), credit_table, "Apache-2.0", tmp_path / "zoo")
-    assert shipped.path == tmp_path / "zoo" / config.model.name
-    assert load_bundle(shipped.path).manifest["licence"] == "Apache-2.0"
-    record = json.loads((shipped.path / "training.json").read_text())
+    assert [bundle.path for bundle in shipped] == [home / "fp32", home / "int8"]
+    for bundle, precision in zip(shipped, (Precision.FP32, Precision.INT8), strict=True):
+        manifest = load_bundle(bundle.path).manifest
+        assert bundle.spec.precision is precision
+        assert manifest["licence"] == "Apache-2.0"
+        assert manifest["training"]["photographs_used"] == 2
+        for reference in ("record", "photographs"):
+            assert (bundle.path / manifest["training"][reference]).is_file()
+    record = json.loads((home / "training.json").read_text())
     assert list(record) == ["autoencoder", "teacher", "student", "finetune"]
     assert record["student"]["config"]["iterations"] == config.student.iterations
     assert record["student"]["validation"][-1]["iteration"] == config.student.iterations
     assert "train" not in record["student"]["data"]  # a path of somebody's machine
-    with (shipped.path / "credits.csv").open(encoding="utf-8", newline="") as file:
+    with (home / "credits.csv").open(encoding="utf-8", newline="") as file:
         authors = {row["photo_id"]: row["author"] for row in csv.DictReader(file)}
     assert authors == {"a": "A. Author", "b": "not named; published by owner/photos"}
+    check_publishing_again(Path(config.run_dir), credit_table, home, monkeypatch)
+
+
+def check_publishing_again(run: Path, credit_table: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person wrote stays, what the last publication wrote goes; and all of it stays if an engine fails."""
+    (home / "MODEL_CARD.md").write_text("judgement")
+    (home / "fp32" / "stale").touch()
+    (home / "training.json").write_text("{}")
+    before = content(home)
+    original = publish_module.build_engine
+
+    def slow(*arguments: Any, precision: Precision, **options: Any) -> Any:
+        if precision is Precision.INT8:
+            raise BackendError("int8 is not faster")
+        return original(*arguments, precision=precision, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_module, "build_engine", slow)
+        with pytest.raises(BackendError):
+            publish(run, credit_table, "MIT", home.parent)
+    assert content(home) == before
+    publish(run, credit_table, "MIT", home.parent)
+    assert load_bundle(home / "int8").manifest["licence"] == "MIT"
+    assert (home / "MODEL_CARD.md").read_text() == "judgement"
+    assert "student" in json.loads((home / "training.json").read_text())
+    assert not (home / "fp32" / "stale").exists()
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_nothing_is_published_without_a_run_or_credits(credit_table: Path, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""The tiles that show a quantiser what an engine will see, and those that judge what it made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsd_edge.errors import ImageReadError, InputError
+from rsd_edge.frames import SCALE, to_model
+from rsd_edge.noise import NoiseField
+from rsd_edge.specs import ModelSpec
+from rsd_edge.stream.discovery import images_in
+from rsd_edge.stream.images import read_image
+
+SIDE = 48
+"""LR pixels of a crop."""
+COUNT = 256
+"""Crops taken from a folder of the user's."""
+DATA = Path(__file__).with_name("calibration_data")
+CALIBRATION = "calibration_lr.png"
+HELD_OUT_LR = "held_out_lr.png"
+HELD_OUT_HR = "held_out_hr.jpg"
+CREDITS = "credits.csv"
+
+_FIRST_HELD_OUT_SEED = 1 << 32
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tiles as the frame path makes them.
+
+    frames: uint8 BGR (n, h, w, 3). lq: float32 (n, 3, h, w), RGB in [-1, 1]. noise: float32 (n, c, h, w), of the noise
+    field, another seed for each tile. hr: references, uint8 BGR (n, 4h, 4w, 3), or None.
+    """
+
+    frames: NDArray[np.uint8]
+    lq: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    hr: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def calibration_samples(model: ModelSpec, folder: Path | None = None) -> Samples:
+    """Tiles to calibrate on: the packaged ones, or random crops of the images in a folder, taken as LR images.
+
+    The packaged ones are degraded crops of photographs that the shipped models were trained on. Raises InputError for a
+    folder without an image of at least 48 x 48 pixels, or with one that cannot be read.
+    """
+    if folder is None:
+        return _samples(model, _split(read_image(DATA / CALIBRATION), SIDE), first_seed=0)
+    return _samples(model, _random_crops(folder), first_seed=0)
+
+
+def held_out_samples(model: ModelSpec) -> Samples:
+    """The packaged tiles that judge an engine: from photographs that no shipped model was trained or calibrated on."""
+    lr = _split(read_image(DATA / HELD_OUT_LR), SIDE)
+    hr = _split(read_image(DATA / HELD_OUT_HR), SCALE * SIDE)
+    return _samples(model, lr, first_seed=_FIRST_HELD_OUT_SEED, hr=hr)
+
+
+def _random_crops(folder: Path) -> NDArray[np.uint8]:
+    """COUNT crops (COUNT, SIDE, SIDE, 3), spread evenly over the images of a folder, or over COUNT of them."""
+    rng = np.random.default_rng(0)
+    crops_of: list[NDArray[np.uint8]] = []
+    paths = images_in(folder)
+    for index in rng.permutation(len(paths)):
+        image = _read(paths[index])
+        if min(image.shape[:2]) < SIDE:
+            continue
+        # As many as will be needed if no image after this one is large enough; only crops are kept, not the image.
+        count = -(-COUNT // (len(crops_of) + 1))
+        top, left = (rng.integers(side - SIDE + 1, size=count) for side in image.shape[:2])
+        crops_of.append(np.stack([image[y : y + SIDE, x : x + SIDE] for y, x in zip(top, left, strict=True)]))
+        if len(crops_of) == COUNT:
+            break
+    if not crops_of:
+        raise InputError(
+            f"{folder} holds no image of at least {SIDE}x{SIDE} pixels to calibrate on; name a folder that does"
+        )
+    return np.stack([crops_of[index % len(crops_of)][index // len(crops_of)] for index in range(COUNT)])
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_image(path)
+    except ImageReadError as error:
+        reason = str(error).rpartition("; ")[0] or str(error)  # its cure may be an option of another command
+        raise ImageReadError(f"{reason}; mend it, or take it out of the calibration folder") from error
+
+
+def _split(mosaic: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    rows, columns = mosaic.shape[0] // side, mosaic.shape[1] // side
+    tiles = mosaic.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(tiles.reshape(rows * columns, side, side, 3))
+
+
+def _samples(
+    model: ModelSpec, frames: NDArray[np.uint8], first_seed: int, hr: NDArray[np.uint8] | None = None
+) -> Samples:
+    lq = np.empty((len(frames), 3, SIDE, SIDE), np.float32)
+    for index, frame in enumerate(frames):
+        to_model(frame, lq[index])
+    noise = [NoiseField(first_seed + i).normal(model.noise_channels, 0, 0, SIDE, SIDE) for i in range(len(frames))]
+    return Samples(frames, lq, np.stack(noise), hr)

@@ -1,0 +1,94 @@
+"""The exported form of a tile computes what the trained one does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rsd_edge.export.deploy import ChannelsLastShuffle, deploy, pack_phases
+from rsd_edge.export.onnx_export import export_tile
+from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
+from rsd_edge.specs import ModelSpec
+
+TOLERANCE = 2e-5  # float32 sums in another order through a dozen layers, on detail with a deviation near 1
+
+
+@pytest.fixture(params=[4, 0], ids=["mixed at full size", "phases apart"])
+def tile(
+    request: pytest.FixtureRequest, tiny_model: ModelSpec, randomise: Callable[[nn.Module, int], nn.Module]
+) -> EdgeTile:
+    arch = replace(tiny_model.architecture, decoder_full_width=request.param)
+    parts = EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch)
+    for seed, part in enumerate(parts):
+        randomise(part, seed)
+    return EdgeTile(replace(tiny_model, architecture=arch), *parts).eval()
+
+
+def run(tile: EdgeTile, h: int, w: int) -> Tensor:
+    generator = torch.Generator().manual_seed(h * w)
+    with torch.no_grad():
+        lq = 2 * torch.rand((2, 3, h, w), generator=generator) - 1
+        result: Tensor = tile(lq, torch.randn((2, 5, h, w), generator=generator))
+    return result
+
+
+@pytest.mark.parametrize(("h", "w"), [(2, 2), (6, 10), (18, 14)])
+def test_the_function_stays_the_same(tile: EdgeTile, h: int, w: int) -> None:
+    """On sizes whose halves are odd, and on one that is nothing but borders."""
+    expected = run(copy.deepcopy(tile), h, w)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(run(deploy(tile), h, w), expected, rtol=0, atol=TOLERANCE)
+
+
+def rewritten(tile: EdgeTile) -> Iterator[nn.Conv2d]:
+    for layers in (tile.student.up, tile.decoder.up_half, tile.decoder.up_full, tile.decoder.mix_full):
+        yield from (layer for layer in layers if isinstance(layer, nn.Conv2d))
+
+
+def test_a_hundredth_of_a_layer_shows(tile: EdgeTile) -> None:
+    """The tolerance above is far below what a wrong weight would do."""
+    expected, deployed = run(tile, 6, 10), deploy(copy.deepcopy(tile))
+    layers = list(rewritten(deployed))
+    assert len(layers) == (5 if len(tile.decoder.mix_full) else 3)
+    for layer in layers:
+        with torch.no_grad():
+            layer.weight.mul_(1.01)
+            assert (run(deployed, 6, 10) - expected).abs().max() > 10 * TOLERANCE
+            layer.weight.div_(1.01)
+
+
+@pytest.mark.parametrize(("channels_in", "channels_out", "h", "w"), [(3, 5, 8, 12), (4, 3, 2, 2), (1, 1, 6, 2)])
+def test_packed_phases_are_the_convolution(channels_in: int, channels_out: int, h: int, w: int) -> None:
+    """packed(unshuffle(x)) = unshuffle(conv(x)) to the last row and column, zero padding included."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(channels_in, channels_out, 3, padding=1), torch.randn(2, channels_in, h, w)
+    packed = pack_phases(conv)
+    with torch.no_grad():
+        expected = functional.pixel_unshuffle(conv(x), 2)
+        # The same products in another order, in float32.
+        torch.testing.assert_close(packed(functional.pixel_unshuffle(x, 2)), expected, rtol=0, atol=2e-6)
+    assert torch.count_nonzero(packed.weight) * 4 == packed.weight.numel()
+
+
+def test_the_shuffle_has_its_own_channel_order() -> None:
+    """(column phase, row phase, channel) where torch has (channel, row phase, column phase)."""
+    x = torch.randn(2, 12, 3, 5, generator=torch.Generator().manual_seed(0))
+    reordered = x.reshape(2, 3, 2, 2, 3, 5).permute(0, 3, 2, 1, 4, 5).reshape(2, 12, 3, 5)
+    assert torch.equal(ChannelsLastShuffle(3)(reordered), functional.pixel_shuffle(x, 2))
+
+
+def test_no_convolution_is_left_at_full_size(tile: EdgeTile, tmp_path: Path) -> None:
+    """One depth-to-space, the last node, on twelve channels; what shuffled inside is transposed between reshapes."""
+    export_tile(deploy(tile), tmp_path / "graph.onnx")
+    nodes = [node for node in onnx.load(tmp_path / "graph.onnx").graph.node if node.op_type != "Identity"]
+    assert [node.op_type for node in nodes].count("DepthToSpace") == 1
+    assert nodes[-1].op_type == "DepthToSpace"
+    assert [node.op_type for node in nodes].count("Transpose") >= 2
