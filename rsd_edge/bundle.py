@@ -5,7 +5,7 @@
         graph.onnx       the network
 
 The last part of the folder's name is a digest of the engine's spec and of its files, so engines that differ never share
-a folder. Engines that ship with the package have the same contents under plain names in rsd_edge/zoo.
+a folder. Engines that ship with the package have the same contents under plain names: rsd_edge/zoo/<model>/<precision>.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from rsd_edge.errors import ModelError, OutputError
-from rsd_edge.specs import EngineSpec, from_dict, to_dict
+from rsd_edge.machine import cpu_name
+from rsd_edge.specs import EngineSpec, Precision, from_dict, to_dict
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
 ZOO = Path(__file__).with_name("zoo")
@@ -45,6 +46,8 @@ class BuildRecord:
     licence: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: a training record, or a reference to one."""
+    source: dict[str, str] = field(default_factory=dict)
+    """What the engine was built from: `model`, as it was asked for, and the `digest` of that."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +62,94 @@ class Bundle:
 
 
 def shipped_engines() -> list[str]:
-    """Names of the engines inside the package."""
-    return sorted(manifest.parent.name for manifest in ZOO.glob(f"*/{MANIFEST}"))
+    """Names of the models inside the package."""
+    names = {manifest.parent.parent.name for manifest in ZOO.glob(f"*/*/{MANIFEST}")}
+    return sorted(name for name in names if not name.startswith("."))  # one that is being written
 
 
-def resolve_engine(engine: str | Path) -> Bundle:
+def shipped_precisions(model: str) -> list[Precision]:
+    """Precisions in which a model ships, fp32 first; none for what is not the name of a shipped model."""
+    if model not in shipped_engines():  # a path would lead out of the zoo
+        return []
+    return [precision for precision in Precision if (ZOO / model / precision.value / MANIFEST).is_file()]
+
+
+def resolve_engine(engine: str | Path, precision: Precision | None = None) -> Bundle:
     """The bundle for a shipped name or the path of a bundle folder; a name wins over a folder of the same name.
 
-    Raises ModelError if there is neither, listing what ships, or if the bundle cannot be used.
+    precision: which of the shipped ones, None for fp32; of a folder, what it must be, None for whatever it is.
+    Raises ModelError if there is no such engine, listing what ships, or if the bundle cannot be used.
     """
     if str(engine) in shipped_engines():
-        return load_bundle(ZOO / str(engine))
+        return _shipped(str(engine), precision or Precision.FP32)
     path = Path(engine)
     if path.is_dir():
-        return load_bundle(path)
+        bundle = load_bundle(path)
+        if precision not in (None, bundle.spec.precision):
+            raise ModelError(
+                f"engine '{engine}' is {bundle.spec.precision.value}, not {precision.value}; leave the precision out, "
+                f"or build that one with 'rsd-edge build-engine --precision {precision.value}'"
+            )
+        return bundle
     if path.exists():
         raise ModelError(
             f"engine '{engine}' is a file; pass the folder that 'rsd-edge build-engine' made, the one with {MANIFEST}"
         )
     names = ", ".join(shipped_engines()) or "none in this installation"
     raise ModelError(f"engine '{engine}' is neither a shipped engine ({names}) nor a bundle folder")
+
+
+def _shipped(model: str, precision: Precision) -> Bundle:
+    shipped = shipped_precisions(model)
+    if precision not in shipped:
+        raise ModelError(
+            f"'{model}' ships in {', '.join(item.value for item in shipped)}, not in {precision.value}; use one of "
+            f"these, or build that one with 'rsd-edge build-engine --model {model} --precision {precision.value}'"
+        )
+    return load_bundle(ZOO / model / precision.value)
+
+
+def staleness(bundle: Bundle) -> list[str]:
+    """Reasons to build an engine again, each with what it was built from or on, what is here now, and the command.
+
+    There are none for engines inside the package: they come with it, and are timed against each other where they run.
+    """
+    if _ships(bundle.path):
+        return []
+    reasons = []
+    model, digest = _source(bundle)
+    if digest and Precision.FP32 in shipped_precisions(model):
+        now = str(_read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
+        if now != digest:
+            reasons.append(
+                f"{bundle.path} was built from {model} {digest[:_DIGEST_LENGTH]}, but this version ships {model} "
+                f"{now[:_DIGEST_LENGTH]}; run '{rebuild_command(bundle)}'"
+            )
+    device = str(bundle.manifest.get("device") or "an unnamed machine")
+    if bundle.spec.precision is Precision.INT8 and device.rpartition(", ")[0] != cpu_name():
+        reasons.append(
+            f"{bundle.path} was found faster than fp32 on {device}, but this is {cpu_name()}, where it may not be; "
+            f"run '{rebuild_command(bundle)}' here"
+        )
+    return reasons
+
+
+def rebuild_command(bundle: Bundle) -> str:
+    """What builds an engine again, on this machine and from what is here now."""
+    spec = bundle.spec
+    model = spec.model.name if _ships(bundle.path) else _source(bundle)[0] or "MODEL"
+    return f"rsd-edge build-engine --model {model} --backend {spec.backend.value} --precision {spec.precision.value}"
+
+
+def _source(bundle: Bundle) -> tuple[str, str]:
+    """Name and digest of what a bundle was built from; empty where its manifest does not say."""
+    source = bundle.manifest.get("source")
+    known = source if isinstance(source, dict) else {}
+    return str(known.get("model", "")), str(known.get("digest", ""))
+
+
+def _ships(folder: Path) -> bool:
+    return folder.resolve().is_relative_to(ZOO.resolve())
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -106,11 +177,18 @@ def load_bundle(path: Path | str) -> Bundle:
 
 
 def write_bundle(
-    parent: Path | str, spec: EngineSpec, graph: Path | str, record: BuildRecord, *, name: str | None = None
+    parent: Path | str,
+    spec: EngineSpec,
+    graph: Path | str,
+    record: BuildRecord,
+    *,
+    name: str | None = None,
+    reports: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Make a bundle of a graph in a folder of `parent`, and read it back.
 
-    name: the folder's name; None derives it from the contents. A bundle of that name is replaced as a whole, and only
+    name: the folder's name; None derives it from the contents. reports: JSON documents to keep beside the graph, by
+    file name; they do not change the digest. A bundle of that name is replaced as a whole, and only
     once the new one is complete. Raises OutputError if the folder cannot be written, ModelError if the graph cannot be
     read.
     """
@@ -135,7 +213,8 @@ def write_bundle(
             fresh = Path(temporary) / "new"
             fresh.mkdir()
             shutil.copyfile(source, fresh / GRAPH)
-            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for file, document in {MANIFEST: manifest, **(reports or {})}.items():
+                (fresh / file).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
             _replace_folder(fresh, target, aside=Path(temporary) / "old")
     except OSError as error:
         raise OutputError(
@@ -194,7 +273,7 @@ def _damaged(path: Path, problem: str) -> ModelError:
 
 
 def _mend(folder: Path) -> str:
-    if folder.parent == ZOO:
+    if _ships(folder):
         return "run 'pip install --force-reinstall --no-deps rsd-edge'"
     return "build the engine again with 'rsd-edge build-engine'"
 

@@ -1,17 +1,76 @@
-"""What a measurement has to name: the processor it was taken on."""
+"""The processor: its name, which every measurement has to state, its cores, and what it can do with integers."""
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+from functools import lru_cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_ARM = ("aarch64", "arm64", "ARM64")
+_KNOWN = {
+    "avx2": "avx2",
+    "avx512_vnni": "vnni",
+    "avx_vnni": "vnni",
+    "asimddp": "dotprod",
+}
+"""Kernel names of the features that decide, and ours."""
 
 
 def cpu_name() -> str:
     """The processor's name as the kernel gives it; ARM kernels give none, so the architecture stands in."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Physical cores among the logical ones that this process may run on; at least 1."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    logical = affinity(0) if affinity is not None else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in logical:
+        try:
+            # Logical processors of one core name the same siblings; a second thread on a core only competes for it.
+            cores.add((_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores)
+
+
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """Those of `avx2`, `vnni` (x86) and `dotprod` (ARM) that the operating system reports; none where it is silent."""
+    info = _cpuinfo()
+    words = f"{info.get('flags', '')} {info.get('Features', '')}".split()
+    features = {_KNOWN[word] for word in words if word in _KNOWN}
+    if platform.system() == "Darwin" and platform.machine() in _ARM and _sysctl("hw.optional.arm.FEAT_DotProd") == "1":
+        features.add("dotprod")
+    return frozenset(features)
+
+
+def int8_weight_bits() -> int:
+    """8, or 7 where the sum of two U8 x S8 products is formed in 16 bits and 8-bit weights would saturate it.
+
+    That is x86 without VNNI. A processor that does not say what it has is taken for one.
+    """
+    return 8 if platform.machine() in _ARM or "vnni" in cpu_features() else 7
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first value of every key of /proc/cpuinfo; empty where there is none."""
+    values: dict[str, str] = {}
     if _CPUINFO.is_file():
-        for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            values.setdefault(key.strip(), value.strip())
+    return values
+
+
+def _sysctl(name: str) -> str:
+    try:
+        found = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,14 @@ def test_the_observer_sees_each_file_and_its_tiles(tmp_path: Path) -> None:
 def test_report_says_what_happened(tmp_path: Path) -> None:
     settings = RunSettings(seed=9, tile=128)
     results = list(run_jobs(make_jobs(tmp_path, 1, -1), Resolver(), settings))
-    write_json(tmp_path / "report.json", report(results, settings))
+    write_json(tmp_path / "report.json", report(results, settings, {"digest": "0f3a"}))
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["settings"]["seed"] == 9
     assert data["settings"]["tile"] == 128
+    assert data["engine"] == {"digest": "0f3a"}
     assert set(data["versions"]) >= {"python", "platform", "numpy", "onnxruntime"}
+    assert ("openvino" in data["versions"]) == (find_spec("openvino") is not None)
+    assert (data["settings"]["precision"], data["settings"]["backend"]) == (None, None)
     assert data["totals"]["done"] == data["totals"]["failed"] == 1
     done, failed = data["files"]
     assert (done["input_size"], done["output_size"], done["error"]) == ([3, 2], [12, 8], None)
@@ -169,7 +173,7 @@ def test_report_says_what_happened(tmp_path: Path) -> None:
 
 def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
     job = Job(Path("\udcff.png"), Path("写.png"))
-    write_json(tmp_path / "report.json", report([FileResult(job, Status.SKIPPED)], RunSettings()))
+    write_json(tmp_path / "report.json", report([FileResult(job, Status.SKIPPED)], RunSettings(), {}))
     (entry,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["files"]
     assert (entry["input"], entry["output"]) == ("\udcff.png", "写.png")
 

@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from rsd_edge import bundle as bundle_module
-from rsd_edge.bundle import BuildRecord, load_bundle, resolve_engine, shipped_engines, write_bundle
+from rsd_edge.bundle import (
+    BuildRecord,
+    Bundle,
+    load_bundle,
+    rebuild_command,
+    resolve_engine,
+    shipped_engines,
+    shipped_precisions,
+    staleness,
+    write_bundle,
+)
 from rsd_edge.errors import ModelError, OutputError
-from rsd_edge.specs import EngineSpec, ModelSpec, Precision
+from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision
 
 RECORD = BuildRecord(
     versions={"rsd_edge": "0.1.0", "onnxruntime": "1.31.1"},
@@ -20,8 +30,10 @@ RECORD = BuildRecord(
     speed={"ms_per_tile": 12.5},
     licence="Apache-2.0",
     training={"iterations": 3},
+    source={"model": "toy.safetensors", "digest": "0f3a"},
 )
 SPEC = EngineSpec(model=ModelSpec(name="toy", halo=12))
+CPU = "AMD EPYC, 9R14"  # some names have a comma
 
 
 @pytest.fixture
@@ -48,6 +60,7 @@ def test_a_bundle_comes_back_as_it_was_written(bundle_path: Path, graph: Path) -
     assert bundle.manifest["versions"] == RECORD.versions
     assert bundle.manifest["parity"] == {"psnr_db": 81.5}
     assert bundle.manifest["licence"] == "Apache-2.0"
+    assert bundle.manifest["source"] == {"model": "toy.safetensors", "digest": "0f3a"}
     assert bundle.manifest["files"]["graph.onnx"]["bytes"] == 7000
 
 
@@ -79,6 +92,15 @@ def test_precision_is_part_of_the_name(tmp_path: Path, graph: Path) -> None:
 
 def test_a_given_name_is_used(tmp_path: Path, graph: Path) -> None:
     assert write_bundle(tmp_path, SPEC, graph, RECORD, name="edge-x").path == tmp_path / "edge-x"
+
+
+def test_reports_lie_beside_the_graph_and_do_not_change_what_it_is(bundle_path: Path, graph: Path) -> None:
+    digest = load_bundle(bundle_path).digest
+    again = write_bundle(bundle_path.parent, SPEC, graph, RECORD, reports={"quantization.json": {"psnr_db": 41.5}})
+    assert (again.path, again.digest) == (bundle_path, digest)
+    assert json.loads((bundle_path / "quantization.json").read_text()) == {"psnr_db": 41.5}
+    write_bundle(bundle_path.parent, SPEC, graph, RECORD)  # the folder is replaced as a whole
+    assert sorted(item.name for item in bundle_path.iterdir()) == ["graph.onnx", "manifest.json"]
 
 
 def test_nothing_but_the_bundle_is_left_behind(bundle_path: Path) -> None:
@@ -146,8 +168,8 @@ def test_a_manifest_that_is_no_json_object(bundle_path: Path, text: str) -> None
 
 
 def test_another_format_is_refused(bundle_path: Path) -> None:
-    edit_manifest(bundle_path, format=2)
-    with pytest.raises(ModelError, match="bundle format 2 and this version reads format 1"):
+    edit_manifest(bundle_path, format=1)
+    with pytest.raises(ModelError, match=r"format 1 and this version reads format 2; build the engine again with"):
         load_bundle(bundle_path)
 
 
@@ -182,21 +204,111 @@ def test_resolve_takes_a_path(bundle_path: Path) -> None:
     assert resolve_engine(str(bundle_path)).path == bundle_path
 
 
-def test_resolve_finds_shipped_engines_by_name(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "ZOO", tmp_path / "zoo")
-    write_bundle(tmp_path / "zoo", SPEC, graph, RECORD, name="edge-b")
-    write_bundle(tmp_path / "zoo", SPEC, graph, RECORD, name="edge-a")
+@pytest.fixture
+def zoo(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with edge-b in fp32, and edge-a in fp32 and INT8 with the files that lie beside its engines."""
+    folder = tmp_path / "zoo"
+    monkeypatch.setattr(bundle_module, "ZOO", folder)
+    monkeypatch.setattr(bundle_module, "cpu_name", lambda: CPU)
+    for model, precision in (("edge-b", Precision.FP32), ("edge-a", Precision.INT8), ("edge-a", Precision.FP32)):
+        spec = EngineSpec(ModelSpec(name=model), precision=precision)
+        write_bundle(folder / model, spec, graph, RECORD, name=precision.value)
+    (folder / "edge-a" / "MODEL_CARD.md").write_text("# edge-a\n")
+    (folder / "__init__.py").touch()
+    return folder
+
+
+def test_what_ships(zoo: Path, graph: Path) -> None:
+    write_bundle(zoo / ".edge-c-7fk2", EngineSpec(ModelSpec(name="edge-c")), graph, RECORD, name="fp32")
     assert shipped_engines() == ["edge-a", "edge-b"]
+    assert shipped_precisions("edge-a") == [Precision.FP32, Precision.INT8]
+    assert shipped_precisions("edge-b") == [Precision.FP32]
+    # Names and nothing else: as a path, each of these would lead to the engines of edge-a.
+    for path in (str(zoo / "edge-a"), "edge-a/", "./edge-a", "../zoo/edge-a"):
+        assert shipped_precisions(path) == []
+
+
+def test_resolve_finds_shipped_engines_by_name(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "edge-a").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert resolve_engine("edge-a").path == tmp_path / "zoo" / "edge-a"
+    assert resolve_engine("edge-a").path == resolve_engine("edge-a", Precision.FP32).path == zoo / "edge-a" / "fp32"
+    assert resolve_engine("edge-a", Precision.INT8).path == zoo / "edge-a" / "int8"
+    assert resolve_engine(Path("edge-a"), Precision.INT8).spec.precision is Precision.INT8
     with pytest.raises(
         ModelError, match=r"'edge-z' is neither a shipped engine \(edge-a, edge-b\) nor a bundle folder"
     ):
         resolve_engine("edge-z")
-    (tmp_path / "zoo" / "edge-a" / "graph.onnx").unlink()
+    with pytest.raises(
+        ModelError, match=r"'edge-b' ships in fp32, not in int8; use .*--model edge-b --precision int8'"
+    ):
+        resolve_engine("edge-b", Precision.INT8)
+    (zoo / "edge-a" / "fp32" / "graph.onnx").unlink()
+    assert resolve_engine("edge-a", Precision.INT8).spec.model.name == "edge-a"
     with pytest.raises(ModelError, match="pip install --force-reinstall"):
         resolve_engine("edge-a")
+
+
+def test_resolve_takes_a_folder_of_the_precision_that_is_asked_for(bundle_path: Path) -> None:
+    assert resolve_engine(bundle_path, Precision.FP32).path == bundle_path
+    with pytest.raises(ModelError, match=r"is fp32, not int8; leave the precision out, or build .*--precision int8'"):
+        resolve_engine(bundle_path, Precision.INT8)
+
+
+def build(tmp_path: Path, graph: Path, record: BuildRecord, **spec: Any) -> Bundle:
+    return write_bundle(tmp_path / "engines", EngineSpec(ModelSpec(name="edge-a"), **spec), graph, record)
+
+
+def test_an_engine_goes_stale_when_its_source_does(zoo: Path, tmp_path: Path, graph: Path) -> None:
+    digest = resolve_engine("edge-a").digest
+    bundle = build(tmp_path, graph, BuildRecord(source={"model": "edge-a", "digest": digest}))
+    assert staleness(bundle) == []
+    graph.write_text("the weights of the next version")
+    now = write_bundle(zoo / "edge-a", EngineSpec(ModelSpec(name="edge-a")), graph, RECORD, name="fp32").digest
+    assert staleness(bundle) == [
+        f"{bundle.path} was built from edge-a {digest[:12]}, but this version ships edge-a {now[:12]}; "
+        "run 'rsd-edge build-engine --model edge-a --backend onnxruntime --precision fp32'"
+    ]
+
+
+def test_an_int8_engine_from_another_machine_says_so(zoo: Path, tmp_path: Path, graph: Path) -> None:
+    source = {"model": "edge-a", "digest": resolve_engine("edge-a").digest}
+
+    def reasons(device: str, **spec: Any) -> list[str]:
+        return staleness(build(tmp_path, graph, BuildRecord(device=device, source=source), **spec))
+
+    int8 = {"precision": Precision.INT8, "backend": Backend.OPENVINO}
+    assert reasons(f"{CPU}, 2 threads", **int8) == []
+    (reason,) = reasons("Cortex-A76, 4 threads", **int8)
+    assert re.search(
+        rf"found faster than fp32 on Cortex-A76, 4 threads, but this is {CPU}, .*"
+        r"run 'rsd-edge build-engine --model edge-a --backend openvino --precision int8' here$",
+        reason,
+    )
+    assert "\n" not in reason
+    assert "faster than fp32 on an unnamed machine, but" in reasons("", **int8)[0]
+    assert reasons("Cortex-A76, 4 threads") == []  # of fp32 nothing was claimed that depends on the machine
+
+
+def test_both_reasons_are_given(zoo: Path, tmp_path: Path, graph: Path) -> None:
+    record = BuildRecord(device="Cortex-A76, 4 threads", source={"model": "edge-a", "digest": "0f3a"})
+    assert len(staleness(build(tmp_path, graph, record, precision=Precision.INT8))) == 2
+
+
+def test_shipped_engines_are_not_stale_by_whatever_path(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = resolve_engine("edge-a", Precision.INT8)
+    assert staleness(bundle) == []
+    monkeypatch.chdir(zoo)
+    assert staleness(load_bundle("edge-a/int8")) == []
+    assert rebuild_command(bundle) == "rsd-edge build-engine --model edge-a --backend onnxruntime --precision int8"
+
+
+@pytest.mark.parametrize("source", [None, {}, [], "edge-a", {"model": "edge-a"}, {"model": 1, "digest": 2}])
+def test_a_manifest_that_does_not_say_its_source(zoo: Path, tmp_path: Path, graph: Path, source: Any) -> None:
+    bundle = build(tmp_path, graph, RECORD)
+    edit_manifest(bundle.path, source=source)
+    assert staleness(load_bundle(bundle.path)) == []
+    if not isinstance(source, dict) or not source:
+        assert "--model MODEL" in rebuild_command(load_bundle(bundle.path))
 
 
 def test_resolve_explains_a_file(graph: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,13 @@ import numpy.typing as npt
 import pytest
 
 from rsd_edge import SuperResolver, __version__
-from rsd_edge.bundle import BuildRecord, write_bundle
+from rsd_edge.bundle import BuildRecord, load_bundle, resolve_engine, write_bundle
 from rsd_edge.cli import main
 from rsd_edge.cli import run as run_command
-from rsd_edge.specs import EngineSpec
+from rsd_edge.machine import cpu_name, int8_weight_bits
+from rsd_edge.selection import Candidate, Choice
+from rsd_edge.specs import EngineSpec, Precision
+from rsd_edge.stream.headers import sniff_format
 from rsd_edge.stream.images import read_image, write_image
 
 Image = npt.NDArray[np.uint8]
@@ -29,6 +33,7 @@ class FakeResolver:
 
     loaded: tuple[str, dict[str, Any]]
     calls: list[dict[str, Any]]
+    choice: Choice | None = None
 
     @classmethod
     def load(cls, model: str, **options: Any) -> FakeResolver:
@@ -90,11 +95,31 @@ def test_folders() -> None:
     assert files_in("out") == ["a.webp", "b.webp", "sub/写真.webp"]
 
 
+@pytest.mark.usefixtures("fake", "folder")
+@pytest.mark.parametrize(
+    "arguments", ["-o x.webp --format webp", "-o x.WEBP --format webp", "-o x.jpeg --format jpg", "-o x.jpg"]
+)
+def test_a_format_that_agrees_with_the_file_name_or_is_not_given(arguments: str) -> None:
+    assert rsd_edge("run", "in/a.png", *arguments.split()) == 0
+    assert sniff_format(Path(arguments.split()[1]).read_bytes()) == ("WebP" if "webp" in arguments else "JPEG")
+
+
+@pytest.mark.usefixtures("fake", "folder")
+def test_a_format_of_results_in_a_folder_that_looks_like_a_file() -> None:
+    Path("x.jpg").mkdir()
+    assert rsd_edge("run", "in/a.png", "-o", "x.jpg", "--format", "webp") == 0
+    assert files_in("x.jpg") == ["a.webp"]
+
+
 @pytest.mark.usefixtures("folder")
 def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
-    options = "--engine my/bundle --threads 3 --tile 96 --batch 2 --scale 2.5 --seed 7 --strength 0.25"
+    options = (
+        "--engine my/bundle --precision int8 --backend openvino --threads 3 --tile 96 --batch 2 "
+        "--scale 2.5 --seed 7 --strength 0.25"
+    )
     assert rsd_edge("run", "in/a.png", "-o", "x.png", *options.split()) == 0
-    assert fake.loaded == ("my/bundle", {"threads": 3, "tile": 96, "batch": 2})
+    choice = {"precision": "int8", "backend": "openvino"}
+    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2})
     assert fake.calls == [{"seed": 7, "strength": 0.25, "scale": 2.5}]
     assert read_image("x.png").shape == (15, 20, 3)
 
@@ -102,7 +127,8 @@ def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
 @pytest.mark.usefixtures("folder")
 def test_defaults(fake: type[FakeResolver]) -> None:
     assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
-    assert fake.loaded == ("edge-s", {"threads": None, "tile": None, "batch": 1})
+    choice = {"precision": None, "backend": None}
+    assert fake.loaded == ("edge-s", {**choice, "threads": None, "tile": None, "batch": 1})
     assert fake.calls == [{"seed": 0, "strength": 1.0, "scale": 4.0}]
 
 
@@ -152,9 +178,13 @@ def test_losses_are_told(capfd: pytest.CaptureFixture[str]) -> None:
         ("run in/a.png -o x.png --scale 5", "error: scale is 5; it must lie between 1 and 4"),
         ("run in/a.png -o x.png --scale two", "error: Invalid value for '--scale': 'two' is not a valid float."),
         ("run in/a.png -o x.png --strength 2", "error: strength is 2; it must lie between 0"),
+        ("run in/a.png -o x.png --precision fp8", "error: Invalid value for '--precision': 'fp8' is not one of 'fp32'"),
+        ("run in/a.png -o x.png --backend ncnn", "error: Invalid value for '--backend': 'ncnn' is not one of 'onnxr"),
         ("run in/a.png -o x.gif", "error: cannot write x.gif: '.gif' is not an output format; use one of .png"),
         ("run in/a.png -o in/b.jpg/x.png", "error: cannot write into in/b.jpg: it is a file; choose a folder"),
         ("run in/a.png -o in/a.png", "error: in/a.png is an input and would be replaced"),
+        ("run in/a.png -o x.jpg --format webp", "error: x.jpg ends in '.jpg' but --format is webp; drop --format"),
+        ("run in/a.png -o x.jpg --format png", "error: x.jpg ends in '.jpg' but --format is png;"),
         ("run in -o in", "error: in is both input and output"),
         ("run in -o x.png", "error: x.png is one file but the input is the folder in"),
         ("run empty -o out", "error: empty contains no images"),
@@ -227,6 +257,43 @@ def test_a_terminal_gets_a_bar_and_a_summary(monkeypatch: pytest.MonkeyPatch) ->
     assert "2 done, 1 failed in " in text.splitlines()[-1]
 
 
+@pytest.fixture
+def choice(fake: type[FakeResolver], bundle: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what the fake resolver says of the engine it chose."""
+
+    def make(times: dict[str, float], *, remembered: bool) -> None:
+        found = load_bundle(bundle)
+        monkeypatch.setattr(fake, "choice", Choice(Candidate(found, found.spec), times, remembered))
+
+    return make
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_choice_is_told_when_it_is_made(choice: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+    command = ("run", "in/a.png", "-o", "x.png", "--report", "r.json")
+    choice({"fp32 on onnxruntime": 1.25, "int8 on onnxruntime": 2.5}, remembered=False)
+    assert rsd_edge(*command) == 0
+    told = "fp32 on onnxruntime (fp32 on onnxruntime 1.2, int8 on onnxruntime 2.5 ms a 64x64 tile, timed just now)"
+    assert capfd.readouterr() == ("", f"edge-s: {told}\n")
+    assert json.loads(Path("r.json").read_text())["engine"]["times_ms"]["int8 on onnxruntime"] == 2.5
+    for times in ({"fp32 on onnxruntime": 1.25}, {}):  # nothing new, or nothing chosen
+        choice(times, remembered=True)
+        assert rsd_edge(*command) == 0
+        assert capfd.readouterr() == ("", "")
+    assert json.loads(Path("r.json").read_text())["engine"]["precision"] == "fp32"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_terminal_is_told_of_remembered_choices_too(
+    choice: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    choice({"fp32 on onnxruntime": 1.25}, remembered=True)
+    assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
+    assert "edge-s: fp32 on onnxruntime (fp32 on onnxruntime 1.2 ms a 64x64 tile, remembered)" in terminal.getvalue()
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert rsd_edge("--version") == 0
     assert __version__ in capsys.readouterr().out
@@ -253,6 +320,14 @@ def bundle(toy_graph: Path, toy_spec: EngineSpec, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_report_names_the_engine_that_ran(bundle: str) -> None:
+    assert rsd_edge("run", "in/a.png", "-o", "x.png", "--engine", bundle, "--report", "r.json") == 0
+    report = json.loads(Path("r.json").read_text())
+    assert report["engine"]["digest"] == load_bundle(bundle).digest
+    assert Path(bundle).name.endswith(report["engine"]["digest"][:12])
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_real_engine(bundle: str, photo: Callable[[int, int], Image]) -> None:
     image = photo(37, 50)
     write_image(Path("p.png"), image)
@@ -268,3 +343,56 @@ def test_a_real_engine(bundle: str, photo: Callable[[int, int], Image]) -> None:
     assert np.array_equal(read_image("plain.png"), cv2.resize(image, (200, 148), interpolation=cv2.INTER_CUBIC))
     assert rsd_edge(*common, "-o", "half.png", "--scale", "1.5") == 0
     assert read_image("half.png").shape == (round(37 * 1.5), 75, 3)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("engine", ["the bundle", "edge-s"])
+def test_a_backend_that_is_not_installed_is_one_line(
+    bundle: str, engine: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
+    options = ("--engine", bundle if engine == "the bundle" else engine, "--backend", "openvino")
+    assert rsd_edge("run", "in/a.png", "-o", "x.png", *options) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: OpenVINO cannot be imported (")
+    assert err.endswith("; run: pip install 'rsd-edge[openvino]'\n")
+    assert err.count("\n") == 1
+    assert not Path("x.png").exists()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("device", ["here", "Cortex-A76"])
+def test_an_engine_from_another_machine_is_one_warning(
+    toy_graph: Path,
+    toy_spec: EngineSpec,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own would count as configured
+    record = BuildRecord(device=f"{cpu_name() if device == 'here' else device}, 2 threads")
+    spec = EngineSpec(toy_spec.model, precision=Precision.INT8, weight_bits=7)
+    engine = write_bundle(Path("engines"), spec, toy_graph, record).path
+    assert rsd_edge("run", "in", "-o", "out", "--engine", str(engine)) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    if device == "here":
+        assert err == ""
+    else:
+        assert err.startswith(f"warning: {engine} was found faster than fp32 on Cortex-A76, 2 threads, but this is ")
+        assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.skipif(int8_weight_bits() < 8, reason="the shipped INT8 engine would saturate on this processor")
+def test_the_shipped_model_in_int8(photo: Callable[[int, int], Image]) -> None:
+    image = photo(24, 32)
+    write_image(Path("p.png"), image)
+    options = ("--precision", "int8", "--threads", "1", "--report", "r.json")
+    assert rsd_edge("run", "p.png", "-o", "x.png", *options) == 0
+    engine = json.loads(Path("r.json").read_text())["engine"]
+    assert (engine["precision"], engine["backend"], engine["times_ms"]) == ("int8", "onnxruntime", {})
+    assert engine["digest"] == resolve_engine("edge-s", Precision.INT8).digest
+    with SuperResolver.load("edge-s", precision="int8", threads=1) as resolver:
+        assert np.array_equal(read_image("x.png"), resolver(image))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -10,17 +11,21 @@ from types import TracebackType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
+from rsd_edge.errors import InputError
 from rsd_edge.pipeline import SuperResolver
+from rsd_edge.specs import Backend
 from rsd_edge.stream.atomic import make_folder, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
 
 _FORMATS = ("png", "jpg", "webp", "bmp", "tif")
+_SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
 _DEFAULTS = RunSettings()
 
 
@@ -28,6 +33,14 @@ _DEFAULTS = RunSettings()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
 @click.option("--engine", default=_DEFAULTS.engine, show_default=True, metavar="NAME|BUNDLE", help="Model to run.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "int8"]), help="Arithmetic; the fastest here if not given, timed once."
+)
+@click.option(
+    "--backend",
+    type=click.Choice([backend.value for backend in Backend]),
+    help="Runtime; if neither it nor the precision is given, the fastest of those installed.",
+)
 @click.option(
     "--scale", default=_DEFAULTS.scale, show_default=True, type=float, help="1 to 4; below 4 by area averaging."
 )
@@ -47,21 +60,40 @@ _DEFAULTS = RunSettings()
 @click.option(
     "--report", "report_path", metavar="JSON", type=click.Path(path_type=Path), help="Settings, versions and results."
 )
+@click.pass_context
 def command(
-    inputs: tuple[Path, ...], output: Path, suffix: str, recursive: bool, report_path: Path | None, **options: Any
+    context: click.Context,
+    /,
+    inputs: tuple[Path, ...],
+    output: Path,
+    suffix: str,
+    recursive: bool,
+    report_path: Path | None,
+    **options: Any,
 ) -> int:
     """Upscale images. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF.
 
     OUT is a file if it ends in an image suffix, otherwise a folder. Files that fail are reported, the others go on, and
     the exit code is then 2.
     """
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     settings = RunSettings(**options)
     jobs = plan_jobs(inputs, output, recursive=recursive, suffix=f".{suffix}")
+    if context.get_parameter_source("suffix") is not ParameterSource.DEFAULT:
+        _check_format(jobs, suffix)
     if report_path is not None:
         make_folder(report_path.parent)
     with SuperResolver.load(
-        settings.engine, threads=settings.threads, tile=settings.tile, batch=settings.batch
+        settings.engine,
+        precision=settings.precision,
+        backend=settings.backend,
+        threads=settings.threads,
+        tile=settings.tile,
+        batch=settings.batch,
     ) as resolver:
+        engine = resolver.choice.record() if resolver.choice else {}
+        if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
+            click.echo(f"{settings.engine}: {resolver.choice}", err=True)
         results: list[FileResult] = []
         try:
             with _Display(len(jobs)) as display:
@@ -70,11 +102,21 @@ def command(
                     display.show(result)
         finally:  # an interrupted run has an account as well
             if report_path is not None:
-                write_json(report_path, report(results, settings))
+                write_json(report_path, report(results, settings, engine))
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):
         click.echo(_summary(results, output), err=True)
     return FAILED if failed else 0
+
+
+def _check_format(jobs: Sequence[Job], suffix: str) -> None:
+    """Only the name of a single output file can contradict the format; results in a folder are named by it."""
+    for job in jobs:
+        given = job.target.suffix.lower()
+        if _SPELLINGS.get(given, given) != f".{suffix}":
+            raise InputError(
+                f"{job.target} ends in '{given}' but --format is {suffix}; drop --format, or end the name in .{suffix}"
+            )
 
 
 class _Display(Observer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import metadata
@@ -25,6 +25,8 @@ class RunSettings:
     """Everything that decides what a run writes."""
 
     engine: str = "edge-s"
+    precision: str | None = None
+    backend: str | None = None
     scale: float = 4.0
     seed: int = 0
     strength: float = 1.0
@@ -169,12 +171,16 @@ def count(results: Iterable[FileResult], status: Status) -> int:
     return sum(result.status is status for result in results)
 
 
-def report(results: Sequence[FileResult], settings: RunSettings) -> dict[str, Any]:
-    """A JSON-ready account of a run: settings, versions, totals, and one entry for each file."""
+def report(results: Sequence[FileResult], settings: RunSettings, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-ready account of a run: settings, engine, versions, totals, and one entry for each file.
+
+    engine: what ran, as `Choice.record` tells; the name in the settings may mean another one tomorrow.
+    """
     seconds = sum(result.seconds for result in results)
     return {
         "rsd_edge": __version__,
         "settings": dataclasses.asdict(settings),
+        "engine": dict(engine),
         "versions": _versions(),
         "totals": {
             **{status.name.lower(): count(results, status) for status in Status},
@@ -200,7 +206,7 @@ def _entry(result: FileResult) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("numpy", "opencv-python", "onnxruntime")
+    packages = ("numpy", "opencv-python", "onnxruntime", "openvino")
     installed = {item: version for item in packages if (version := _version(item))}
     return {"python": platform.python_version(), "platform": platform.platform(), **installed}
 
@@ -209,4 +215,4 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None  # OpenCV also comes under other names, such as opencv-python-headless
+        return None  # it is optional, or comes under another name, such as opencv-python-headless

@@ -1,1 +1,1 @@
-"""The models that ship with the package: one folder each, in the format of an engine bundle."""
+"""The models that ship with the package: one folder each, and in it an engine bundle for each precision."""
