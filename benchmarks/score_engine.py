@@ -1,14 +1,18 @@
-"""Quality of an engine beside bicubic on test sets of LR images with references, scored by the code of `rsd-edge eval`.
+"""Quality of engines, of bicubic and of a published model on test sets with references, by the code of `rsd-edge eval`.
 
-    python -P benchmarks/score_engine.py --set NAME LR_DIR REF_DIR --set ... --json benchmarks/reports/edge-s.json
+    python -P benchmarks/score_engine.py --engine edge-s:fp32 --engine edge-s:int8 --peer PARAM BIN
+        --set NAME LR_DIR REF_DIR --set ... --json benchmarks/reports/quality.json
 
-Bicubic is the engine at strength 0. `seed_std` is the standard deviation, in grey levels, that another seed makes.
+Bicubic is the first engine at strength 0. With --seeds, `seed_std` is the standard deviation in grey
+levels that another seed makes.
+Rows that the JSON file holds already, of the same engine, are kept: a long run can be taken up again.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +21,93 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, __version__
+from rsd_edge.bench.peer import NcnnPeer
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.evaluate.folder import METRICS, evaluate_folders
 from rsd_edge.machine import cpu_name
+from rsd_edge.specs import Precision
+from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import read_image, write_image
 
 Image = NDArray[np.uint8]
 Scores = dict[str, float | None]
+Enlarge = Callable[[Image], Image]
+TestSet = tuple[str, Path, Path]
 
 
-def score(enlarge: SuperResolver, lq: Path, ref: Path, strength: float) -> Scores:
-    """Mean scores over a folder, and what a second seed changes."""
+def score(enlarge: Enlarge, lq: Path, ref: Path, other_seed: Enlarge | None = None) -> Scores:
+    """Mean scores over a folder, and what another seed changes."""
     deviations = []
     with tempfile.TemporaryDirectory() as folder:
         for path in images_in(lq):
             image = read_image(path)
-            result = enlarge(image, strength=strength)
+            result = enlarge(image)
             write_image(Path(folder) / f"{path.stem}.png", result)
-            if strength:
-                other = enlarge(image, strength=strength, seed=1)
-                deviations.append(float((result.astype(np.int16) - other).std()) / 2**0.5)
+            if other_seed is not None:
+                deviations.append(float((result.astype(np.int16) - other_seed(image)).std()) / 2**0.5)
         scores = evaluate_folders(Path(folder), ref, lq=lq)
     row = {metric: scores.mean(metric) for metric in METRICS}
     return row | ({"seed_std": float(np.mean(deviations))} if deviations else {})
 
 
 def markdown(name: str, row: Scores) -> str:
-    """One line of a table."""
-    cells = [f"{row['psnr_y']:.2f}", *(f"{row[key]:.3f}" for key in METRICS[1:])]
+    """One line of a table: METRICS in their order, empty where no image has a value."""
+    cells = ["" if (value := row[key]) is None else f"{value:.{2 if key == 'psnr_y' else 3}f}" for key in METRICS]
     return f"| {name} | {' | '.join(cells)} |"
 
 
+class Report:
+    """The JSON document: for each set, a row for each method, with what identifies the method."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.document |= {"rsd_edge": __version__, "machine": cpu_name()}
+
+    def add(
+        self, test_set: TestSet, method: str, identity: str, enlarge: Enlarge, other: Enlarge | None = None
+    ) -> None:
+        """Score one method on one set, unless that is known."""
+        name, lq, ref = test_set
+        rows = self.document.setdefault("sets", {}).setdefault(name, {})
+        if rows.get(method, {}).get("identity") != identity:
+            rows[method] = {"identity": identity, **score(enlarge, lq, ref, other)}
+            write_json(self._path, self.document)
+        click.echo(markdown(f"{name}: {method}", rows[method]))
+
+
 @click.command()
-@click.option("--engine", default="edge-s", show_default=True)
+@click.option("--engine", "engines", multiple=True, required=True, help="NAME or NAME:PRECISION.")
+@click.option("--peer", nargs=2, type=click.Path(path_type=Path, exists=True), help="An ncnn .param and .bin.")
 @click.option("--set", "sets", type=(str, click.Path(path_type=Path), click.Path(path_type=Path)), multiple=True)
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
-def main(engine: str, sets: tuple[tuple[str, Path, Path], ...], json_path: Path) -> None:
-    """Score an engine and bicubic on every set, and write all figures."""
-    bundle = resolve_engine(engine)
-    rows: dict[str, Any] = {}
-    with SuperResolver.load(engine) as enlarge:
-        for name, lq, ref in sets:
-            rows[name] = {"bicubic": score(enlarge, lq, ref, 0.0), bundle.spec.model.name: score(enlarge, lq, ref, 1.0)}
-            for method, row in rows[name].items():
-                click.echo(markdown(f"{name}: {method}", row))
-    document = {"engine": bundle.digest, "rsd_edge": __version__, "machine": cpu_name(), "sets": rows}
-    json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--seeds", is_flag=True, help="Another seed as well, for seed_std.")
+def main(
+    engines: tuple[str, ...],
+    peer: tuple[Path, Path] | None,
+    sets: tuple[TestSet, ...],
+    json_path: Path,
+    threads: int,
+    seeds: bool,
+) -> None:
+    """Score all methods on every set."""
+    report = Report(json_path)
+    for position, engine in enumerate(engines):
+        name, _, wish = engine.partition(":")
+        bundle = resolve_engine(name, Precision(wish or "fp32"))
+        with SuperResolver.load(name, precision=bundle.spec.precision, backend="onnxruntime", threads=threads) as one:
+            for test_set in sets:
+                if position == 0:
+                    report.add(test_set, "bicubic", "OpenCV INTER_CUBIC", lambda image: one(image, strength=0))
+                method = f"{name} {bundle.spec.precision.value}"
+                other = (lambda image: one(image, seed=1)) if seeds else None
+                report.add(test_set, method, bundle.digest, one, other)
+    if peer:
+        network = NcnnPeer(*peer, threads)
+        for test_set in sets:
+            report.add(test_set, peer[0].name.partition(".")[0], peer[0].stem, network)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""Tables of README, model cards and reports, from the JSON files of the benchmarks.
+
+    python -P benchmarks/tables.py --quality benchmarks/reports/quality.json --speed benchmarks/reports/engines.json
+        README.md benchmarks/reports/README.md rsd_edge/zoo/*/MODEL_CARD.md
+
+Whatever stands between `<!-- table NAME -->` and `<!-- end -->` is replaced by the table of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsd_edge.stream.atomic import atomic_file
+
+Rows = Iterable[list[str]]
+
+QUALITY = {
+    "psnr_y": ("PSNR-Y", 2),
+    "ssim_y": ("SSIM-Y", 3),
+    "lpips_squeeze": ("LPIPS-squeeze", 3),
+    "niqe": ("NIQE", 2),
+    "spectrum_db": ("spectrum error dB", 1),
+    "lattice_spread": ("lattice spread", 2),
+    "lattice_mean": ("lattice mean", 2),
+}
+_MARK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: list[str], rows: Rows) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+class Tables:
+    """Every table by its name."""
+
+    def __init__(self, quality: dict[str, Any], speed: dict[str, Any]) -> None:
+        self._sets, self._speed = quality["sets"], speed
+        self._by_name: dict[str, Callable[[], str]] = {
+            "quality": lambda: self._quality(list(self._sets), None),
+            "quality-kodak24": lambda: self._quality([name for name in self._sets if "kodak24" in name], None),
+            "quality-edge-s": lambda: self._quality(list(self._sets), "edge-s"),
+            "quality-edge-n": lambda: self._quality(list(self._sets), "edge-n"),
+            "speed": self._speed_rows,
+            "threads": self._threads,
+            "tile-sizes": self._tile_sizes,
+        }
+
+    def fill(self, text: str) -> str:
+        """The text with all its tables made anew. Raises KeyError for a table that does not exist."""
+        return _MARK.sub(lambda match: f"{match[1]}{self._by_name[match[2]]()}{match[3]}", text)
+
+    def _quality(self, sets: list[str], model: str | None) -> str:
+        rows = []
+        for name in sets:
+            for method, row in sorted(self._sets[name].items()):
+                if model is None or method.startswith(model) or not method.startswith("edge-"):
+                    cells = [_number(row.get(key), digits) for key, (_, digits) in QUALITY.items()]
+                    rows.append([name, method, *cells])
+        return table(["set", "method", *(title for title, _ in QUALITY.values())], rows)
+
+    def _speed_rows(self) -> str:
+        tiles, frames = self._speed["tile_64x64"], self._speed["frame_320x180"]
+        rows = []
+        for method in sorted(tiles, key=lambda name: tiles[name]["ms"]["median"]):
+            tile, frame = tiles[method], frames[method]
+            share = tile.get("share_of_peak")
+            rows.append(
+                [
+                    self._speed["peer"].partition(".")[0] + " ncnn" if method == "peer" else method,
+                    _number(tile["ms"]["median"], 2),
+                    _number(tile.get("times_as_fast_as_peer"), 2),
+                    _number(frame["ms"]["median"], 1),
+                    _number(frame.get("times_as_fast_as_peer"), 2),
+                    _number(tile.get("gflop"), 2),
+                    _number(tile.get("gflop_per_s"), 0),
+                    "" if share is None else f"{share:.0%}",
+                ]
+            )
+        head = ["engine", "64x64 tile ms", "ratio", "320x180 frame ms", "ratio", "GFLOP a tile", "GFLOP/s", "of peak"]
+        return table(head, rows)
+
+    def _threads(self) -> str:
+        rows = [[name, _number(row["median"], 2)] for name, row in self._speed["threads"].items()]
+        return table(["engine", "64x64 tile ms"], rows)
+
+    def _tile_sizes(self) -> str:
+        rows = [
+            [name, _number(row["median"], 1), _number(row["per_64x64"], 2), _number(row["per_64x64_without_halo"], 2)]
+            for name, row in self._speed["tile_sizes"].items()
+        ]
+        return table(["tile", "ms", "ms per 64x64 computed", "ms per 64x64 of the picture"], rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+@click.command()
+@click.option("--quality", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--speed", required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
+def main(quality: Path, speed: Path, documents: tuple[Path, ...]) -> None:
+    """Fill the tables of all documents."""
+    tables = Tables(*(json.loads(path.read_text(encoding="utf-8")) for path in (quality, speed)))
+    for path in documents:
+        filled = tables.fill(path.read_text(encoding="utf-8"))
+        with atomic_file(path) as file:
+            file.write(filled.encode())
+
+
+if __name__ == "__main__":
+    main()
