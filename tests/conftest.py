@@ -20,6 +20,15 @@ if TYPE_CHECKING:  # tests of the runtime run without torch
     from rsd_edge.distill.config import DistillConfig
     from rsd_edge.models.checkpoint import Checkpoint
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered about engines stays out of the cache of whoever runs the tests, and does not come from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 TOY_DILATION = 7  # receptive radius 1 + 7 + 1, below halo - feather = 12 of the default tiles
 
 
@@ -183,3 +192,22 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 builds see eight tiles and are judged on two; no clock decides: each engine is twice as fast as the last."""
+    from rsd_edge.export import build, calibration
+    from rsd_edge.export.calibration import Samples
+
+    def first(count: int, make: Callable[..., Samples]) -> Callable[..., Samples]:
+        def few(*arguments: object) -> Samples:
+            every = make(*arguments)
+            hr = None if every.hr is None else every.hr[:count]
+            return Samples(every.frames[:count], every.lq[:count], every.noise[:count], hr)
+
+        return few
+
+    monkeypatch.setattr(calibration, "calibration_samples", first(8, calibration.calibration_samples))
+    monkeypatch.setattr(calibration, "held_out_samples", first(2, calibration.held_out_samples))
+    monkeypatch.setattr(build, "median_seconds", lambda engines: [0.02 / 2**i for i in range(len(engines))])

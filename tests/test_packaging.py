@@ -26,7 +26,7 @@ CORE = ("numpy", "cv2", "onnxruntime", "av", "click", "rich")
 BLOCKED_IMPORTS = """
 import importlib, sys
 
-blocked = {"torch", "onnx", "onnxscript", "safetensors", "yaml", "tensorboard", "scipy", "PIL", "triton"}
+blocked = {"torch", "onnx", "onnxscript", "openvino", "safetensors", "yaml", "tensorboard", "scipy", "PIL", "triton"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -92,7 +92,7 @@ def test_constraints_pin_every_requirement(settings: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     needed = [
         *project["dependencies"],
-        *(item for name in ("export", "distill", "test", "dev") for item in extras[name]),
+        *(item for name in ("export", "distill", "openvino", "test", "dev") for item in extras[name]),
     ]
     names = {_distribution(item) for item in needed}
     assert names - {"rsd-edge"} <= pinned
