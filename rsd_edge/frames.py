@@ -6,6 +6,8 @@ network's output, is in the units of the model range: 2 / 255 of it is one grey 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,8 +77,8 @@ def check_out(out: object, frame: NDArray[np.uint8], shape: tuple[int, int, int]
 
 def to_model(pixels: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """uint8 BGR (h, w, 3) to float32 RGB (3, h, w) in [-1, 1], written into `out`."""
-    for channel in range(3):
-        np.divide(pixels[..., 2 - channel], GREY_LEVELS_PER_UNIT, out=out[channel], dtype=np.float32)
+    np.copyto(out, pixels[..., ::-1].transpose(2, 0, 1))
+    out /= GREY_LEVELS_PER_UNIT
     out -= 1.0
 
 
@@ -94,23 +96,32 @@ class DetailCompositor:
     """Adds detail to the bicubic enlargement of its part of the frame: base + strength * detail, rounded to 8 bits.
 
     The base of a region is computed from the frame with two pixels of surroundings, and so equals the same region of
-    the enlarged whole frame. Scratch memory is kept for the largest region announced; serves one thread at a time.
+    the enlarged whole frame. One channel after the other, so that what is computed stays in the cache until it is used.
+    Scratch memory is kept for the largest region announced; serves one caller at a time.
     """
 
-    def __init__(self, max_height: int, max_width: int) -> None:
+    def __init__(self, max_height: int, max_width: int, pool: Executor | None = None) -> None:
+        """pool: threads that take channels off the caller's hands; without them the caller does all."""
+        self._pool = pool
         padded_h, padded_w = max_height + 2 * _CUBIC_REACH, max_width + 2 * _CUBIC_REACH
-        self._pixels = np.empty((padded_h, padded_w, 3), np.float32)
-        self._base = np.empty((SCALE * padded_h, SCALE * padded_w, 3), np.float32)
-        self._detail = np.empty((SCALE * max_height, SCALE * max_width, 3), np.float32)
+        self._pixels = np.empty((3, padded_h, padded_w), np.float32)
+        self._base = np.empty((3, SCALE * padded_h, SCALE * padded_w), np.float32)
+        self._planes = np.empty(3 * SCALE**2 * max_height * max_width, np.uint8)
+        # cv2.merge bypasses the cache if its target is aligned, and then waits for memory at the end of every row,
+        # which takes up to twelve times as long. An odd address avoids that, and copying to the result costs less.
+        self._joined = np.empty(self._planes.size + 1, np.uint8)[1:]
 
-    def base(self, frame: NDArray[np.uint8], region: Region) -> NDArray[np.float32]:
-        """Bicubic x4 enlargement of a region, float32 BGR grey levels (4h, 4w, 3), overwritten by the next call."""
+    def base(self, frame: NDArray[np.uint8], region: Region, channel: int) -> NDArray[np.float32]:
+        """Bicubic x4 enlargement of one channel of a region, float32 grey levels (4h, 4w).
+
+        It is overwritten by the next call for the same channel.
+        """
         height, width = frame.shape[:2]
         top, left = max(0, region.y0 - _CUBIC_REACH), max(0, region.x0 - _CUBIC_REACH)
-        pixels = frame[top : min(height, region.y1 + _CUBIC_REACH), left : min(width, region.x1 + _CUBIC_REACH)]
-        h, w = pixels.shape[:2]
-        source, enlarged = self._pixels[:h, :w], self._base[: SCALE * h, : SCALE * w]
-        np.copyto(source, pixels)
+        bottom, right = min(height, region.y1 + _CUBIC_REACH), min(width, region.x1 + _CUBIC_REACH)
+        h, w = bottom - top, right - left
+        source, enlarged = self._pixels[channel, :h, :w], self._base[channel, : SCALE * h, : SCALE * w]
+        np.copyto(source, frame[top:bottom, left:right, channel])
         cv2.resize(source, (SCALE * w, SCALE * h), dst=enlarged, interpolation=cv2.INTER_CUBIC)
         rows = slice(SCALE * (region.y0 - top), SCALE * (region.y1 - top))
         return enlarged[rows, SCALE * (region.x0 - left) : SCALE * (region.x1 - left)]
@@ -127,9 +138,30 @@ class DetailCompositor:
 
         detail: float32 RGB (3, 4h, 4w) of the region in model units; out: the whole result, uint8 BGR.
         """
-        base = self.base(frame, region)
-        bgr = self._detail[: base.shape[0], : base.shape[1]]
-        cv2.merge((detail[2], detail[1], detail[0]), dst=bgr)
         target = out[SCALE * region.y0 : SCALE * region.y1, SCALE * region.x0 : SCALE * region.x1]
-        # One pass that adds in float32, rounds to nearest and saturates.
-        cv2.addWeighted(bgr, strength * GREY_LEVELS_PER_UNIT, base, 1.0, 0.0, dst=target, dtype=cv2.CV_8U)
+        h, w = target.shape[:2]
+        planes = self._planes[: target.size].reshape(3, h, w)
+        joined = self._joined[: target.size].reshape(h, w, 3)
+        gain = strength * GREY_LEVELS_PER_UNIT
+
+        def add_channel(channel: int) -> None:
+            base = self.base(frame, region, channel)
+            # One pass that adds in float32, rounds to nearest and saturates.
+            cv2.addWeighted(detail[2 - channel], gain, base, 1.0, 0.0, dst=planes[channel], dtype=cv2.CV_8U)
+
+        self._for_each_channel(add_channel)
+        cv2.merge(tuple(planes), dst=joined)
+        np.copyto(target, joined)
+
+    def _for_each_channel(self, task: Callable[[int], None]) -> None:
+        if self._pool is None:
+            for channel in range(3):
+                task(channel)
+            return
+        others = [self._pool.submit(task, channel) for channel in (1, 2)]
+        try:
+            task(0)
+        finally:
+            wait(others)  # whatever happens here, nothing may go on using the caller's arrays
+        for other in others:
+            other.result()

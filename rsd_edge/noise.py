@@ -29,12 +29,17 @@ TABLE_SIZE = 1 << 16
 TABLE_UNIT = 2.0**-12
 
 _ROUNDS = 10
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_VECTOR_ROUNDS = 2
+"""Rounds in which a word still depends on the row alone or on the column alone."""
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)[:, None, None]
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _MASK32 = 0xFFFFFFFF
 _LOW_HALF = np.uint64(_MASK32)
 _HALF_BITS = np.uint64(32)
 _SEED_LIMIT = 1 << 64
+_ZERO = np.zeros((1, 1), np.uint64)
+_CHUNK = 1 << 15
+"""Counters that go through all rounds together: many for one call of NumPy, few enough for a cache."""
 
 
 def philox4x32_10(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[NDArray[np.uint32], ...]:
@@ -43,22 +48,40 @@ def philox4x32_10(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> t
     counter: four integer arrays (or integers) with values below 2^32; key: two integers below 2^32.
     Returns four uint32 arrays of the broadcast shape.
     """
-    c0, c1, c2, c3 = (np.asarray(word, dtype=np.uint64) for word in counter)
-    words = _philox_words(c0, c1, c2, c3, key)
-    shape = np.broadcast_shapes(*(word.shape for word in words))
-    return tuple(np.broadcast_to(word, shape).astype(np.uint32) for word in words)
+    given = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
+    c0, c1, c2, c3 = (word.reshape(1, -1) for word in given)
+    words = _philox_words(c0, c1, c2, c3, _round_keys(key), np.empty((3, 2, *c0.shape), np.uint64))
+    return tuple(word.reshape(given[0].shape).astype(np.uint32) for word in words)
+
+
+def _round_keys(key: tuple[int, int]) -> list[Words]:
+    """The two keys of each round, shaped for `_philox_words`."""
+    rounds = range(_ROUNDS)
+    pairs = [[(k + i * step) & _MASK32 for k, step in zip(key, _KEY_INCREMENTS, strict=True)] for i in rounds]
+    return [np.array(pair, np.uint64)[:, None, None] for pair in pairs]
 
 
 def _philox_words(
-    c0: Words, c1: Words, c2: Words, c3: Words, key: tuple[int, int]
+    c0: Words, c1: Words, c2: Words, c3: Words, keys: list[Words], scratch: Words
 ) -> tuple[Words, Words, Words, Words]:
-    """The same in 64-bit lanes. Words stay as small as broadcasting allows: rows and columns first meet in round 2."""
-    for i in range(_ROUNDS):
-        k0, k1 = (np.uint64((k + i * step) & _MASK32) for k, step in zip(key, _KEY_INCREMENTS, strict=True))
-        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+    """The same in 64-bit lanes, for counters of two dimensions that broadcast to (h, w).
+
+    scratch: (3, 2, h, w); the returned words are views of it, valid until it is used again.
+    """
+    (m0, m1), (even, odd, product) = _MULTIPLIERS, scratch
+    for k0, k1 in keys[:_VECTOR_ROUNDS]:
+        low, high = c0 * m0, c2 * m1
         c0, c1 = (high >> _HALF_BITS) ^ c1 ^ k0, high & _LOW_HALF
         c2, c3 = (low >> _HALF_BITS) ^ c3 ^ k1, low & _LOW_HALF
-    return c0, c1, c2, c3
+    even[0], odd[0], even[1], odd[1] = c0, c1, c2, c3
+    crossed = product[::-1]
+    for both in keys[_VECTOR_ROUNDS:]:
+        np.multiply(even, _MULTIPLIERS, out=product)
+        np.right_shift(crossed, _HALF_BITS, out=even)
+        np.bitwise_xor(even, odd, out=even)
+        np.bitwise_xor(even, both, out=even)
+        np.bitwise_and(crossed, _LOW_HALF, out=odd)
+    return even[0], odd[0], even[1], odd[1]
 
 
 @cache
@@ -100,7 +123,7 @@ class NoiseField:
             raise InputError(f"seed must be an integer, not {type(seed).__name__}") from None
         if not 0 <= self.seed < _SEED_LIMIT:
             raise InputError(f"seed {self.seed} is out of range; use 0 to 2^64 - 1")
-        self._key = (self.seed & _MASK32, self.seed >> 32)
+        self._keys = _round_keys((self.seed & _MASK32, self.seed >> 32))
 
     def normal(
         self, channels: int, y: int, x: int, h: int, w: int, out: NDArray[np.float32] | None = None
@@ -112,15 +135,24 @@ class NoiseField:
         if out is None:
             out = np.empty((channels, h, w), np.float32)
         column, row = _coordinates(x, w)[None, :], _coordinates(y, h)[:, None]
+        rows = max(1, -(-h // max(1, round(h * w / _CHUNK))))
+        scratch = np.empty((3, 2, rows, w), np.uint64)
         for first in range(0, channels, CHANNELS_PER_BLOCK):
-            block = np.array(first // CHANNELS_PER_BLOCK, np.uint64)
-            words = _philox_words(column, row, block, np.array(0, np.uint64), self._key)
-            for channel in range(first, min(first + CHANNELS_PER_BLOCK, channels)):
-                word, upper = divmod(channel - first, 2)
-                bits = (words[word] >> np.uint64(16 * upper)).astype(np.uint16)
-                # Every uint16 is a valid index; "wrap" only spares the buffering that the default mode does with `out`.
-                np.take(_gaussian_floats(), bits, out=out[channel], mode="wrap")
+            block = np.array([[first // CHANNELS_PER_BLOCK]], np.uint64)
+            for top in range(0, h, rows):
+                part = row[top : top + rows]
+                words = _philox_words(column, part, block, _ZERO, self._keys, scratch[:, :, : len(part)])
+                for channel in range(first, min(first + CHANNELS_PER_BLOCK, channels)):
+                    word, upper = divmod(channel - first, 2)
+                    _look_up(words[word], upper, out[channel, top : top + rows])
         return out
+
+
+def _look_up(words: Words, upper: int, out: NDArray[np.float32]) -> None:
+    """Samples of the lower (0) or upper (1) sixteen bits of 32-bit words."""
+    bits = words >> np.uint64(16) if upper else words & np.uint64(TABLE_SIZE - 1)
+    # No index is out of range; "clip" only spares the buffering that the default mode does with `out`.
+    np.take(_gaussian_floats(), bits.view(np.int64), out=out, mode="clip")
 
 
 def _coordinates(start: int, count: int) -> Words:

@@ -1,34 +1,45 @@
-"""One frame in, one frame out. No files, no threads of its own, nothing printed."""
+"""One frame in, one frame out. No files, nothing printed."""
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import Progress, Ticket, TileEngine
-from rsd_edge.bundle import resolve_engine
-from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.bundle import staleness
+from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DetailCompositor, bicubic_x4, check_frame, check_out, shrink
+from rsd_edge.machine import usable_cores
 from rsd_edge.noise import NoiseField
-from rsd_edge.specs import ModelSpec, Precision, TileSpec
-from rsd_edge.tiling import TileMerger, TilePlan, gather_tiles, plan_tiles
+from rsd_edge.selection import Choice, choose
+from rsd_edge.specs import Backend, Precision, TileSpec
+from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
+
+log = logging.getLogger(__name__)
+
+EnumT = TypeVar("EnumT", bound=Enum)
 
 _BATCHES_IN_FLIGHT = 2
+_NOISE_BYTES_KEPT = 72 << 20
+"""Enough for the default tiles of a 1920 x 1080 frame and five channels."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One frame and what is to be made of it."""
+    """What is to be made of a frame."""
 
-    frame: NDArray[np.uint8]
     noise: NoiseField
     strength: float
     out: NDArray[np.uint8]
@@ -44,23 +55,53 @@ class _Batch:
     """Buffers of one batch, and which tiles are in them."""
 
     lq: NDArray[np.float32]
-    noise: NDArray[np.float32]
     detail: NDArray[np.float32]
     tiles: range = range(0)
     ticket: Ticket = None
 
 
+class _TileNoise:
+    """The noise of a frame's tiles, round by round.
+
+    While it is small, all of it is kept: the next frame of a film uses the same. Otherwise only what is in flight.
+    """
+
+    def __init__(self, plan: TilePlan, rounds: int, batch_shape: tuple[int, int, int, int]) -> None:
+        """batch_shape: (n, channels, tile_h, tile_w)."""
+        self._plan = plan
+        size = 4 * math.prod(batch_shape)
+        kept = rounds if rounds * size <= _NOISE_BYTES_KEPT else min(rounds, _BATCHES_IN_FLIGHT)
+        self._batches = np.zeros((kept, *batch_shape), np.float32)
+        self._drawn: list[tuple[int, int] | None] = [None] * kept
+        """The seed and the round that each batch holds."""
+
+    def batch(self, field: NoiseField, turn: int, tiles: range) -> NDArray[np.float32]:
+        """The noise of one round, for reading."""
+        slot = turn % len(self._drawn)
+        batch: NDArray[np.float32] = self._batches[slot]
+        if self._drawn[slot] != (field.seed, turn):
+            self._drawn[slot] = None  # whatever interrupts the drawing leaves nothing that passes for complete
+            channels, h, w = batch.shape[1:]
+            for samples, index in zip(batch, tiles, strict=False):  # a fixed engine's last batch may have room to spare
+                field.normal(channels, *self._plan.origin(index), h, w, out=samples)
+            self._drawn[slot] = (field.seed, turn)
+        return batch
+
+
 class _Workspace:
     """Everything that depends on the frame size only; reused while the size stays the same."""
 
-    def __init__(self, plan: TilePlan, engine: TileEngine) -> None:
+    def __init__(self, plan: TilePlan, engine: TileEngine, pool: Executor | None) -> None:
         self.plan = plan
         self._fixed = engine.tile.fixed
         self._size = engine.tile.batch if self._fixed else min(engine.tile.batch, plan.count)
         self.rounds = -(-plan.count // self._size)
-        self.batches = [self._new_batch(engine.spec.model) for _ in range(min(_BATCHES_IN_FLIGHT, self.rounds))]
+        self.batches = [self._new_batch() for _ in range(min(_BATCHES_IN_FLIGHT, self.rounds))]
+        noise_shape = (self._size, engine.spec.model.noise_channels, plan.tile_h, plan.tile_w)
+        self.noise = _TileNoise(plan, self.rounds, noise_shape)
+        self.reader = TileReader(plan)
         self.merger = TileMerger(plan)
-        self.compositor = DetailCompositor(*plan.largest_region())
+        self.compositor = DetailCompositor(*plan.largest_region(), pool)
 
     def tiles(self, turn: int) -> range:
         """The tiles of one round; the last round may hold fewer than the others."""
@@ -70,25 +111,25 @@ class _Workspace:
         """How many tiles the engine is given for these: a fixed engine always takes a full batch."""
         return self._size if self._fixed else len(tiles)
 
-    def _new_batch(self, model: ModelSpec) -> _Batch:
+    def _new_batch(self) -> _Batch:
         n, h, w = self._size, self.plan.tile_h, self.plan.tile_w
-        return _Batch(
-            lq=np.zeros((n, 3, h, w), np.float32),
-            noise=np.zeros((n, model.noise_channels, h, w), np.float32),
-            detail=np.zeros((n, 3, SCALE * h, SCALE * w), np.float32),
-        )
+        return _Batch(lq=np.zeros((n, 3, h, w), np.float32), detail=np.zeros((n, 3, SCALE * h, SCALE * w), np.float32))
 
 
 class NumpyFramePath:
     """The reference FramePath: gather, noise, engine, merge, add to the bicubic base, all tile by tile.
 
-    No float buffer is as large as a frame, unless one tile is. Buffers are kept for the last frame size, so that
-    further frames of that size allocate nothing as large but their result, and not even that if `out` is given. Calls
-    from several threads run one after the other; a progress callback must not call back into the same path.
+    No float buffer is as large as a frame, unless one tile is or the noise of a small frame. Buffers are kept for the
+    last frame size, so that further frames of that size allocate nothing as large but their result, and not even that
+    if `out` is given. Calls from several threads run one after the other; a progress callback must not call back into
+    the same path.
     """
 
     def __init__(self, engine: TileEngine) -> None:
+        """Between tiles, the threads that an engine says it has are used here, up to one for each channel."""
         self.engine = engine
+        helpers = min(getattr(engine, "threads", 1), 3) - 1
+        self._pool = ThreadPoolExecutor(helpers, thread_name_prefix="rsd-edge") if helpers else None
         self._workspace: _Workspace | None = None
         self._lock = threading.Lock()
 
@@ -105,13 +146,14 @@ class NumpyFramePath:
         frame = check_frame(frame)
         height, width = frame.shape[:2]
         out = check_out(out, frame, (SCALE * height, SCALE * width, 3))
-        job = _Job(frame, NoiseField(seed), _check_strength(strength), out, progress)
+        job = _Job(NoiseField(seed), _check_strength(strength), out, progress)
         if job.strength == 0.0:
             bicubic_x4(frame, out)
             job.report(1, 1)
             return out
         with self._lock:
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile))
+            space.reader.load(frame)
             self._run(space, job)
         return out
 
@@ -125,7 +167,7 @@ class NumpyFramePath:
     def _workspace_for(self, plan: TilePlan) -> _Workspace:
         if self._workspace is None or self._workspace.plan != plan:
             self._workspace = None  # frees the old buffers before the new ones are made
-            self._workspace = _Workspace(plan, self.engine)
+            self._workspace = _Workspace(plan, self.engine, self._pool)
         return self._workspace
 
     def _run(self, space: _Workspace, job: _Job) -> None:
@@ -134,7 +176,7 @@ class NumpyFramePath:
         try:
             for turn in range(space.rounds):
                 batch = space.batches[turn % len(space.batches)]
-                self._submit(space, batch, space.tiles(turn), job)
+                self._submit(space, batch, turn, job)
                 in_flight.append(batch)
                 if len(in_flight) == len(space.batches):
                     self._finish(space, in_flight.pop(0), job)
@@ -146,20 +188,18 @@ class NumpyFramePath:
                 with suppress(BackendError):
                     self.engine.collect(batch.ticket)
 
-    def _submit(self, space: _Workspace, batch: _Batch, tiles: range, job: _Job) -> None:
-        plan = space.plan
-        gather_tiles(job.frame, plan, tiles, batch.lq)
-        for slot, index in enumerate(tiles):
-            job.noise.normal(batch.noise.shape[1], *plan.origin(index), plan.tile_h, plan.tile_w, out=batch.noise[slot])
-        n = space.submitted(tiles)
-        batch.tiles = tiles
-        batch.ticket = self.engine.submit(batch.lq[:n], batch.noise[:n], batch.detail[:n])
+    def _submit(self, space: _Workspace, batch: _Batch, turn: int, job: _Job) -> None:
+        batch.tiles = space.tiles(turn)
+        space.reader.read(batch.tiles, batch.lq)
+        noise = space.noise.batch(job.noise, turn, batch.tiles)
+        n = space.submitted(batch.tiles)
+        batch.ticket = self.engine.submit(batch.lq[:n], noise[:n], batch.detail[:n])
 
     def _finish(self, space: _Workspace, batch: _Batch, job: _Job) -> None:
         self.engine.collect(batch.ticket)
         for slot, index in enumerate(batch.tiles):
             detail = space.merger.merge(index, batch.detail[slot])
-            space.compositor.add(job.frame, space.plan.finished(index), detail, job.strength, job.out)
+            space.compositor.add(space.reader.frame, space.plan.finished(index), detail, job.strength, job.out)
             job.report(index + 1, space.plan.count)
 
 
@@ -175,6 +215,8 @@ class SuperResolver:
     def __init__(self, engine: TileEngine) -> None:
         """Take over an open engine; `close` closes it."""
         self.engine = engine
+        self.choice: Choice | None = None
+        """How `load` came to this engine; None if it was given."""
         self._path = NumpyFramePath(engine)
         self._lock = threading.Lock()
         self._enlarged: NDArray[np.uint8] | None = None
@@ -184,29 +226,33 @@ class SuperResolver:
         cls,
         model: str | Path = "edge-s",
         *,
-        precision: str | Precision = Precision.FP32,
+        precision: str | Precision | None = None,
+        backend: str | Backend | None = None,
         threads: int | None = None,
         tile: int | None = None,
         batch: int = 1,
     ) -> SuperResolver:
         """Open a shipped engine by name, or a bundle folder by path.
 
-        precision: what the engine must be; threads: CPU threads, None for all cores; tile: side of a tile in LR pixels,
-        halo included, None for the default; batch: tiles that the engine takes at once.
+        precision: fp32 or int8, None for the fastest on this machine, which is timed once and remembered, and which
+        `choice` tells afterwards; a folder has one precision. backend: onnxruntime or openvino, None for the fastest of
+        those installed where the precision is open too, and otherwise for the one that the engine was built for.
+        threads: CPU threads, None for all cores; tile: side of a tile in LR pixels, halo included, None for the
+        default; batch: tiles that the engine takes at once.
         Raises ModelError, BackendError or InputError.
         """
-        bundle = resolve_engine(model)
-        wanted = _check_precision(precision)
-        if bundle.spec.precision is not wanted:
-            raise ModelError(
-                f"engine '{model}' is {bundle.spec.precision.value}, not {wanted.value}; pass "
-                f"precision='{bundle.spec.precision.value}', or build one with 'rsd-edge build-engine --precision "
-                f"{wanted.value}'"
-            )
-        spec = bundle.spec.model
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; it must be at least 1")
+        wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
+        choice = choose(model, wanted, runtime, threads or usable_cores())
+        for reason in staleness(choice.candidate.bundle):
+            log.warning("%s", reason)
+        chosen = choice.candidate.spec
         size = TileSpec.size if tile is None else tile
-        tiles = TileSpec(size=size, halo=spec.halo, multiple_of=spec.multiple_of, batch=batch)
-        return cls(open_engine(bundle.graph_path, bundle.spec, tile=tiles, threads=threads))
+        tiles = TileSpec(size=size, halo=chosen.model.halo, multiple_of=chosen.model.multiple_of, batch=batch)
+        resolver = cls(open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads))
+        resolver.choice = choice
+        return resolver
 
     def __call__(
         self,
@@ -264,9 +310,9 @@ def _check_strength(strength: float) -> float:
     return float(strength)
 
 
-def _check_precision(precision: str | Precision) -> Precision:
+def _check(kind: type[EnumT], name: str, value: str | EnumT | None) -> EnumT | None:
     try:
-        return Precision(precision)
+        return None if value is None else kind(value)
     except ValueError:
-        names = ", ".join(item.value for item in Precision)
-        raise InputError(f"precision is '{precision}'; it must be one of {names}") from None
+        names = ", ".join(str(item.value) for item in kind)
+        raise InputError(f"{name} is '{value}'; it must be one of {names}") from None

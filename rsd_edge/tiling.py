@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE, Region, to_model
+from rsd_edge.opencv import cv2
 from rsd_edge.specs import TileSpec
 
 _RAMP_STEPS = 1 << 12
@@ -56,10 +57,10 @@ class AxisPlan:
             return 0
         return min(2 * self.feather, self.length - self.finished(i)[1])
 
-    @cached_property
-    def sources(self) -> tuple[NDArray[np.intp], ...]:
-        """For each tile, the frame coordinate that each of its pixels is read from."""
-        return tuple(reflected(self.origin(i), self.side, self.length) for i in range(self.count))
+    @property
+    def extent(self) -> int:
+        """Length of all tiles together, from the first pixel of the first to the last of the last."""
+        return self.count * self.stride + 2 * self.halo
 
 
 @dataclass(frozen=True)
@@ -124,34 +125,37 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def reflected(start: int, count: int, length: int) -> NDArray[np.intp]:
-    """Coordinates start .. start + count - 1 folded into 0 .. length - 1 by mirrors at the end pixels.
+class TileReader:
+    """Holds a copy of a frame with what its tiles see around it; serves one thread at a time.
 
-    The end pixel is not repeated (2 1 0 1 2) and the mirrors repeat for ever, so any side works, 1 included.
+    Beyond the frame are reflections in the end pixels, which are not repeated (2 1 0 1 2), for ever: any side works.
     """
-    period = max(2 * (length - 1), 1)
-    folded = np.arange(start, start + count, dtype=np.intp) % period
-    return np.minimum(folded, period - folded) if length > 1 else np.zeros(count, np.intp)
 
+    def __init__(self, plan: TilePlan) -> None:
+        self._plan = plan
+        # Each channel in one piece: the network and the base want planes.
+        self._padded = np.empty((3, plan.y.extent, plan.x.extent), np.uint8).transpose(1, 2, 0)
+        top, left = plan.y.halo, plan.x.halo
+        self.frame = self._padded[top : top + plan.y.length, left : left + plan.x.length]
+        """The frame that was loaded last, uint8 BGR (h, w, 3)."""
 
-def gather_tiles(frame: NDArray[np.uint8], plan: TilePlan, indices: Sequence[int], out: NDArray[np.float32]) -> None:
-    """Read tiles with their halo: frame uint8 BGR (h, w, 3) to out float32 RGB (n, 3, tile_h, tile_w) in [-1, 1].
+    def load(self, frame: NDArray[np.uint8]) -> None:
+        """Take a frame, uint8 BGR (h, w, 3)."""
+        y, x = self._plan.y, self._plan.x
+        bottom, right = (axis.extent - axis.halo - axis.length for axis in (y, x))
+        for plane, target in zip(cv2.split(frame), self._padded.transpose(2, 0, 1), strict=True):
+            cv2.copyMakeBorder(plane, y.halo, bottom, x.halo, right, cv2.BORDER_REFLECT_101, dst=target)
 
-    Pixels outside the frame are reflections. Entries of `out` beyond len(indices) are left as they are.
-    """
-    for slot, index in enumerate(indices):
-        to_model(_read_tile(frame, plan, index), out[slot])
+    def read(self, indices: Sequence[int], out: NDArray[np.float32]) -> None:
+        """Tiles with their halo, float32 RGB (n, 3, tile_h, tile_w) in [-1, 1], written into `out`.
 
-
-def _read_tile(frame: NDArray[np.uint8], plan: TilePlan, index: int) -> NDArray[np.uint8]:
-    row, column = divmod(index, plan.x.count)
-    y, x = plan.origin(index)
-    if 0 <= y <= plan.y.length - plan.tile_h and 0 <= x <= plan.x.length - plan.tile_w:
-        return frame[y : y + plan.tile_h, x : x + plan.tile_w]
-    rows, columns = plan.y.sources[row], plan.x.sources[column]
-    # Whole rows first: only the columns in between are copied twice.
-    left, right = int(columns.min()), int(columns.max()) + 1
-    return frame[rows, left:right].take(columns - left, axis=1)
+        Entries of `out` beyond len(indices) are left as they are.
+        """
+        plan = self._plan
+        for slot, index in enumerate(indices):
+            y, x = plan.origin(index)
+            top, left = y + plan.y.halo, x + plan.x.halo
+            to_model(self._padded[top : top + plan.tile_h, left : left + plan.tile_w], out[slot])
 
 
 class TileMerger:
@@ -169,11 +173,11 @@ class TileMerger:
         self._plan = plan
         self._expected = 0
         row_seam, column_seam = 2 * SCALE * plan.y.feather, 2 * SCALE * plan.x.feather
-        reach = SCALE * (plan.y.stride + 2 * plan.y.feather)
-        self._right = np.zeros((channels, reach, column_seam), np.float32)
+        height, width = (SCALE * (axis.stride + 2 * axis.feather) for axis in (plan.y, plan.x))
+        self._right = np.zeros((channels, height, column_seam), np.float32)
         self._below = np.zeros((channels, row_seam, SCALE * plan.x.length), np.float32)
-        self._rise_x = _ramp(column_seam)
-        self._rise_y = _ramp(row_seam)
+        self._rise_x = np.tile(_ramp(column_seam), (height, 1))
+        self._rise_y = np.tile(_ramp(row_seam)[:, None], (1, width))
 
     def merge(self, index: int, detail: NDArray[np.float32]) -> NDArray[np.float32]:
         """Merge one tile and return what is now final: a view of `detail` that covers `plan.finished(index)`.
@@ -187,29 +191,30 @@ class TileMerger:
         y, x = self._plan.y, self._plan.x
         row, column = divmod(index, x.count)
         kept = detail[:, _kept(y, row), _kept(x, column)]
-        columns_done = _fade(kept, _seams(x, column), self._right[:, : kept.shape[1]], self._rise_x)
-        start, stop = x.finished(column)
-        below = self._below[:, :, SCALE * start : SCALE * stop]
-        done = _fade(columns_done.swapaxes(1, 2), _seams(y, row), below.swapaxes(1, 2), self._rise_y)
-        return done.swapaxes(1, 2)
+        (left, right), (upper, lower) = _seams(x, column), _seams(y, row)
+        height, width = kept.shape[1] - lower, kept.shape[2] - right
+        start, stop = (SCALE * edge for edge in x.finished(column))
+        for plane, beside, below in zip(kept, self._right, self._below[..., start:stop], strict=True):
+            _fade_in(plane[:, :left], beside, self._rise_x)
+            _fade_out(plane[:, width:], beside, self._rise_x)
+            _fade_in(plane[:upper, :width], below, self._rise_y)
+            _fade_out(plane[height:, :width], below, self._rise_y)
+        return kept[:, :height, :width]
 
 
-def _fade(
-    detail: NDArray[np.float32], seams: tuple[int, int], carried: NDArray[np.float32], rise: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Cross-fade along the last axis, in place, and return what is final: all but the seam at the end.
+def _fade_in(seam: NDArray[np.float32], carried: NDArray[np.float32], rise: NDArray[np.float32]) -> None:
+    """Weigh a tile's first seam, in place, and add what the tile before it left in the same corner of `carried`."""
+    if seam.size:
+        h, w = seam.shape
+        cv2.multiply(seam, rise[:h, :w], dst=seam)
+        cv2.add(seam, carried[:h, :w], dst=seam)
 
-    seams: output pixels shared with the previous and with the next tile. carried: holds the previous tile's faded share
-    of the first seam, and then this tile's share of the second.
-    """
-    before, after = seams
-    if before:
-        seam = detail[..., :before]
-        seam *= rise[:before]
-        seam += carried[..., :before]
-    end = detail.shape[-1] - after
-    np.multiply(detail[..., end:], 1.0 - rise[:after], out=carried[..., :after])
-    return detail[..., :end]
+
+def _fade_out(seam: NDArray[np.float32], carried: NDArray[np.float32], rise: NDArray[np.float32]) -> None:
+    """Leave a tile's weighted last seam in `carried` for the tile after it."""
+    if seam.size:
+        h, w = seam.shape
+        cv2.multiply(seam, 1.0 - rise[:h, :w], dst=carried[:h, :w])
 
 
 def _seams(axis: AxisPlan, i: int) -> tuple[int, int]:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError
-from rsd_edge.frames import DetailCompositor, Region, bicubic_x4, check_frame, check_out, shrink, to_model
+from rsd_edge.frames import (
+    DetailCompositor,
+    Region,
+    bicubic_x4,
+    check_frame,
+    check_out,
+    shrink,
+    to_model,
+)
 from rsd_edge.opencv import cv2
 
 Photo = Callable[[int, int], NDArray[np.uint8]]
@@ -45,9 +55,10 @@ def test_base_of_a_region_is_that_part_of_the_enlarged_frame(
     photo: Photo, shape: tuple[int, int], region: Region
 ) -> None:
     frame = photo(*shape)
-    base = DetailCompositor(37, 53).base(frame, region)
+    compositor = DetailCompositor(37, 53)
+    base = [compositor.base(frame, region, channel) for channel in range(3)]
     expected = enlarged(frame)[4 * region.y0 : 4 * region.y1, 4 * region.x0 : 4 * region.x1]
-    np.testing.assert_allclose(base, expected, rtol=0, atol=GREY_TOLERANCE)
+    np.testing.assert_allclose(base, expected.transpose(2, 0, 1), rtol=0, atol=GREY_TOLERANCE)
 
 
 def test_base_is_the_bicubic_of_the_method(photo: Photo) -> None:
@@ -71,8 +82,9 @@ def test_base_is_the_bicubic_of_the_method(photo: Photo) -> None:
 
     frame = photo(9, 14)
     expected = np.einsum("yh,xw,hwc->yxc", matrix(9), matrix(14), frame.astype(np.float64))
-    base = DetailCompositor(9, 14).base(frame, Region(0, 9, 0, 14))
-    np.testing.assert_allclose(base, expected, rtol=0, atol=GREY_TOLERANCE)
+    compositor = DetailCompositor(9, 14)
+    base = [compositor.base(frame, Region(0, 9, 0, 14), channel) for channel in range(3)]
+    np.testing.assert_allclose(base, expected.transpose(2, 0, 1), rtol=0, atol=GREY_TOLERANCE)
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
@@ -88,6 +100,39 @@ def test_detail_is_added_in_grey_levels_and_rounded(photo: Photo, strength: floa
     assert error.max() <= 0.5 + GREY_TOLERANCE  # rounding to the nearest grey level
     assert not out[:20].any()
     assert not out[80:].any()
+
+
+@pytest.mark.parametrize("helpers", [1, 2, 5])
+def test_threads_that_help_change_nothing(photo: Photo, helpers: int) -> None:
+    frame, region = photo(60, 40), Region(3, 60, 5, 40)
+    detail = np.random.default_rng(2).normal(0, 0.3, (3, 4 * 57, 4 * 35)).astype(np.float32)
+    expected, result = np.full((2, 240, 160, 3), 7, np.uint8)
+    DetailCompositor(60, 40).add(frame, region, detail, 0.5, expected)
+    with ThreadPoolExecutor(helpers) as pool:
+        compositor = DetailCompositor(60, 40, pool)
+        for _ in range(5):
+            compositor.add(frame, region, detail, 0.5, result)
+            np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_failing_channel_is_raised_when_the_others_are_done(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """The caller may reuse its arrays at once."""
+    ended = []
+
+    def base(self: DetailCompositor, frame: object, region: object, channel: int) -> NDArray[np.float32]:
+        if channel == failing:
+            raise MemoryError
+        time.sleep(0.1)
+        ended.append(channel)
+        return np.zeros((8, 12), np.float32)
+
+    monkeypatch.setattr(DetailCompositor, "base", base)
+    frame, detail, out = np.zeros((2, 3, 3), np.uint8), np.zeros((3, 8, 12), np.float32), np.zeros((8, 12, 3), np.uint8)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(MemoryError):
+            DetailCompositor(2, 3, pool).add(frame, Region(0, 2, 0, 3), detail, 1.0, out)
+        assert sorted(ended) == [channel for channel in range(3) if channel != failing]
 
 
 def test_whole_frame_bicubic_is_opencvs_own(photo: Photo) -> None:

@@ -80,6 +80,19 @@ def test_any_crop_equals_the_whole(y: int, x: int, h: int, w: int) -> None:
     np.testing.assert_array_equal(field.normal(9, y, x, h, w), whole[:, y + 40 : y + 40 + h, x + 16 : x + 16 + w])
 
 
+def test_a_large_field_is_made_of_its_rows() -> None:
+    """It is drawn in several pieces, whose borders must not show."""
+    field = NoiseField(7)
+    whole = field.normal(9, -3, -5, 301, 401)
+    for y in range(301):
+        np.testing.assert_array_equal(field.normal(9, y - 3, -5, 1, 401)[:, 0], whole[:, y])
+
+
+@pytest.mark.parametrize(("h", "w"), [(0, 5), (5, 0), (0, 0)])
+def test_an_empty_field_has_no_samples(h: int, w: int) -> None:
+    assert NoiseField(1).normal(5, 0, 0, h, w).shape == (5, h, w)
+
+
 def test_fewer_channels_are_the_first_ones() -> None:
     np.testing.assert_array_equal(NoiseField(1).normal(3, 5, 6, 8, 9), NoiseField(1).normal(12, 5, 6, 8, 9)[:3])
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError
 from rsd_edge.specs import TileSpec
-from rsd_edge.tiling import TileMerger, TilePlan, gather_tiles, plan_tiles, reflected
+from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
 
 SPECS = [
     TileSpec(),
@@ -79,36 +79,37 @@ def test_a_frame_without_pixels_is_refused() -> None:
         plan_tiles(0, 5, TileSpec())
 
 
-@pytest.mark.parametrize(
-    ("start", "count", "length", "expected"),
-    [
-        (-3, 9, 3, [1, 2, 1, 0, 1, 2, 1, 0, 1]),
-        (-2, 5, 1, [0, 0, 0, 0, 0]),
-        (-3, 7, 2, [1, 0, 1, 0, 1, 0, 1]),
-        (4, 4, 6, [4, 5, 4, 3]),
-        (0, 3, 9, [0, 1, 2]),
-    ],
-)
-def test_reflection_does_not_repeat_the_edge(start: int, count: int, length: int, expected: list[int]) -> None:
-    assert reflected(start, count, length).tolist() == expected
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (2, 3), (31, 53), (97, 130)])
 @pytest.mark.parametrize("spec", [TileSpec(size=44), TileSpec(size=64, fixed=True), TileSpec()], ids=str)
-def test_gather_reads_neighbours_and_reflects_at_the_frame(shape: tuple[int, int], spec: TileSpec) -> None:
-    rng = np.random.default_rng(0)
-    frame = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+def test_tiles_have_neighbours_and_reflections_beyond_the_frame(shape: tuple[int, int], spec: TileSpec) -> None:
     plan = plan_tiles(*shape, spec)
-    margin = max(plan.tile_h, plan.tile_w)
-    padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-    model = padded[..., ::-1].transpose(2, 0, 1).astype(np.float64) / 127.5 - 1.0
+    reader = TileReader(plan)
     out = np.full((plan.count + 1, 3, plan.tile_h, plan.tile_w), 7.0, np.float32)
-    gather_tiles(frame, plan, range(plan.count), out)
-    for index in range(plan.count):
-        y, x = (start + margin for start in plan.origin(index))
-        expected = model[:, y : y + plan.tile_h, x : x + plan.tile_w]
-        np.testing.assert_allclose(out[index], expected, rtol=0, atol=1.2e-7)  # one float32 rounding at 2 and one at 1
-    assert np.all(out[plan.count] == 7.0)
+    for seed in range(2):  # nothing of one frame is left in the next
+        frame = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        margin = max(plan.tile_h, plan.tile_w)
+        padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+        model = padded[..., ::-1].transpose(2, 0, 1).astype(np.float64) / 127.5 - 1.0
+        reader.load(frame)
+        np.testing.assert_array_equal(reader.frame, frame)
+        reader.read(range(plan.count), out)
+        for index in range(plan.count):
+            y, x = (start + margin for start in plan.origin(index))
+            expected = model[:, y : y + plan.tile_h, x : x + plan.tile_w]
+            # one float32 rounding at 2 and one at 1
+            np.testing.assert_allclose(out[index], expected, rtol=0, atol=1.2e-7)
+        assert np.all(out[plan.count] == 7.0)
+
+
+def test_tiles_are_read_in_the_order_asked_for() -> None:
+    plan = plan_tiles(40, 200, TileSpec(size=64))
+    reader = TileReader(plan)
+    reader.load(np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8))
+    every = np.empty((plan.count, 3, plan.tile_h, plan.tile_w), np.float32)
+    reader.read(range(plan.count), every)
+    some = np.empty_like(every[:2])
+    reader.read([3, 1], some)
+    np.testing.assert_array_equal(some, every[[3, 1]])
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rsd_edge.pipeline import NumpyFramePath
+from rsd_edge.tiling import TileReader
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "frame_breakdown.py"
+
+
+def test_every_stage_is_timed(tmp_path: Path) -> None:
+    """The benchmark reaches into the frame path by name: a stage that is renamed must not read 0 ms unnoticed."""
+    spec = importlib.util.spec_from_file_location("frame_breakdown", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    methods = (TileReader.read, NumpyFramePath.__call__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script.cv2, "setNumThreads", lambda threads: None)  # would outlive the test
+        options = ["--frame", "150x100", "--rounds", "3", "--json", str(tmp_path / "times.json")]
+        run = CliRunner().invoke(script.main, options, catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    document = json.loads((tmp_path / "times.json").read_text())
+    assert document["threads"] == 2
+    frame = document["frames"]["150x100"]
+    assert (frame["tiles"], frame["tile"], frame["area"]) == ("2x1", "108x132", 1.9)  # 2 * 108 * 132 / (150 * 100)
+    times = {stage: row["fastest"] for stage, row in frame["ms_per_output_megapixel"].items()}
+    everything = times["everything, later frames"]
+    assert all(0 < times[stage] < everything for stage in script.STAGES)
+    assert sum(times[stage] for stage in script.STAGES) <= everything
+    assert times["noise, first frame"] > times["noise"]
+    assert (TileReader.read, NumpyFramePath.__call__) == methods  # and nothing is left behind
