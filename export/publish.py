@@ -28,8 +28,8 @@ from rsd_edge.models.checkpoint import load_checkpoint
 from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import atomic_file, make_folder, write_json
 
-STAGES = ("autoencoder", "teacher", "student", "finetune", "polish")
-"""Folders of a run that are recorded, in their order. `polish`, if there is one, is a second fine-tune of the first."""
+STAGES = ("autoencoder", "teacher", "student", "finetune", "polish", "refit")
+"""Folders of a run that are recorded, in their order. `polish` and `refit` are fine-tunes of the one before."""
 PRECISIONS = (Precision.FP32, Precision.INT8)
 CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
 

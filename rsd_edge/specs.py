@@ -70,16 +70,13 @@ class EdgeArchitecture:
     decoder_width: int = 40
     decoder_blocks: int = 3
     decoder_half_width: int = 24
-    """Channels at twice the LR resolution."""
-    decoder_full_width: int = 12
-    """Channels at four times the LR resolution, where the last convolutions mix the sub-pixel phases; 0 for none, so
-    that the features at twice the LR resolution give the four phases of each pixel directly."""
+    """Channels at twice the LR resolution, from which the last convolution makes the four phases of each pixel."""
     encoder_width: int = 32
 
     def __post_init__(self) -> None:
         widths = (self.latent_channels, self.stem_width, *self.generator_widths, self.time_width, self.decoder_width)
-        if min(*widths, self.decoder_half_width, self.encoder_width // 2) < 1 or self.decoder_full_width < 0:
-            raise InputError("architecture widths must be at least 1, encoder_width 2, decoder_full_width 0")
+        if min(*widths, self.decoder_half_width, self.encoder_width // 2) < 1:
+            raise InputError("architecture widths must be at least 1, encoder_width at least 2")
         if min(self.stem_blocks, *self.generator_blocks, self.decoder_blocks) < 0:
             raise InputError("architecture numbers of blocks must not be negative")
         if self.time_width % 2:

@@ -118,7 +118,6 @@ def tiny_model() -> ModelSpec:
             decoder_width=8,
             decoder_blocks=1,
             decoder_half_width=4,
-            decoder_full_width=4,
             encoder_width=4,
         ),
     )

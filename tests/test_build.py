@@ -139,7 +139,7 @@ def test_a_checkpoint_becomes_an_int8_engine(built: Path, weights: Path, tmp_pat
     layers = report["detail_snr_db_of_each_layer_alone"]
     assert set(report["layers_in_float"]) < set(layers)
     convolutions = [name for name in layers if name.endswith("Conv") and name not in report["layers_in_float"]]
-    assert len(integer_weights(bundle)) == len(convolutions) > 10
+    assert len(integer_weights(bundle)) == len(convolutions) >= 10
     # On a probe that was not calibrated on, at the gate's own bound for the detail.
     result, expected = detail_of(bundle), detail_of(floating)
     assert 10 * np.log10(np.mean(expected**2) / np.mean((result - expected) ** 2)) > 14
@@ -210,6 +210,7 @@ def test_engines_are_not_built_from_int8(toy_bundle: Path, tmp_path: Path, preci
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.openvino
 @pytest.mark.usefixtures("quick_int8")
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
 def test_openvino_is_checked_and_timed_by_itself(

@@ -66,7 +66,7 @@ def test_stages_are_chosen_by_name(config_file: Path, tmp_path: Path) -> None:
     [
         (("pretrain", "--config", "FILE"), "'pretrain' is not one of 'autoencoder', 'teacher', 'student', 'finetune'"),
         ((), "Missing option '--config'"),
-        (("--config", "edge-z"), "configuration 'edge-z' is neither a file nor a ready-made one (edge-s"),
+        (("--config", "edge-z"), "configuration 'edge-z' is neither a file nor a ready-made one (edge-n, edge-s"),
         (("--config", "FILE", "--set", "student.rate=1"), "unknown key 'student.rate'"),
         (("--config", "FILE", "--set", "student.lr=fast"), "'student.lr' must be of type float"),
         (("--config", "FILE", "--set", "seed"), "override 'seed' is not key=value"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rsd_edge.export.deploy import ChannelsLastShuffle, deploy, pack_phases
+from rsd_edge.export.deploy import ChannelsLastShuffle, deploy
 from rsd_edge.export.onnx_export import export_tile
 from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
 from rsd_edge.specs import ModelSpec
@@ -21,15 +20,13 @@ from rsd_edge.specs import ModelSpec
 TOLERANCE = 2e-5  # float32 sums in another order through a dozen layers, on detail with a deviation near 1
 
 
-@pytest.fixture(params=[4, 0], ids=["mixed at full size", "phases apart"])
-def tile(
-    request: pytest.FixtureRequest, tiny_model: ModelSpec, randomise: Callable[[nn.Module, int], nn.Module]
-) -> EdgeTile:
-    arch = replace(tiny_model.architecture, decoder_full_width=request.param)
+@pytest.fixture
+def tile(tiny_model: ModelSpec, randomise: Callable[[nn.Module, int], nn.Module]) -> EdgeTile:
+    arch = tiny_model.architecture
     parts = EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch)
     for seed, part in enumerate(parts):
         randomise(part, seed)
-    return EdgeTile(replace(tiny_model, architecture=arch), *parts).eval()
+    return EdgeTile(tiny_model, *parts).eval()
 
 
 def run(tile: EdgeTile, h: int, w: int) -> Tensor:
@@ -49,7 +46,7 @@ def test_the_function_stays_the_same(tile: EdgeTile, h: int, w: int) -> None:
 
 
 def rewritten(tile: EdgeTile) -> Iterator[nn.Conv2d]:
-    for layers in (tile.student.up, tile.decoder.up_half, tile.decoder.up_full, tile.decoder.mix_full):
+    for layers in (tile.student.up, tile.decoder.up_half):
         yield from (layer for layer in layers if isinstance(layer, nn.Conv2d))
 
 
@@ -57,25 +54,12 @@ def test_a_hundredth_of_a_layer_shows(tile: EdgeTile) -> None:
     """The tolerance above is far below what a wrong weight would do."""
     expected, deployed = run(tile, 6, 10), deploy(copy.deepcopy(tile))
     layers = list(rewritten(deployed))
-    assert len(layers) == (5 if len(tile.decoder.mix_full) else 3)
+    assert len(layers) == 2
     for layer in layers:
         with torch.no_grad():
             layer.weight.mul_(1.01)
             assert (run(deployed, 6, 10) - expected).abs().max() > 10 * TOLERANCE
             layer.weight.div_(1.01)
-
-
-@pytest.mark.parametrize(("channels_in", "channels_out", "h", "w"), [(3, 5, 8, 12), (4, 3, 2, 2), (1, 1, 6, 2)])
-def test_packed_phases_are_the_convolution(channels_in: int, channels_out: int, h: int, w: int) -> None:
-    """packed(unshuffle(x)) = unshuffle(conv(x)) to the last row and column, zero padding included."""
-    torch.manual_seed(0)
-    conv, x = nn.Conv2d(channels_in, channels_out, 3, padding=1), torch.randn(2, channels_in, h, w)
-    packed = pack_phases(conv)
-    with torch.no_grad():
-        expected = functional.pixel_unshuffle(conv(x), 2)
-        # The same products in another order, in float32.
-        torch.testing.assert_close(packed(functional.pixel_unshuffle(x, 2)), expected, rtol=0, atol=2e-6)
-    assert torch.count_nonzero(packed.weight) * 4 == packed.weight.numel()
 
 
 def test_the_shuffle_has_its_own_channel_order() -> None:
@@ -85,7 +69,7 @@ def test_the_shuffle_has_its_own_channel_order() -> None:
     assert torch.equal(ChannelsLastShuffle(3)(reordered), functional.pixel_shuffle(x, 2))
 
 
-def test_no_convolution_is_left_at_full_size(tile: EdgeTile, tmp_path: Path) -> None:
+def test_only_the_last_shuffle_is_left(tile: EdgeTile, tmp_path: Path) -> None:
     """One depth-to-space, the last node, on twelve channels; what shuffled inside is transposed between reshapes."""
     export_tile(deploy(tile), tmp_path / "graph.onnx")
     nodes = [node for node in onnx.load(tmp_path / "graph.onnx").graph.node if node.op_type != "Identity"]

@@ -60,22 +60,25 @@ def inputs(n: int = 2, h: int = 6, w: int = 10) -> tuple[Tensor, Tensor, Tensor]
     return normal(n, 4, h, w, seed=1), normal(n, 3, h, w, seed=2).clamp(-1, 1), normal(n, 1, h, w, seed=3)
 
 
-def shipped_tile() -> EdgeTile:
-    with resources.as_file(resources.files("rsd_edge.distill") / "configs" / "edge-s.yaml") as path:
+def shipped_tile(name: str) -> EdgeTile:
+    with resources.as_file(resources.files("rsd_edge.distill") / "configs" / f"{name}.yaml") as path:
         spec = load_config(Path(path)).model
     arch = spec.architecture
     return EdgeTile(spec, EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch))
 
 
-def test_the_shipped_tile_keeps_its_budget() -> None:
-    tile = shipped_tile()
+@pytest.mark.parametrize(
+    ("name", "budget", "cost", "parameters"), [("edge-s", 5, 4.28, 1_430_516), ("edge-n", 1.8, 1.64, 479_892)]
+)
+def test_the_shipped_tiles_keep_their_budgets(name: str, budget: float, cost: float, parameters: int) -> None:
+    tile = shipped_tile(name)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tile(torch.zeros(1, 3, 64, 64), torch.zeros(1, 5, 64, 64))
     gigaflops = counter.get_total_flops() / 1e9  # two for each multiplication and addition
-    assert gigaflops <= 5
+    assert gigaflops <= budget
     # What documentation says of the model; a change of sizes has to change it there as well.
-    assert gigaflops == pytest.approx(4.75, abs=0.01)
-    assert sum(parameter.numel() for parameter in tile.parameters()) == 1_439_963
+    assert gigaflops == pytest.approx(cost, abs=0.01)
+    assert sum(parameter.numel() for parameter in tile.parameters()) == parameters
 
 
 def test_the_flop_counter_counts_what_the_budget_means() -> None:

@@ -38,7 +38,7 @@ FIRST_AND_LAST = {
     "/stem/body/body.0/Conv",  # reads lq
     "/student/head/Conv",  # reads lq and noise
     "/decoder/head/Conv",  # reads lq
-    "/decoder/mix_full/mix_full.3/Conv",  # writes the detail
+    "/decoder/up_full/up_full.0/Conv",  # writes the detail
 }
 
 

@@ -197,27 +197,23 @@ def student_from_teacher(teacher: EdgeGenerator, arch: EdgeArchitecture) -> Edge
 class EdgeDecoder(nn.Module):
     """Latent and LR image to detail (n, 3, 4h, 4w) = image - bicubic_up4(lq), in units of the [-1, 1] range.
 
-    Convolutions after a pixel shuffle mix its phases: without them each phase has its own filters, and flat areas show
-    a lattice. Those after the second shuffle are half of a small network's time, so `decoder_full_width` 0 does without
-    them, and leaves the four phases of the second shuffle to the lattice loss.
+    Convolutions after the first pixel shuffle mix its phases. The second one has none: at the full resolution they took
+    half of a small network's time, and the lattice loss keeps flat areas even without them.
     """
 
     def __init__(self, arch: EdgeArchitecture) -> None:
         super().__init__()
-        width, half, full = arch.decoder_width, arch.decoder_half_width, arch.decoder_full_width
+        width, half = arch.decoder_width, arch.decoder_half_width
         self.head = conv3x3(arch.latent_channels + RGB, width)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(arch.decoder_blocks)), nn.ReLU())
         self.up_half = SubPixelConv(width, half, kernel=3)
         self.mix_half = nn.Sequential(ResidualBlock(half), nn.ReLU())
-        self.up_full = SubPixelConv(half, full or RGB, kernel=3)
-        self.mix_full = nn.Sequential(
-            *((nn.ReLU(), conv3x3(full, full), nn.ReLU(), conv3x3(full, RGB)) if full else ())
-        )
+        self.up_full = SubPixelConv(half, RGB, kernel=3)
 
     def forward(self, z0: Tensor, lq: Tensor) -> Tensor:
         x = self.blocks(self.head(torch.cat([z0, lq], dim=1)))
         x = self.mix_half(self.up_half(x))
-        return cast(Tensor, self.mix_full(self.up_full(x)))
+        return cast(Tensor, self.up_full(x))
 
 
 class EdgeTile(nn.Module):
