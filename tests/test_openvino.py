@@ -24,7 +24,7 @@ from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 from rsd_edge.stream.images import read_image
 
 # Importing it to see whether it is there would start its telemetry.
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+pytestmark = [pytest.mark.openvino, pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")]
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 

@@ -20,7 +20,7 @@ from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.specs import EngineSpec
 
 # Importing it to see whether it is there would start its telemetry.
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+pytestmark = [pytest.mark.openvino, pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")]
 
 QUIET_HOME = """
 import sys

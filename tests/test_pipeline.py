@@ -226,6 +226,68 @@ def test_out_is_filled_and_buffers_are_reused(photo: Photo) -> None:
     assert path._workspace is not space
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("tile", [TileSpec(size=64), TileSpec(size=64, batch=3, fixed=True)], ids=str)
+def test_noise_is_kept_while_size_and_seed_stay(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, tile: TileSpec, kept: bool
+) -> None:
+    drawn = []
+    normal = NoiseField.normal
+    monkeypatch.setattr(NoiseField, "normal", lambda self, *a, **k: drawn.append(self.seed) or normal(self, *a, **k))
+    frame, count = photo(97, 131), plan_tiles(97, 131, tile).count
+    assert count == 20  # more rounds than are in flight, and for batches of three a last one that is not full
+    if not kept:
+        monkeypatch.setattr(pipeline, "_NOISE_BYTES_KEPT", 0)
+    path = NumpyFramePath(NearestEngine(tile))
+    for seed, fresh in ((1, True), (1, False), (2, True), (1, True), (1, False)):
+        drawn.clear()
+        result = path(frame, seed=seed)
+        assert drawn == [seed] * (count if fresh or not kept else 0)
+        error = np.abs(result - nearest_reference(frame, seed=seed, strength=1.0))
+        assert error.max() <= 0.5 + 1e-3  # rounding to the nearest grey level, and float32 below
+
+
+@pytest.mark.parametrize("index", [1, 6])  # in the middle of the first batch, and of the second
+def test_noise_whose_drawing_was_interrupted_is_not_used(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    frame, tile = photo(97, 131), TileSpec(size=64, batch=4)
+    path = NumpyFramePath(NearestEngine(tile))
+    expected = path(frame, seed=1)
+    normal, origin = NoiseField.normal, plan_tiles(97, 131, tile).origin(index)
+
+    def interrupted(self: NoiseField, channels: int, *place: int, **options: Any) -> NDArray[np.float32]:
+        if place[:2] == origin:
+            raise KeyboardInterrupt
+        return normal(self, channels, *place, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NoiseField, "normal", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            path(frame, seed=2)
+    np.testing.assert_array_equal(path(frame, seed=1), expected)
+
+
+def test_the_noise_of_a_huge_frame_is_not_kept() -> None:
+    for shape, expected in (((180, 320), 6), ((1080, 1920), 135), ((2000, 3000), 2)):
+        plan = plan_tiles(*shape, TileSpec())
+        noise = pipeline._TileNoise(plan, plan.count, (1, 5, plan.tile_h, plan.tile_w))
+        assert len(noise._batches) == expected
+        assert noise._batches.nbytes < 80e6
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_as_many_threads_as_the_engine_has_give_the_same_bytes(photo: Photo, threads: int) -> None:
+    frame = photo(131, 97)
+    expected = NumpyFramePath(NearestEngine(TileSpec(size=128)))(frame, seed=3)
+    engine = NearestEngine(TileSpec(size=128))
+    engine.threads = threads
+    path = NumpyFramePath(engine)
+    for _ in range(3):
+        np.testing.assert_array_equal(path(frame, seed=3), expected)
+    assert path._pool._max_workers == min(threads, 3) - 1
+
+
 def test_the_hot_path_allocates_no_frame(photo: Photo) -> None:
     """After the first frame of a size, the most that is held at any moment is far below one enlarged frame."""
     import tracemalloc
@@ -370,6 +432,7 @@ def test_load_says_how_it_came_to_its_engine(toy_bundle: Path) -> None:
     assert SuperResolver(resolver.engine).choice is None  # it was given, not chosen
 
 
+@pytest.mark.openvino
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
 def test_load_takes_another_backend_for_the_same_graph(photo: Photo, toy_bundle: Path) -> None:
     frame = photo(61, 67)
