@@ -90,7 +90,7 @@ class Comparison:
             if self.peer:
                 rgb = np.random.default_rng(0).random((3, TILE, TILE), np.float32)
                 subjects[PEER] = self.peer.network(rgb)
-            times = take_turns(subjects, rounds=self.rounds, runs=3, warm_up=2)
+            times = take_turns(subjects, rounds=self.rounds, runs=10, warm_up=5)
         return {name: self._row(name, taken, times, flops.get(name)) for name, taken in times.items()}
 
     def frames(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Comparison:
                     for threads in range(1, self.threads + 1):
                         engine = stack.enter_context(self._engine(name, precision, backend, TILE, threads))
                         subjects[f"{name} {precision.value}, {threads} threads"] = tile_run(engine, TILE)
-            times = take_turns(subjects, rounds=self.rounds, warm_up=2)
+            times = take_turns(subjects, rounds=self.rounds, warm_up=5)
         return {name: taken.summary() for name, taken in times.items()}
 
     def sizes_table(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, __version__
 from rsd_edge.bench.peer import NcnnPeer
-from rsd_edge.bundle import resolve_engine
+from rsd_edge.bundle import GRAPH, resolve_engine
 from rsd_edge.evaluate.folder import METRICS, evaluate_folders
 from rsd_edge.machine import cpu_name
 from rsd_edge.specs import Precision
@@ -103,7 +103,7 @@ def main(
                     report.add(test_set, "bicubic", "OpenCV INTER_CUBIC", lambda image: one(image, strength=0))
                 method = f"{name} {bundle.spec.precision.value}"
                 other = (lambda image: one(image, seed=1)) if seeds else None
-                report.add(test_set, method, bundle.digest, one, other)
+                report.add(test_set, method, bundle.manifest["files"][GRAPH]["sha256"], one, other)
     if peer:
         network = NcnnPeer(*peer, threads)
         for test_set in sets:
