@@ -11,9 +11,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rsd_edge.pipeline import SuperResolver
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
+@pytest.fixture(
+    scope="module",
+    params=[(precision, threads) for precision in ("fp32", "int8") for threads in (1, 2)],
+    ids=lambda row: f"{row[0]}, {row[1]} threads",
+)
 def resolver(request: pytest.FixtureRequest) -> Iterator[SuperResolver]:
-    with SuperResolver.load("edge-s", threads=request.param) as loaded:
+    precision, threads = request.param
+    with SuperResolver.load("edge-s", precision=precision, backend="onnxruntime", threads=threads) as loaded:
         yield loaded
 
 

@@ -50,7 +50,7 @@ def sheet(rows: list[list[Image]], titles: list[str]) -> Image:
 def main(engine: str, output: Path) -> None:
     """Write the sheet."""
     rows = []
-    with SuperResolver.load(engine) as enlarge:
+    with SuperResolver.load(engine, precision="fp32", backend="onnxruntime") as enlarge:
         for subject in SUBJECTS:
             lq = read_image(ASSETS / f"{subject}.png")
             reference = read_image(ASSETS / "reference" / f"{subject}.jpg")
