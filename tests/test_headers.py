@@ -152,7 +152,15 @@ def test_what_is_no_image(make: Callable[[bytes], bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("start", "name"),
-    [(b"GIF89a", "GIF"), (b"\0\0\0\x20ftypavif", "AVIF"), (b"\0\0\0\x18ftypheic", "HEIC"), (b"8BPS\0\1", "PSD")],
+    [
+        (b"GIF89a", "GIF"),
+        (b"\0\0\0\x20ftypavif", "AVIF"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"8BPS\0\1", "PSD"),
+        (b"\0\0\0\x20ftypisom", "video"),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
+        (b"\x1a\x45\xdf\xa3", "video"),
+    ],
 )
 def test_other_formats_are_named(start: bytes, name: str) -> None:
     assert sniff_format(start.ljust(32, b"\0")) == name

@@ -31,7 +31,13 @@ _SIGNATURES = (
     ("PSD", b"8BPS"),
     ("OpenEXR", b"\x76\x2f\x31\x01"),
     ("PDF", b"%PDF"),
+    ("video", b"\x1a\x45\xdf\xa3"),  # Matroska and WebM
 )
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
+}
+"""Still images among the many things that begin with `ftyp`; the rest are MP4, MOV and their kin."""
 
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -67,7 +73,9 @@ def sniff_format(start: bytes) -> str:
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WebP"
     if start[4:8] == b"ftyp":
-        return "AVIF" if start[8:12] in (b"avif", b"avis") else "HEIC"
+        return _BRANDS.get(start[8:12], "video")
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "video"
     return next((name for name, signature in _SIGNATURES if start.startswith(signature)), "")
 
 

@@ -150,6 +150,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _cure(reason: str) -> str:
     incomplete = "truncated" in reason or "damaged" in reason
+    if "video" in reason:
+        return "this version enlarges images only; extract its frames first"
     return "copy or download it again" if incomplete else f"convert it to {_FORMATS}"
 
 
