@@ -6,7 +6,6 @@ network's output, is in the units of the model range: 2 / 255 of it is one grey 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 
@@ -21,6 +20,9 @@ GREY_LEVELS_PER_UNIT = 127.5
 
 _CUBIC_REACH = 2
 """LR pixels beyond a region that its bicubic enlargement reads on each side."""
+
+_ROWS_FOR_A_THREAD = 40
+"""With fewer LR rows in a share, what every share pays again (cv2.resize begins slowly) eats up what it saves."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,13 @@ class DetailCompositor:
 
     The base of a region is computed from the frame with two pixels of surroundings, and so equals the same region of
     the enlarged whole frame. One channel after the other, so that what is computed stays in the cache until it is used.
-    Scratch memory is kept for the largest region announced; serves one caller at a time.
+    Scratch memory is kept for the largest region announced; serves one thread at a time.
     """
 
-    def __init__(self, max_height: int, max_width: int, pool: Executor | None = None) -> None:
-        """pool: threads that take channels off the caller's hands; without them the caller does all."""
-        self._pool = pool
+    def __init__(self, max_height: int, max_width: int) -> None:
         padded_h, padded_w = max_height + 2 * _CUBIC_REACH, max_width + 2 * _CUBIC_REACH
-        self._pixels = np.empty((3, padded_h, padded_w), np.float32)
-        self._base = np.empty((3, SCALE * padded_h, SCALE * padded_w), np.float32)
+        self._pixels = np.empty((padded_h, padded_w), np.float32)
+        self._base = np.empty((SCALE * padded_h, SCALE * padded_w), np.float32)
         self._planes = np.empty(3 * SCALE**2 * max_height * max_width, np.uint8)
         # cv2.merge bypasses the cache if its target is aligned, and then waits for memory at the end of every row,
         # which takes up to twelve times as long. An odd address avoids that, and copying to the result costs less.
@@ -114,13 +114,13 @@ class DetailCompositor:
     def base(self, frame: NDArray[np.uint8], region: Region, channel: int) -> NDArray[np.float32]:
         """Bicubic x4 enlargement of one channel of a region, float32 grey levels (4h, 4w).
 
-        It is overwritten by the next call for the same channel.
+        The next call overwrites it.
         """
         height, width = frame.shape[:2]
         top, left = max(0, region.y0 - _CUBIC_REACH), max(0, region.x0 - _CUBIC_REACH)
         bottom, right = min(height, region.y1 + _CUBIC_REACH), min(width, region.x1 + _CUBIC_REACH)
         h, w = bottom - top, right - left
-        source, enlarged = self._pixels[channel, :h, :w], self._base[channel, : SCALE * h, : SCALE * w]
+        source, enlarged = self._pixels[:h, :w], self._base[: SCALE * h, : SCALE * w]
         np.copyto(source, frame[top:bottom, left:right, channel])
         cv2.resize(source, (SCALE * w, SCALE * h), dst=enlarged, interpolation=cv2.INTER_CUBIC)
         rows = slice(SCALE * (region.y0 - top), SCALE * (region.y1 - top))
@@ -143,25 +143,45 @@ class DetailCompositor:
         planes = self._planes[: target.size].reshape(3, h, w)
         joined = self._joined[: target.size].reshape(h, w, 3)
         gain = strength * GREY_LEVELS_PER_UNIT
-
-        def add_channel(channel: int) -> None:
+        for channel, plane in enumerate(planes):
             base = self.base(frame, region, channel)
             # One pass that adds in float32, rounds to nearest and saturates.
-            cv2.addWeighted(detail[2 - channel], gain, base, 1.0, 0.0, dst=planes[channel], dtype=cv2.CV_8U)
-
-        self._for_each_channel(add_channel)
+            cv2.addWeighted(detail[2 - channel], gain, base, 1.0, 0.0, dst=plane, dtype=cv2.CV_8U)
         cv2.merge(tuple(planes), dst=joined)
         np.copyto(target, joined)
 
-    def _for_each_channel(self, task: Callable[[int], None]) -> None:
-        if self._pool is None:
-            for channel in range(3):
-                task(channel)
-            return
-        others = [self._pool.submit(task, channel) for channel in (1, 2)]
+
+class ParallelCompositor:
+    """A DetailCompositor that shares out the rows of each region between threads; serves one caller at a time."""
+
+    def __init__(self, max_height: int, max_width: int, pool: Executor, threads: int) -> None:
+        """threads: those of the pool and the caller's own, in all."""
+        self._pool = pool
+        count = max(1, min(threads, max_height // _ROWS_FOR_A_THREAD))
+        self._compositors = [DetailCompositor(-(-max_height // count), max_width) for _ in range(count)]
+
+    def add(
+        self,
+        frame: NDArray[np.uint8],
+        region: Region,
+        detail: NDArray[np.float32],
+        strength: float,
+        out: NDArray[np.uint8],
+    ) -> None:
+        """See DetailCompositor."""
+        height, count = region.y1 - region.y0, len(self._compositors)
+        edges = [height * i // count for i in range(count + 1)]
+
+        def add_share(i: int) -> None:
+            top, bottom = edges[i : i + 2]
+            if top < bottom:
+                share = Region(region.y0 + top, region.y0 + bottom, region.x0, region.x1)
+                self._compositors[i].add(frame, share, detail[:, SCALE * top : SCALE * bottom], strength, out)
+
+        others = [self._pool.submit(add_share, i) for i in range(1, count)]
         try:
-            task(0)
+            add_share(0)
         finally:
-            wait(others)  # whatever happens here, nothing may go on using the caller's arrays
+            wait(others)  # whatever happens here, nothing may go on writing into the caller's arrays
         for other in others:
             other.result()

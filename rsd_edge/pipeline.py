@@ -20,7 +20,7 @@ from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import Progress, Ticket, TileEngine
 from rsd_edge.bundle import staleness
 from rsd_edge.errors import BackendError, InputError
-from rsd_edge.frames import SCALE, DetailCompositor, bicubic_x4, check_frame, check_out, shrink
+from rsd_edge.frames import SCALE, ParallelCompositor, bicubic_x4, check_frame, check_out, shrink
 from rsd_edge.machine import usable_cores
 from rsd_edge.noise import NoiseField
 from rsd_edge.selection import Choice, choose
@@ -91,7 +91,7 @@ class _TileNoise:
 class _Workspace:
     """Everything that depends on the frame size only; reused while the size stays the same."""
 
-    def __init__(self, plan: TilePlan, engine: TileEngine, pool: Executor | None) -> None:
+    def __init__(self, plan: TilePlan, engine: TileEngine, pool: Executor) -> None:
         self.plan = plan
         self._fixed = engine.tile.fixed
         self._size = engine.tile.batch if self._fixed else min(engine.tile.batch, plan.count)
@@ -101,7 +101,7 @@ class _Workspace:
         self.noise = _TileNoise(plan, self.rounds, noise_shape)
         self.reader = TileReader(plan)
         self.merger = TileMerger(plan)
-        self.compositor = DetailCompositor(*plan.largest_region(), pool)
+        self.compositor = ParallelCompositor(*plan.largest_region(), pool, engine.threads)
 
     def tiles(self, turn: int) -> range:
         """The tiles of one round; the last round may hold fewer than the others."""
@@ -126,10 +126,9 @@ class NumpyFramePath:
     """
 
     def __init__(self, engine: TileEngine) -> None:
-        """Between tiles, the threads that an engine says it has are used here, up to one for each channel."""
+        """Between tiles, the engine's threads are used here."""
         self.engine = engine
-        helpers = min(getattr(engine, "threads", 1), 3) - 1
-        self._pool = ThreadPoolExecutor(helpers, thread_name_prefix="rsd-edge") if helpers else None
+        self._pool = ThreadPoolExecutor(max(1, engine.threads - 1), thread_name_prefix="rsd-edge")
         self._workspace: _Workspace | None = None
         self._lock = threading.Lock()
 

@@ -29,6 +29,8 @@ class TileEngine(Protocol):
     spec: EngineSpec
     tile: TileSpec
     """The tiles that suit this engine; a `fixed` one takes batches of exactly that batch and size."""
+    threads: int
+    """CPU threads that its caller may use, too, while the engine has nothing to do."""
 
     def prepare(self, n: int, h: int, w: int) -> None:
         """Do now what the first batch of n tiles of h x w LR pixels would otherwise wait for."""

@@ -1,0 +1,158 @@
+"""The Python entry point: which engine it opens, and what it makes of an image with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rsd_edge import pipeline
+from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
+from rsd_edge.bundle import load_bundle
+from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.machine import usable_cores
+from rsd_edge.opencv import cv2
+from rsd_edge.pipeline import NumpyFramePath, SuperResolver
+from rsd_edge.selection import Candidate, Choice
+from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, TileSpec
+
+Image = NDArray[np.uint8]
+Photo = Callable[[int, int], Image]
+
+
+def test_super_resolver_is_the_frame_path(photo: Photo, toy_bundle: Path) -> None:
+    frame = photo(61, 67)
+    with SuperResolver.load(toy_bundle, tile=64, batch=2, threads=1) as resolver:
+        assert resolver.engine.tile == TileSpec(size=64, halo=16, multiple_of=2, batch=2)
+        result = resolver(frame, seed=4)
+        np.testing.assert_array_equal(result, NumpyFramePath(resolver.engine)(frame, seed=4))
+        out = np.empty_like(result)
+        assert resolver(frame, seed=4, out=out) is out
+        np.testing.assert_array_equal(out, result)
+    with pytest.raises(BackendError, match="is closed"):
+        resolver(frame)
+
+
+def test_warm_up_opens_what_a_frame_needs(photo: Photo, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    resolver = SuperResolver.load(toy_bundle, tile=64, batch=4, threads=1)
+    resolver.warm_up(64, 96)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)
+    assert resolver(photo(64, 96)).shape == (256, 384, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.37, 2.0, 3.999])
+def test_smaller_scales_are_area_averages_of_the_full_result(photo: Photo, toy_bundle: Path, scale: float) -> None:
+    frame = photo(41, 53)
+    resolver = SuperResolver.load(toy_bundle, tile=64, threads=1)
+    full = resolver(frame, seed=1)
+    shape = (round(41 * scale), round(53 * scale))
+    expected = cv2.resize(full, shape[::-1], interpolation=cv2.INTER_AREA)
+    result = resolver(frame, seed=1, scale=scale)
+    np.testing.assert_array_equal(result, expected)
+    out = np.empty_like(result)
+    assert resolver(frame, seed=1, scale=scale, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("scale", [0.99, 4.01, float("nan")])
+def test_a_scale_outside_1_to_4_is_refused(photo: Photo, toy_bundle: Path, scale: float) -> None:
+    with pytest.raises(InputError, match=r"scale is .*between 1 and 4"):
+        SuperResolver.load(toy_bundle, threads=1)(photo(4, 4), scale=scale)
+
+
+def test_gray_images_are_refused_at_every_scale(photo: Photo, toy_bundle: Path) -> None:
+    resolver = SuperResolver.load(toy_bundle, tile=64, threads=1)
+    for scale in (2.0, 4.0):
+        with pytest.raises(InputError, match="COLOR_GRAY2BGR"):
+            resolver(photo(8, 8)[..., 0], scale=scale)
+
+
+def test_another_precision_than_the_bundles_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(ModelError, match="is fp32, not int8; leave the precision out, or build"):
+        SuperResolver.load(toy_bundle, precision="int8")
+    with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"):
+        SuperResolver.load(toy_bundle, precision="fp8")
+    with pytest.raises(InputError, match="backend is 'ncnn'; it must be one of onnxruntime, openvino"):
+        SuperResolver.load(toy_bundle, backend="ncnn")
+    assert SuperResolver.load(toy_bundle, precision=Precision.FP32, threads=1).engine.tile.size == TileSpec.size
+
+
+@pytest.mark.parametrize(
+    ("wishes", "expected"),
+    [
+        ({}, (None, None, usable_cores())),
+        ({"precision": "int8", "threads": 3}, (Precision.INT8, None, 3)),
+        ({"precision": Precision.FP32, "backend": "openvino"}, (Precision.FP32, Backend.OPENVINO, usable_cores())),
+        ({"backend": Backend.ONNXRUNTIME, "threads": 1}, (None, Backend.ONNXRUNTIME, 1)),
+    ],
+)
+def test_load_opens_what_is_chosen(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, wishes: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    """The choice is made with the threads that will run it."""
+    asked = []
+    bundle = load_bundle(toy_bundle)
+    spec = EngineSpec(ModelSpec(name="chosen", halo=20, multiple_of=4))
+    choice = Choice(Candidate(bundle, spec), {"fp32 on onnxruntime": 1.5})
+    monkeypatch.setattr(pipeline, "choose", lambda *arguments: asked.append(arguments) or choice)
+    with SuperResolver.load("edge-x", tile=96, **wishes) as resolver:
+        assert resolver.choice is choice
+        assert resolver.engine.spec == spec
+        assert resolver.engine.tile == TileSpec(size=96, halo=20, multiple_of=4)
+        assert isinstance(resolver.engine, OnnxRuntimeEngine)
+        assert resolver.engine.threads == expected[2]
+    assert asked == [("edge-x", *expected)]
+
+
+def test_load_says_how_it_came_to_its_engine(toy_bundle: Path) -> None:
+    resolver = SuperResolver.load(toy_bundle, threads=1)
+    assert resolver.choice is not None
+    assert resolver.choice.record()["digest"] == load_bundle(toy_bundle).digest
+    assert SuperResolver(resolver.engine).choice is None  # it was given, not chosen
+
+
+@pytest.mark.openvino
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_load_takes_another_backend_for_the_same_graph(photo: Photo, toy_bundle: Path) -> None:
+    frame = photo(61, 67)
+    with SuperResolver.load(toy_bundle, backend="openvino", threads=1) as resolver:
+        assert resolver.engine.spec.backend is Backend.OPENVINO
+        result = resolver(frame)
+    with SuperResolver.load(toy_bundle, threads=1) as resolver:
+        difference = np.abs(resolver(frame).astype(int) - result)
+    assert difference.max() <= 1  # a rounding to 8 bits may fall on the other side
+    assert np.mean(difference > 0) < 1e-3
+
+
+def test_load_warns_of_a_stale_engine(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    SuperResolver.load(toy_bundle, threads=1)
+    assert caplog.messages == []
+    monkeypatch.setattr(pipeline, "staleness", lambda bundle: [f"{bundle.digest} is 100 % stale"])
+    SuperResolver.load(toy_bundle, threads=1)
+    assert caplog.messages == [f"{load_bundle(toy_bundle).digest} is 100 % stale"]
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one_are_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(pipeline, "choose", None)
+    with pytest.raises(InputError, match=f"threads is {threads}; it must be at least 1"):
+        SuperResolver.load("edge-s", threads=threads)
+
+
+def test_a_tile_that_is_too_small_is_refused(toy_bundle: Path) -> None:
+    with pytest.raises(InputError, match="use at least 40"):
+        SuperResolver.load(toy_bundle, tile=32)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="neither a shipped engine"):
+        SuperResolver.load("edge-unknown")
