@@ -125,14 +125,14 @@ def _version(package: str) -> str:
 def _from_checkpoint(path: Path, folder: Path) -> Source:
     import torch
 
-    from rsd_edge.export.deploy import deploy
+    from rsd_edge.export.deploy import DeployedTile
     from rsd_edge.export.onnx_export import edge_tile, export_tile
     from rsd_edge.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     tile = edge_tile(checkpoint)
     graph = folder / "graph.onnx"
-    export_tile(deploy(edge_tile(checkpoint)), graph)
+    export_tile(DeployedTile(edge_tile(checkpoint)), graph)
 
     def reference(lq: Tile, noise: Tile) -> Tile:
         with torch.no_grad():
@@ -186,7 +186,7 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
     judge = Judge(source.graph, held_out_samples(source.model), opener, lpips=True)
     search = Search(prepare(source.graph, folder), calibration, judge, opener, folder, spec.weight_bits or 8)
     found = search.run(Gate())
-    parity = {"psnr_db": found.closeness.psnr_db, **found.report["closeness"], "reference": "fp32 on held-out crops"}
+    parity = {**found.report["closeness"], "reference": "fp32 on held-out crops"}
     report = found.report | {"calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
     return Made(spec, found.graph, parity, {REPORT: report})
 

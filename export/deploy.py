@@ -1,7 +1,8 @@
 """The form in which an edge tile is exported: the same function, cheaper for every runtime measured.
 
-A pixel shuffle inside the network becomes two reshapes around the transpose of one pair of axes in channels-last order,
-which runtimes that keep integers channels-last do without leaving that order.
+What is linear goes into the weights of the next convolution: the prior's two coefficients and the sum of its two terms.
+Pixel shuffles become reshapes and transposes that runtimes do quickly: inside the network one that keeps channels last,
+the layout of integer convolutions; at the end two that move one axis each.
 """
 
 from __future__ import annotations
@@ -11,15 +12,45 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rsd_edge.models.edge import EdgeTile, SubPixelConv
+from rsd_edge.models.edge import RGB, EdgeTile, SubPixelConv
+
+LQ_GAIN = 4.0
+"""The LR image in [-1, 1] meets latents and noise, which reach about 4, in one tensor. Scaled like them, it keeps
+nearly all of its 256 levels where that tensor becomes 8 bits."""
 
 
-@torch.no_grad()
-def deploy(tile: EdgeTile) -> EdgeTile:
-    """Rewrite the tile in place, and return it. The last shuffle stays: its result leaves channel by channel."""
-    for layers in (tile.student.up, tile.decoder.up_half):
-        layers[1] = _channels_last_shuffle(layers)
-    return tile
+class DeployedTile(nn.Module):
+    """(lq, noise) -> detail, as EdgeTile."""
+
+    @torch.no_grad()
+    def __init__(self, tile: EdgeTile) -> None:
+        """Takes the networks of the tile over and changes their weights."""
+        super().__init__()
+        self.latent_channels = tile.latent_channels
+        self.stem, self.student, self.decoder = tile.stem, tile.student, tile.decoder
+        z_y = cast(nn.Conv2d, self.stem.body[-1])
+        z_y.weight.mul_(tile.mean_scale)
+        cast(Tensor, z_y.bias).mul_(tile.mean_scale)
+        self.student.head = _head_of_noise(self.student.head, tile)
+        self.decoder.head.weight[:, tile.latent_channels :].div_(LQ_GAIN)
+        for layers in (self.student.up, self.decoder.up_half):
+            layers[1] = _channels_last_shuffle(layers)
+        self.decoder.up_full[1] = PhaseByPhaseShuffle()
+
+    def forward(self, lq: Tensor, noise: Tensor) -> Tensor:
+        scaled_lq = LQ_GAIN * lq
+        features = self.student.head(torch.cat([self.stem(lq), noise, scaled_lq], dim=1))
+        return cast(Tensor, self.decoder(self.student.after_head(features, None), scaled_lq))
+
+
+def _head_of_noise(head: nn.Conv2d, tile: EdgeTile) -> nn.Conv2d:
+    """The student's first convolution, on [z_y scaled, noise, lq scaled] in place of [x_T scaled, lq, eps]."""
+    x_t, lq, eps = torch.split(head.weight, [tile.latent_channels, RGB, 1], dim=1)
+    weight = torch.cat([x_t, tile.noise_scale * x_t, eps, lq / LQ_GAIN], dim=1)
+    wider = nn.Conv2d(weight.shape[1], head.out_channels, 3, padding=1)
+    wider.weight.copy_(weight)
+    cast(Tensor, wider.bias).copy_(cast(Tensor, head.bias))
+    return wider
 
 
 class ChannelsLastShuffle(nn.Module):
@@ -41,3 +72,12 @@ def _channels_last_shuffle(layers: SubPixelConv) -> ChannelsLastShuffle:
         by_phase = parameter.reshape(-1, 2, 2, *parameter.shape[1:])  # channel, row phase, column phase
         parameter.copy_(by_phase.permute(2, 1, 0, *range(3, by_phase.ndim)).flatten(0, 2).clone())
     return ChannelsLastShuffle(conv.out_channels // 4)
+
+
+class PhaseByPhaseShuffle(nn.Module):
+    """Pixel shuffle by 2 to an image: first the columns are interleaved, then the rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        rows = x.reshape(2 * RGB * n, 2, h * w).transpose(1, 2).reshape(RGB * n, 2, h, 2 * w)
+        return rows.transpose(1, 2).reshape(n, RGB, 2 * h, 2 * w)

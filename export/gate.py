@@ -50,7 +50,7 @@ class Closeness:
     """Of the image, on the range [-1, 1]."""
     detail_snr_db: float
     lpips: float = 0.0
-    """LPIPS-squeeze to the reference image, INT8 minus float, mean over the held-out tiles."""
+    """LPIPS-squeeze to the reference image, INT8 minus float, mean over the tiles; 0 if it was not asked for."""
 
     def passes(self, gate: Gate) -> bool:
         return (
@@ -68,7 +68,7 @@ class Quantised:
 
 
 class Judge:
-    """Compares graphs with the float one on held-out tiles."""
+    """Compares graphs with the float one on the same tiles."""
 
     def __init__(self, graph: Path, samples: Samples, opener: Opener, *, lpips: bool) -> None:
         self._samples, self._open = samples, opener

@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from rsd_edge.errors import ModelError
+from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
 
@@ -32,7 +33,7 @@ def edge_tile(checkpoint: Checkpoint) -> EdgeTile:
     return EdgeTile(checkpoint.spec, stem, student, decoder).eval()
 
 
-def export_tile(tile: EdgeTile, path: Path) -> None:
+def export_tile(tile: EdgeTile | DeployedTile, path: Path) -> None:
     """Write the graph and check it with ONNX's own checker."""
     example = torch.zeros(1, 3, 32, 32), torch.zeros(1, tile.latent_channels + 1, 32, 32)
     axes = {0: "n", 2: "h", 3: "w"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -20,9 +21,9 @@ from rsd_edge.bundle import BuildRecord, Bundle, load_bundle, write_bundle
 from rsd_edge.errors import BackendError, ImageReadError, InputError, ModelError, OutputError
 from rsd_edge.export import build, gate
 from rsd_edge.export.build import Provenance, build_engine
+from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.machine import int8_weight_bits
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
-from rsd_edge.models.edge import EdgeTile
 from rsd_edge.pipeline import SuperResolver
 from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 from rsd_edge.stream.images import write_image
@@ -253,15 +254,16 @@ def test_a_bundle_whose_graph_no_runtime_reads_is_named(toy_spec: EngineSpec, tm
 def test_an_engine_that_differs_from_its_reference_is_refused(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph whose prior is a per cent off, as a stale export would be."""
+    """A graph whose noise is a per cent off, as a stale export would be."""
     from rsd_edge.export import onnx_export
 
     original = onnx_export.export_tile
 
-    def stale(tile: EdgeTile, path: Path) -> None:
-        tile.noise_scale *= 1.01
+    def stale(tile: DeployedTile, path: Path) -> None:
+        zc = tile.latent_channels
+        with torch.no_grad():
+            tile.student.head.weight[:, zc : 2 * zc] *= 1.01
         original(tile, path)
-        tile.noise_scale /= 1.01
 
     monkeypatch.setattr(onnx_export, "export_tile", stale)
     with pytest.raises(BackendError, match=r"the engine differs from its reference \(\d\d\.\d dB.*nothing was written"):

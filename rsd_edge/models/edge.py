@@ -165,7 +165,10 @@ class EdgeGenerator(nn.Module):
         """
         inputs = [x_t_scaled, lq] if eps is None else [x_t_scaled, lq, eps]
         time = None if t is None else self.embed(t)
-        x = self.head(torch.cat(inputs, dim=1))
+        return self.after_head(self.head(torch.cat(inputs, dim=1)), time)
+
+    def after_head(self, x: Tensor, time: Tensor | None) -> Tensor:
+        """The head's features (n, fine, h, w) to z0_hat (n, zc, h, w)."""
         for block in self.fine_in:
             x = block(x, time)
         deep = self.down(functional.relu(x))
