@@ -35,7 +35,7 @@ Run = Callable[[], object]
 
 TILE = 64
 FRAME = (180, 320)
-TILE_SIZES = (64, 96, 128, 160, 192, 224, 256)
+TILE_SIZES = (64, 96, 128, 160, 208, 256)
 PEER = "peer"
 
 

@@ -109,7 +109,8 @@ class ModelSpec:
 class TileSpec:
     """How a frame is cut for an engine. All lengths are LR pixels; `size` includes the halo on both sides."""
 
-    size: int = 160
+    size: int = 208
+    """A halo of 12 then adds 28 % of arithmetic, and 1080, 720, 540 and 360 lines share out evenly."""
     halo: int = 16
     feather: int = 4
     """Neighbouring tiles are cross-faded over 2 * feather pixels around their common border."""

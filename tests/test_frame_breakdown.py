@@ -23,7 +23,7 @@ def test_every_stage_is_timed(tmp_path: Path) -> None:
     methods = (TileReader.read, NumpyFramePath.__call__)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script.cv2, "setNumThreads", lambda threads: None)  # would outlive the test
-        options = ["--frame", "150x100", "--rounds", "3", "--json", str(tmp_path / "times.json")]
+        options = ["--frame", "150x100", "--tile", "160", "--rounds", "3", "--json", str(tmp_path / "times.json")]
         run = CliRunner().invoke(script.main, options, catch_exceptions=False)
     assert run.exit_code == 0, run.output
     document = json.loads((tmp_path / "times.json").read_text())
