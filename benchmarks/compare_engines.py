@@ -44,7 +44,7 @@ def tile_run(engine: TileEngine, side: int) -> Run:
     model = engine.spec.model
     noise = NoiseField(0).normal(model.noise_channels, 0, 0, side, side)[None]
     lq = np.clip(NoiseField(1).normal(3, 0, 0, side, side)[None] / 2, -1, 1)
-    detail = np.empty((1, 3, 4 * side, 4 * side), np.float32)
+    detail = np.empty((1, 4 * side, 4 * side, 3), np.float32)
     engine.prepare(1, side, side)
     return lambda: engine.collect(engine.submit(lq, noise, detail))
 

@@ -136,7 +136,8 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
 
     def reference(lq: Tile, noise: Tile) -> Tile:
         with torch.no_grad():
-            return np.asarray(tile(torch.from_numpy(lq), torch.from_numpy(noise)))
+            rgb = np.asarray(tile(torch.from_numpy(lq), torch.from_numpy(noise)))
+        return rgb[:, ::-1].transpose(0, 2, 3, 1)
 
     origin = {"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
     said = Provenance("not stated", checkpoint.record)
@@ -208,7 +209,7 @@ def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:
 
 def _parity(engine: TileEngine, reference: Reference) -> dict[str, Any]:
     lq, noise = _probe(engine.spec.model, 2, PARITY_TILE)
-    detail = np.empty((2, 3, 4 * PARITY_TILE, 4 * PARITY_TILE), np.float32)
+    detail = np.empty((2, 4 * PARITY_TILE, 4 * PARITY_TILE, 3), np.float32)
     engine.collect(engine.submit(lq, noise, detail))
     error = detail.astype(np.float64) - reference(lq, noise)
     psnr = float(20 * np.log10(2 / max(float(np.sqrt(np.mean(error**2))), 1e-12)))

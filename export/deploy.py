@@ -2,7 +2,8 @@
 
 What is linear goes into the weights of the next convolution: the prior's two coefficients and the sum of its two terms.
 Pixel shuffles become reshapes and transposes that runtimes do quickly: inside the network one that keeps channels last,
-the layout of integer convolutions; at the end two that move one axis each.
+the layout of integer convolutions; at the end two that move one axis each. The detail leaves the way frames are stored,
+ready to be added to one: rows of pixels in BGR order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ nearly all of its 256 levels where that tensor becomes 8 bits."""
 
 
 class DeployedTile(nn.Module):
-    """(lq, noise) -> detail, as EdgeTile."""
+    """(lq, noise) -> detail as EdgeTile, but (n, 4h, 4w, 3) in BGR order."""
 
     @torch.no_grad()
     def __init__(self, tile: EdgeTile) -> None:
@@ -35,7 +36,7 @@ class DeployedTile(nn.Module):
         self.decoder.head.weight[:, tile.latent_channels :].div_(LQ_GAIN)
         for layers in (self.student.up, self.decoder.up_half):
             layers[1] = _channels_last_shuffle(layers)
-        self.decoder.up_full[1] = PhaseByPhaseShuffle()
+        self.decoder.up_full[1] = _pixel_rows_shuffle(self.decoder.up_full)
 
     def forward(self, lq: Tensor, noise: Tensor) -> Tensor:
         scaled_lq = LQ_GAIN * lq
@@ -74,10 +75,18 @@ def _channels_last_shuffle(layers: SubPixelConv) -> ChannelsLastShuffle:
     return ChannelsLastShuffle(conv.out_channels // 4)
 
 
-class PhaseByPhaseShuffle(nn.Module):
-    """Pixel shuffle by 2 to an image: first the columns are interleaved, then the rows."""
+class PixelRowsShuffle(nn.Module):
+    """Pixel shuffle by 2 of 12 channels in the order (row phase, column phase, colour) to (n, 2h, 2w, colour)."""
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, h, w = x.shape
-        rows = x.reshape(2 * RGB * n, 2, h * w).transpose(1, 2).reshape(RGB * n, 2, h, 2 * w)
-        return rows.transpose(1, 2).reshape(n, RGB, 2 * h, 2 * w)
+        rows = x.reshape(2 * n, 2 * RGB, h * w).transpose(1, 2).reshape(n, 2, h, 2 * RGB * w)
+        return rows.transpose(1, 2).reshape(n, 2 * h, 2 * w, RGB)
+
+
+def _pixel_rows_shuffle(layers: SubPixelConv) -> PixelRowsShuffle:
+    conv = cast(nn.Conv2d, layers[0])
+    for parameter in (conv.weight, cast(Tensor, conv.bias)):
+        by_phase = parameter.reshape(RGB, 2, 2, *parameter.shape[1:]).flip(0)  # BGR, row phase, column phase
+        parameter.copy_(by_phase.permute(1, 2, 0, *range(3, by_phase.ndim)).flatten(0, 2).clone())
+    return PixelRowsShuffle()

@@ -91,7 +91,7 @@ class Judge:
     def _detail(self, graph: Path) -> Detail:
         lq, noise = self._samples.lq, self._samples.noise
         n, _, h, w = lq.shape
-        detail = np.empty((n, 3, SCALE * h, SCALE * w), np.float32)
+        detail = np.empty((n, SCALE * h, SCALE * w, 3), np.float32)
         with self._open(graph) as engine:
             for start in range(0, n, _BATCH):
                 part = slice(start, start + _BATCH)

@@ -24,7 +24,7 @@ from rsd_edge.errors import ModelError, OutputError
 from rsd_edge.machine import cpu_name
 from rsd_edge.specs import EngineSpec, Precision, from_dict, to_dict
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
 ZOO = Path(__file__).with_name("zoo")

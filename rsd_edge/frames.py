@@ -1,7 +1,8 @@
 """Colour order, value range and bit depth: the only code that converts between frames and what networks see.
 
 A frame is uint8 (h, w, 3), BGR, as OpenCV reads it. The model range is float32 (3, h, w), RGB, in [-1, 1]. Detail, the
-network's output, is in the units of the model range: 2 / 255 of it is one grey level.
+network's output, is float32 (4h, 4w, 3), BGR like the frame that it is added to, in units of the model range: 2 / 255
+of it is one grey level.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def to_model(pixels: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
 
 
 def bicubic_x4(frame: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """The whole frame, bicubically enlarged four times, in 8 bits: the result at strength 0."""
+    """Pixels, bicubically enlarged four times, in 8 bits; of a whole frame, the result at strength 0."""
     cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
 
 
@@ -98,31 +99,22 @@ class DetailCompositor:
     """Adds detail to the bicubic enlargement of its part of the frame: base + strength * detail, rounded to 8 bits.
 
     The base of a region is computed from the frame with two pixels of surroundings, and so equals the same region of
-    the enlarged whole frame. One channel after the other, so that what is computed stays in the cache until it is used.
-    Scratch memory is kept for the largest region announced; serves one thread at a time.
+    the enlarged whole frame, which is the result at strength 0. Scratch memory is kept for the largest region
+    announced; serves one thread at a time.
     """
 
     def __init__(self, max_height: int, max_width: int) -> None:
         padded_h, padded_w = max_height + 2 * _CUBIC_REACH, max_width + 2 * _CUBIC_REACH
-        self._pixels = np.empty((padded_h, padded_w), np.float32)
-        self._base = np.empty((SCALE * padded_h, SCALE * padded_w), np.float32)
-        self._planes = np.empty(3 * SCALE**2 * max_height * max_width, np.uint8)
-        # cv2.merge bypasses the cache if its target is aligned, and then waits for memory at the end of every row,
-        # which takes up to twelve times as long. An odd address avoids that, and copying to the result costs less.
-        self._joined = np.empty(self._planes.size + 1, np.uint8)[1:]
+        self._base = np.empty(3 * SCALE**2 * padded_h * padded_w, np.uint8)
 
-    def base(self, frame: NDArray[np.uint8], region: Region, channel: int) -> NDArray[np.float32]:
-        """Bicubic x4 enlargement of one channel of a region, float32 grey levels (4h, 4w).
-
-        The next call overwrites it.
-        """
+    def base(self, frame: NDArray[np.uint8], region: Region) -> NDArray[np.uint8]:
+        """Bicubic x4 enlargement of a region, (4h, 4w, 3) in the frame's order; the next call overwrites it."""
         height, width = frame.shape[:2]
         top, left = max(0, region.y0 - _CUBIC_REACH), max(0, region.x0 - _CUBIC_REACH)
         bottom, right = min(height, region.y1 + _CUBIC_REACH), min(width, region.x1 + _CUBIC_REACH)
-        h, w = bottom - top, right - left
-        source, enlarged = self._pixels[:h, :w], self._base[: SCALE * h, : SCALE * w]
-        np.copyto(source, frame[top:bottom, left:right, channel])
-        cv2.resize(source, (SCALE * w, SCALE * h), dst=enlarged, interpolation=cv2.INTER_CUBIC)
+        h, w = SCALE * (bottom - top), SCALE * (right - left)
+        enlarged = self._base[: 3 * h * w].reshape(h, w, 3)
+        bicubic_x4(frame[top:bottom, left:right], enlarged)
         rows = slice(SCALE * (region.y0 - top), SCALE * (region.y1 - top))
         return enlarged[rows, SCALE * (region.x0 - left) : SCALE * (region.x1 - left)]
 
@@ -136,19 +128,13 @@ class DetailCompositor:
     ) -> None:
         """Write one region of the result.
 
-        detail: float32 RGB (3, 4h, 4w) of the region in model units; out: the whole result, uint8 BGR.
+        frame: uint8 BGR (h, w, 3), C-contiguous. detail: float32 BGR (4h, 4w, 3) of the region in model units.
+        out: the whole result, uint8 BGR.
         """
         target = out[SCALE * region.y0 : SCALE * region.y1, SCALE * region.x0 : SCALE * region.x1]
-        h, w = target.shape[:2]
-        planes = self._planes[: target.size].reshape(3, h, w)
-        joined = self._joined[: target.size].reshape(h, w, 3)
+        # One pass that adds in float32, rounds to nearest and saturates.
         gain = strength * GREY_LEVELS_PER_UNIT
-        for channel, plane in enumerate(planes):
-            base = self.base(frame, region, channel)
-            # One pass that adds in float32, rounds to nearest and saturates.
-            cv2.addWeighted(detail[2 - channel], gain, base, 1.0, 0.0, dst=plane, dtype=cv2.CV_8U)
-        cv2.merge(tuple(planes), dst=joined)
-        np.copyto(target, joined)
+        cv2.addWeighted(detail, gain, self.base(frame, region), 1.0, 0.0, dst=target, dtype=cv2.CV_8U)
 
 
 class ParallelCompositor:
@@ -176,7 +162,7 @@ class ParallelCompositor:
             top, bottom = edges[i : i + 2]
             if top < bottom:
                 share = Region(region.y0 + top, region.y0 + bottom, region.x0, region.x1)
-                self._compositors[i].add(frame, share, detail[:, SCALE * top : SCALE * bottom], strength, out)
+                self._compositors[i].add(frame, share, detail[SCALE * top : SCALE * bottom], strength, out)
 
         others = [self._pool.submit(add_share, i) for i in range(1, count)]
         try:

@@ -40,6 +40,7 @@ _NOISE_BYTES_KEPT = 72 << 20
 class _Job:
     """What is to be made of a frame."""
 
+    frame: NDArray[np.uint8]
     noise: NoiseField
     strength: float
     out: NDArray[np.uint8]
@@ -113,7 +114,7 @@ class _Workspace:
 
     def _new_batch(self) -> _Batch:
         n, h, w = self._size, self.plan.tile_h, self.plan.tile_w
-        return _Batch(lq=np.zeros((n, 3, h, w), np.float32), detail=np.zeros((n, 3, SCALE * h, SCALE * w), np.float32))
+        return _Batch(lq=np.zeros((n, 3, h, w), np.float32), detail=np.zeros((n, SCALE * h, SCALE * w, 3), np.float32))
 
 
 class NumpyFramePath:
@@ -145,7 +146,7 @@ class NumpyFramePath:
         frame = check_frame(frame)
         height, width = frame.shape[:2]
         out = check_out(out, frame, (SCALE * height, SCALE * width, 3))
-        job = _Job(NoiseField(seed), _check_strength(strength), out, progress)
+        job = _Job(frame, NoiseField(seed), _check_strength(strength), out, progress)
         if job.strength == 0.0:
             bicubic_x4(frame, out)
             job.report(1, 1)
@@ -198,7 +199,7 @@ class NumpyFramePath:
         self.engine.collect(batch.ticket)
         for slot, index in enumerate(batch.tiles):
             detail = space.merger.merge(index, batch.detail[slot])
-            space.compositor.add(space.reader.frame, space.plan.finished(index), detail, job.strength, job.out)
+            space.compositor.add(job.frame, space.plan.finished(index), detail, job.strength, job.out)
             job.report(index + 1, space.plan.count)
 
 

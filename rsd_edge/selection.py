@@ -108,7 +108,7 @@ def median_seconds(engines: Sequence[TileEngine], budget: float = BUDGET_SECONDS
     spec = engines[0].spec.model
     noise = np.random.default_rng(0).standard_normal((1, spec.noise_channels, TILE, TILE), np.float32)
     lq = np.clip(noise[:, :3], -1, 1)
-    detail = np.empty((1, 3, SCALE * TILE, SCALE * TILE), np.float32)
+    detail = np.empty((1, SCALE * TILE, SCALE * TILE, 3), np.float32)
     for engine in engines:
         engine.prepare(1, TILE, TILE)
     seconds: list[list[float]] = [[] for _ in engines]

@@ -133,11 +133,8 @@ class TileReader:
 
     def __init__(self, plan: TilePlan) -> None:
         self._plan = plan
-        # Each channel in one piece: the network and the base want planes.
+        # Each channel in one piece, as the network wants them.
         self._padded = np.empty((3, plan.y.extent, plan.x.extent), np.uint8).transpose(1, 2, 0)
-        top, left = plan.y.halo, plan.x.halo
-        self.frame = self._padded[top : top + plan.y.length, left : left + plan.x.length]
-        """The frame that was loaded last, uint8 BGR (h, w, 3)."""
 
     def load(self, frame: NDArray[np.uint8]) -> None:
         """Take a frame, uint8 BGR (h, w, 3)."""
@@ -174,15 +171,17 @@ class TileMerger:
         self._expected = 0
         row_seam, column_seam = 2 * SCALE * plan.y.feather, 2 * SCALE * plan.x.feather
         height, width = (SCALE * (axis.stride + 2 * axis.feather) for axis in (plan.y, plan.x))
-        self._right = np.zeros((channels, height, column_seam), np.float32)
-        self._below = np.zeros((channels, row_seam, SCALE * plan.x.length), np.float32)
-        self._rise_x = np.tile(_ramp(column_seam), (height, 1))
-        self._rise_y = np.tile(_ramp(row_seam)[:, None], (1, width))
+        self._right = np.zeros((height, column_seam, channels), np.float32)
+        self._below = np.zeros((row_seam, SCALE * plan.x.length, channels), np.float32)
+        # As large as the seams: NumPy is slow where the innermost axis has to be stretched.
+        self._rise_x = np.tile(_ramp(column_seam)[:, None], (height, 1, channels))
+        self._rise_y = np.tile(_ramp(row_seam)[:, None, None], (1, width, channels))
+        self._fall_x, self._fall_y = 1.0 - self._rise_x, 1.0 - self._rise_y
 
     def merge(self, index: int, detail: NDArray[np.float32]) -> NDArray[np.float32]:
         """Merge one tile and return what is now final: a view of `detail` that covers `plan.finished(index)`.
 
-        detail: float32 (channels, 4 * tile_h, 4 * tile_w), faded in place. Index 0 starts a new frame.
+        detail: float32 (4 * tile_h, 4 * tile_w, channels), faded in place. Index 0 starts a new frame.
         Raises InputError if tiles do not arrive one after the other.
         """
         if index not in (0, self._expected):
@@ -190,31 +189,29 @@ class TileMerger:
         self._expected = index + 1
         y, x = self._plan.y, self._plan.x
         row, column = divmod(index, x.count)
-        kept = detail[:, _kept(y, row), _kept(x, column)]
+        kept = detail[_kept(y, row), _kept(x, column)]
         (left, right), (upper, lower) = _seams(x, column), _seams(y, row)
-        height, width = kept.shape[1] - lower, kept.shape[2] - right
+        height, width = kept.shape[0] - lower, kept.shape[1] - right
         start, stop = (SCALE * edge for edge in x.finished(column))
-        for plane, beside, below in zip(kept, self._right, self._below[..., start:stop], strict=True):
-            _fade_in(plane[:, :left], beside, self._rise_x)
-            _fade_out(plane[:, width:], beside, self._rise_x)
-            _fade_in(plane[:upper, :width], below, self._rise_y)
-            _fade_out(plane[height:, :width], below, self._rise_y)
-        return kept[:, :height, :width]
+        below = self._below[:, start:stop]
+        _fade_in(kept[:, :left], self._right, self._rise_x)
+        _fade_out(kept[:, width:], self._right, self._fall_x)
+        _fade_in(kept[:upper, :width], below, self._rise_y)
+        _fade_out(kept[height:, :width], below, self._fall_y)
+        return kept[:height, :width]
 
 
 def _fade_in(seam: NDArray[np.float32], carried: NDArray[np.float32], rise: NDArray[np.float32]) -> None:
     """Weigh a tile's first seam, in place, and add what the tile before it left in the same corner of `carried`."""
-    if seam.size:
-        h, w = seam.shape
-        cv2.multiply(seam, rise[:h, :w], dst=seam)
-        cv2.add(seam, carried[:h, :w], dst=seam)
+    h, w, _ = seam.shape
+    seam *= rise[:h, :w]
+    seam += carried[:h, :w]
 
 
-def _fade_out(seam: NDArray[np.float32], carried: NDArray[np.float32], rise: NDArray[np.float32]) -> None:
+def _fade_out(seam: NDArray[np.float32], carried: NDArray[np.float32], fall: NDArray[np.float32]) -> None:
     """Leave a tile's weighted last seam in `carried` for the tile after it."""
-    if seam.size:
-        h, w = seam.shape
-        cv2.multiply(seam, 1.0 - rise[:h, :w], dst=carried[:h, :w])
+    h, w, _ = seam.shape
+    np.multiply(seam, fall[:h, :w], out=carried[:h, :w])
 
 
 def _seams(axis: AxisPlan, i: int) -> tuple[int, int]:

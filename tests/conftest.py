@@ -50,7 +50,8 @@ def make_toy_graph(path: Path, *, noise_channels: int = 5, input_name: str = "lq
         )
         if i + 1 < len(layers):
             nodes.append(helper.make_node("Relu", [f"y{i}"], [f"x{i + 1}"]))
-    nodes.append(helper.make_node("DepthToSpace", [f"y{len(layers) - 1}"], ["detail"], blocksize=4, mode="CRD"))
+    nodes.append(helper.make_node("DepthToSpace", [f"y{len(layers) - 1}"], ["x4"], blocksize=4, mode="CRD"))
+    nodes.append(helper.make_node("Transpose", ["x4"], ["detail"], perm=[0, 2, 3, 1]))
     graph = helper.make_graph(
         nodes,
         "toy",
@@ -58,7 +59,7 @@ def make_toy_graph(path: Path, *, noise_channels: int = 5, input_name: str = "lq
             helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [n, 3, h, w]),
             helper.make_tensor_value_info("noise", TensorProto.FLOAT, [n, noise_channels, h, w]),
         ],
-        [helper.make_tensor_value_info("detail", TensorProto.FLOAT, [n, 3, None, None])],
+        [helper.make_tensor_value_info("detail", TensorProto.FLOAT, [n, None, None, 3])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

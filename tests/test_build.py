@@ -110,7 +110,7 @@ def test_fp16_is_refused(weights: Path, tmp_path: Path, backend: Backend) -> Non
 
 def detail_of(bundle: Bundle) -> NDArray[np.float32]:
     lq, noise = build._probe(bundle.spec.model, 1, 32)
-    detail = np.empty((1, 3, 128, 128), np.float32)
+    detail = np.empty((1, 128, 128, 3), np.float32)
     with open_engine(bundle.graph_path, bundle.spec, tile=TileSpec(), threads=1) as engine:
         engine.collect(engine.submit(lq, noise, detail))
     return detail

@@ -169,7 +169,7 @@ def test_a_manifest_that_is_no_json_object(bundle_path: Path, text: str) -> None
 
 def test_another_format_is_refused(bundle_path: Path) -> None:
     edit_manifest(bundle_path, format=1)
-    with pytest.raises(ModelError, match=r"format 1 and this version reads format 2; build the engine again with"):
+    with pytest.raises(ModelError, match=r"format 1 and this version reads format 3; build the engine again with"):
         load_bundle(bundle_path)
 
 

@@ -27,7 +27,7 @@ class ClockedEngine:
         self._log.append(f"prepare {self._name}")
 
     def submit(self, lq: np.ndarray, noise: np.ndarray, detail: np.ndarray) -> str:
-        assert (lq.shape, noise.shape, detail.shape) == ((1, 3, 64, 64), (1, 5, 64, 64), (1, 3, 256, 256))
+        assert (lq.shape, noise.shape, detail.shape) == ((1, 3, 64, 64), (1, 5, 64, 64), (1, 256, 256, 3))
         assert {lq.dtype, noise.dtype, detail.dtype} == {np.dtype(np.float32)}
         assert lq.std() > 0.5  # flat tiles would be kinder to some runtimes than to others
         return self._name

@@ -54,12 +54,12 @@ class Scripted:
 
 
 def enlarged(lq: Array) -> Array:
-    return lq.repeat(4, axis=2).repeat(4, axis=3)
+    return lq.repeat(4, axis=2).repeat(4, axis=3).transpose(0, 2, 3, 1)
 
 
 def rough(noise: Array) -> Array:
     """Fine noise, which no photograph of the held-out set looks like."""
-    return 0.2 * noise[:, :3].repeat(4, axis=2).repeat(4, axis=3)
+    return 0.2 * enlarged(noise[:, :3])
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +158,13 @@ def contrived_graph(path: Path) -> Path:
         if name != "last":
             nodes.append(helper.make_node("Relu", [x], [f"{name}_z"], name=f"{name}_relu"))
             x = f"{name}_z"
-    nodes.append(helper.make_node("DepthToSpace", [x], ["detail"], name="shuffle", blocksize=4, mode="CRD"))
+    nodes.append(helper.make_node("DepthToSpace", [x], ["image"], name="shuffle", blocksize=4, mode="CRD"))
+    nodes.append(helper.make_node("Transpose", ["image"], ["detail"], name="to_rows", perm=[0, 2, 3, 1]))
     inputs_of = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, "h", "w"])
         for name, channels in (("lq", 3), ("noise", 5))
     ]
-    output = helper.make_tensor_value_info("detail", TensorProto.FLOAT, ["n", 3, None, None])
+    output = helper.make_tensor_value_info("detail", TensorProto.FLOAT, ["n", None, None, 3])
     graph = helper.make_graph(nodes, "contrived", inputs_of, [output], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
@@ -242,7 +243,7 @@ def test_a_gate_that_nothing_passes_is_an_error(search: Search) -> None:
 
 def test_the_contrived_layer_does_nothing_with_its_large_weight(held_out: Samples, tmp_path: Path) -> None:
     """Guards the search above: the float graph is an ordinary one, of detail near 0.1."""
-    detail = np.empty((3, 3, 4 * SIDE, 4 * SIDE), np.float32)
+    detail = np.empty((3, 4 * SIDE, 4 * SIDE, 3), np.float32)
     with open_float(contrived_graph(tmp_path / "graph.onnx")) as engine:
         engine.collect(engine.submit(held_out.lq, held_out.noise, detail))
     assert 0.01 < detail.std() < 1

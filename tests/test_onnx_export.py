@@ -12,6 +12,7 @@ import torch
 
 from rsd_edge.distill.config import load_config
 from rsd_edge.errors import ModelError
+from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.export.onnx_export import OPSET, edge_tile, export_tile
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
@@ -21,7 +22,7 @@ from rsd_edge.schedule import ResidualSchedule
 @pytest.fixture(scope="module")
 def graph(tiny_weights: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "graph.onnx"
-    export_tile(edge_tile(tiny_weights), path)
+    export_tile(DeployedTile(edge_tile(tiny_weights)), path)
     return path
 
 
@@ -30,7 +31,7 @@ def test_the_graph_has_the_engines_contract(graph: Path) -> None:
     inputs = {node.name: (node.type, node.shape) for node in session.get_inputs()}
     assert inputs == {"lq": ("tensor(float)", ["n", 3, "h", "w"]), "noise": ("tensor(float)", ["n", 5, "h", "w"])}
     (output,) = session.get_outputs()
-    assert (output.name, output.type, output.shape[:2]) == ("detail", "tensor(float)", ["n", 3])
+    assert (output.name, output.type, output.shape) == ("detail", "tensor(float)", ["n", "4h", "4w", 3])
     assert [opset.version for opset in onnx.load(graph).opset_import] == [OPSET]
 
 
@@ -44,10 +45,10 @@ def test_onnxruntime_computes_what_torch_does(graph: Path, tiny_weights: Checkpo
     (detail,) = session.run(["detail"], {"lq": lq, "noise": noise})
     with torch.no_grad():
         expected = edge_tile(tiny_weights)(torch.from_numpy(lq), torch.from_numpy(noise)).numpy()
-    assert detail.shape == (n, 3, 4 * h, 4 * w)
+    assert detail.shape == (n, 4 * h, 4 * w, 3)
     assert expected.std() > 0.1
     # float32 sums in another order, through a dozen layers; a timestep folded wrongly shows in the first digits.
-    np.testing.assert_allclose(detail, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(detail, expected[:, ::-1].transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
 
 
 def test_the_tile_of_a_checkpoint_is_one_step_from_the_prior(tiny_weights: Checkpoint) -> None:

@@ -38,7 +38,7 @@ def buffers(n: int, h: int, w: int) -> Buffers:
     rng = np.random.default_rng(n * h * w)
     lq = rng.uniform(-1, 1, (n, 3, h, w)).astype(np.float32)
     noise = rng.normal(size=(n, 5, h, w)).astype(np.float32)
-    return lq, noise, np.full((n, 3, 4 * h, 4 * w), np.nan, np.float32)
+    return lq, noise, np.full((n, 4 * h, 4 * w, 3), np.nan, np.float32)
 
 
 def run(engine: TileEngine, lq: NDArray[Any], noise: NDArray[Any], detail: NDArray[Any]) -> NDArray[Any]:

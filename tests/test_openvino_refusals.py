@@ -41,7 +41,7 @@ def buffers(n: int, h: int, w: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     rng = np.random.default_rng(n * h * w)
     lq = rng.uniform(-1, 1, (n, 3, h, w)).astype(np.float32)
     noise = rng.normal(size=(n, 5, h, w)).astype(np.float32)
-    return lq, noise, np.full((n, 3, 4 * h, 4 * w), np.nan, np.float32)
+    return lq, noise, np.full((n, 4 * h, 4 * w, 3), np.nan, np.float32)
 
 
 def run(engine: OpenVinoEngine, lq: NDArray[Any], noise: NDArray[Any], detail: NDArray[Any]) -> NDArray[Any]:
@@ -65,9 +65,9 @@ def test_other_types_are_refused(engine: OpenVinoEngine, which: str) -> None:
 
 def test_a_strided_detail_is_refused_untouched(engine: OpenVinoEngine) -> None:
     lq, noise, _ = buffers(1, 36, 36)
-    detail = np.full((1, 3, 144, 288), np.nan, np.float32)
+    detail = np.full((1, 144, 288, 3), np.nan, np.float32)
     with pytest.raises(BackendError, match=r"failed on 1 tiles.*C contiguous"):
-        engine.submit(lq, noise, detail[..., ::2])
+        engine.submit(lq, noise, detail[:, :, ::2])
     assert np.isnan(detail).all()
 
 
@@ -76,8 +76,8 @@ def test_tiles_of_a_wrong_shape_fail_with_the_graphs_name(engine: OpenVinoEngine
     with pytest.raises(BackendError, match=r"graph\.onnx failed on 1 tiles of 36 x 36: .*1\.4\.36\.36") as caught:
         engine.submit(lq, noise[:, :4].copy(), detail)
     assert "\n" not in str(caught.value)
-    with pytest.raises(BackendError, match=r"failed on 1 tiles of 36 x 36: .*1\.3\.143\.144"):
-        engine.submit(lq, noise, detail[:, :, 1:].copy())
+    with pytest.raises(BackendError, match=r"failed on 1 tiles of 36 x 36: .*1\.143\.144\.3"):
+        engine.submit(lq, noise, detail[:, 1:].copy())
     assert np.isfinite(run(engine, lq, noise, detail)).all()
 
 

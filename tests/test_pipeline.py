@@ -59,7 +59,7 @@ class NearestEngine:
         assert self.in_flight.pop(0) is ticket
         lq, noise, detail = ticket
         small = 0.1 * lq + 0.05 * noise[:, :1]
-        detail[...] = small.repeat(4, axis=2).repeat(4, axis=3)
+        detail[...] = small[:, ::-1].repeat(4, axis=2).repeat(4, axis=3).transpose(0, 2, 3, 1)
 
     def close(self) -> None:
         pass
@@ -76,7 +76,7 @@ class NearestEngine:
 def nearest_reference(frame: Image, *, seed: int, strength: float) -> NDArray[np.float64]:
     """What the frame path makes of NearestEngine, computed on the whole frame at once; before rounding."""
     height, width = frame.shape[:2]
-    base = cv2.resize(frame.astype(np.float32), (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
+    base = cv2.resize(frame, (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
     noise = NoiseField(seed).normal(1, 0, 0, height, width)[0]
     detail = 0.1 * (frame.astype(np.float64) / 127.5 - 1) + 0.05 * noise[..., None]
     return np.clip(base + strength * 127.5 * detail.repeat(4, axis=0).repeat(4, axis=1), 0, 255)

@@ -22,13 +22,13 @@ SIDES = [1, 2, 5, 9, 13, 17, 31, 33, 97, 128, 129, 251, 500]
 
 def merge_all(plan: TilePlan, merger: TileMerger, field: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cut every tile's detail out of a field that reaches one tile beyond the frame on all sides, and merge."""
-    result = np.full((field.shape[0], 4 * plan.y.length, 4 * plan.x.length), np.nan, np.float32)
+    result = np.full((4 * plan.y.length, 4 * plan.x.length, field.shape[2]), np.nan, np.float32)
     for index in range(plan.count):
         y, x = plan.origin(index)
         top, left = 4 * (y + plan.tile_h), 4 * (x + plan.tile_w)
-        detail = field[:, top : top + 4 * plan.tile_h, left : left + 4 * plan.tile_w].copy()
+        detail = field[top : top + 4 * plan.tile_h, left : left + 4 * plan.tile_w].copy()
         region = plan.finished(index)
-        target = result[:, 4 * region.y0 : 4 * region.y1, 4 * region.x0 : 4 * region.x1]
+        target = result[4 * region.y0 : 4 * region.y1, 4 * region.x0 : 4 * region.x1]
         assert np.isnan(target).all()
         target[...] = merger.merge(index, detail)
     return result
@@ -36,13 +36,13 @@ def merge_all(plan: TilePlan, merger: TileMerger, field: NDArray[np.float32]) ->
 
 def field_for(plan: TilePlan, channels: int = 1) -> NDArray[np.float32]:
     rng = np.random.default_rng(plan.count)
-    shape = (channels, 4 * (plan.y.length + 3 * plan.tile_h), 4 * (plan.x.length + 3 * plan.tile_w))
+    shape = (4 * (plan.y.length + 3 * plan.tile_h), 4 * (plan.x.length + 3 * plan.tile_w), channels)
     return rng.normal(size=shape).astype(np.float32)
 
 
 def inside(plan: TilePlan, field: NDArray[np.float32]) -> NDArray[np.float32]:
     top, left = 4 * plan.tile_h, 4 * plan.tile_w
-    return field[:, top : top + 4 * plan.y.length, left : left + 4 * plan.x.length]
+    return field[top : top + 4 * plan.y.length, left : left + 4 * plan.x.length]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -91,7 +91,6 @@ def test_tiles_have_neighbours_and_reflections_beyond_the_frame(shape: tuple[int
         padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
         model = padded[..., ::-1].transpose(2, 0, 1).astype(np.float64) / 127.5 - 1.0
         reader.load(frame)
-        np.testing.assert_array_equal(reader.frame, frame)
         reader.read(range(plan.count), out)
         for index in range(plan.count):
             y, x = (start + margin for start in plan.origin(index))
@@ -137,7 +136,7 @@ def test_cross_fade_is_a_straight_line_across_the_border(spec: TileSpec) -> None
     merger = TileMerger(plan, 1)
     rows = []
     for i in range(plan.count):
-        rows.append(merger.merge(i, np.full((1, 4 * plan.tile_h, 4 * plan.tile_w), float(i), np.float32))[0, 0])
+        rows.append(merger.merge(i, np.full((4 * plan.tile_h, 4 * plan.tile_w, 1), float(i), np.float32))[0, :, 0])
     centres = np.arange(4 * 61) + 0.5
     borders = 4 * plan.x.stride * np.arange(1, plan.count)
     expected = sum(np.clip((centres - border) / (8 * spec.feather) + 0.5, 0, 1) for border in borders)
@@ -154,8 +153,8 @@ def test_the_cross_fade_is_separable() -> None:
         value = values.ravel()[index]
         region = plan.finished(index)
         result[4 * region.y0 : 4 * region.y1, 4 * region.x0 : 4 * region.x1] = merger.merge(
-            index, np.full((1, 4 * plan.tile_h, 4 * plan.tile_w), value, np.float32)
-        )[0]
+            index, np.full((4 * plan.tile_h, 4 * plan.tile_w, 1), value, np.float32)
+        )[..., 0]
     rise_y, rise_x = (
         np.clip((np.arange(4 * length) + 0.5 - 4 * stride) / 32 + 0.5, 0, 1)
         for length, stride in ((40, plan.y.stride), (44, plan.x.stride))
@@ -176,7 +175,7 @@ def test_a_merger_serves_frame_after_frame() -> None:
 def test_merging_out_of_order_is_refused() -> None:
     plan = plan_tiles(61, 67, TileSpec(size=48))
     merger = TileMerger(plan, 1)
-    detail = np.zeros((1, 4 * plan.tile_h, 4 * plan.tile_w), np.float32)
+    detail = np.zeros((4 * plan.tile_h, 4 * plan.tile_w, 1), np.float32)
     merger.merge(0, detail)
     with pytest.raises(InputError, match="tile 1 is next"):
         merger.merge(2, detail)

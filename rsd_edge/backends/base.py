@@ -39,7 +39,8 @@ class TileEngine(Protocol):
         """Start on n tiles. All arrays are contiguous float32.
 
         lq: (n, 3, h, w), RGB in [-1, 1]. noise: (n, spec.model.noise_channels, h, w), standard normal.
-        detail: (n, 3, 4h, 4w), written by the engine: image - bicubic x4 of lq, RGB in units of the model range.
+        detail: (n, 4h, 4w, 3), written by the engine: image - bicubic x4 of lq, in units of the model range, stored as
+        frames are: BGR.
         Raises BackendError if the device fails.
         """
 

@@ -65,7 +65,7 @@ class OnnxRuntimeEngine:
         """Open the session for n tiles of h x w LR pixels and run it once, so that later runs take their usual time."""
         channels = self.spec.model.noise_channels
         lq, noise = np.zeros((n, 3, h, w), np.float32), np.zeros((n, channels, h, w), np.float32)
-        self.submit(lq, noise, np.empty((n, 3, 4 * h, 4 * w), np.float32))
+        self.submit(lq, noise, np.empty((n, 4 * h, 4 * w, 3), np.float32))
 
     def submit(self, lq: NDArray[np.float32], noise: NDArray[np.float32], detail: NDArray[np.float32]) -> Ticket:
         """See TileEngine; the detail is complete on return."""
@@ -139,12 +139,13 @@ class OnnxRuntimeEngine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = self._load(options)
         inputs = {node.name: list(node.shape) for node in session.get_inputs()}
-        outputs = [node.name for node in session.get_outputs()]
+        outputs = {node.name: list(node.shape) for node in session.get_outputs()}
         expected = {"lq": ["n", 3, "h", "w"], "noise": ["n", self.spec.model.noise_channels, "h", "w"]}
-        if inputs != expected or outputs != ["detail"]:
+        detail = outputs.get("detail", [])
+        if inputs != expected or len(outputs) != 1 or (len(detail), detail[-1:]) != (4, [3]):
             raise BackendError(
                 f"{self._graph_path} takes {inputs} and gives {outputs}, but this engine needs {expected} and "
-                "['detail']; export it with 'rsd-edge build-engine'"
+                "{'detail': ['n', '4h', '4w', 3]}; export it with 'rsd-edge build-engine'"
             )
 
 

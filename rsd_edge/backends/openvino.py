@@ -81,7 +81,7 @@ class OpenVinoEngine:
         """Compile for n tiles of h x w LR pixels and run once, so that later runs take their usual time."""
         channels = self.spec.model.noise_channels
         lq, noise = np.zeros((n, 3, h, w), np.float32), np.zeros((n, channels, h, w), np.float32)
-        self.collect(self.submit(lq, noise, np.empty((n, 3, 4 * h, 4 * w), np.float32)))
+        self.collect(self.submit(lq, noise, np.empty((n, 4 * h, 4 * w, 3), np.float32)))
 
     def submit(self, lq: NDArray[np.float32], noise: NDArray[np.float32], detail: NDArray[np.float32]) -> Ticket:
         """See TileEngine; returns while the work goes on."""
