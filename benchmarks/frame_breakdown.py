@@ -46,6 +46,8 @@ FRAMES = ("320x180", "640x360", "1280x720")
 class IdleEngine:
     """Takes tiles and leaves the detail as it finds it, once it is idle."""
 
+    ahead = 1
+
     def __init__(self, tile: TileSpec, threads: int) -> None:
         self.spec = EngineSpec(ModelSpec(name="idle"))
         self.tile = tile

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 EnumT = TypeVar("EnumT", bound=Enum)
 
-_BATCHES_IN_FLIGHT = 2
 _NOISE_BYTES_KEPT = 72 << 20
 """Enough for the default tiles of a 1920 x 1080 frame and five channels."""
 
@@ -67,11 +66,11 @@ class _TileNoise:
     While it is small, all of it is kept: the next frame of a film uses the same. Otherwise only what is in flight.
     """
 
-    def __init__(self, plan: TilePlan, rounds: int, batch_shape: tuple[int, int, int, int]) -> None:
-        """batch_shape: (n, channels, tile_h, tile_w)."""
+    def __init__(self, plan: TilePlan, rounds: int, in_flight: int, batch_shape: tuple[int, int, int, int]) -> None:
+        """in_flight: rounds that are in use at once. batch_shape: (n, channels, tile_h, tile_w)."""
         self._plan = plan
         size = 4 * math.prod(batch_shape)
-        kept = rounds if rounds * size <= _NOISE_BYTES_KEPT else min(rounds, _BATCHES_IN_FLIGHT)
+        kept = rounds if rounds * size <= _NOISE_BYTES_KEPT else in_flight
         self._batches = np.zeros((kept, *batch_shape), np.float32)
         self._drawn: list[tuple[int, int] | None] = [None] * kept
         """The seed and the round that each batch holds."""
@@ -97,9 +96,9 @@ class _Workspace:
         self._fixed = engine.tile.fixed
         self._size = engine.tile.batch if self._fixed else min(engine.tile.batch, plan.count)
         self.rounds = -(-plan.count // self._size)
-        self.batches = [self._new_batch() for _ in range(min(_BATCHES_IN_FLIGHT, self.rounds))]
+        self.batches = [self._new_batch() for _ in range(min(engine.ahead, self.rounds))]
         noise_shape = (self._size, engine.spec.model.noise_channels, plan.tile_h, plan.tile_w)
-        self.noise = _TileNoise(plan, self.rounds, noise_shape)
+        self.noise = _TileNoise(plan, self.rounds, len(self.batches), noise_shape)
         self.reader = TileReader(plan)
         self.merger = TileMerger(plan)
         self.compositor = ParallelCompositor(*plan.largest_region(), pool, engine.threads)
@@ -171,7 +170,7 @@ class NumpyFramePath:
         return self._workspace
 
     def _run(self, space: _Workspace, job: _Job) -> None:
-        """Keep the engine one batch ahead: while it works on one, the previous one is merged and written."""
+        """Keep an engine that can work ahead busy: while it does the next batches, a finished one is written."""
         in_flight: list[_Batch] = []
         try:
             for turn in range(space.rounds):

@@ -170,12 +170,12 @@ class TileMerger:
         self._plan = plan
         self._expected = 0
         row_seam, column_seam = 2 * SCALE * plan.y.feather, 2 * SCALE * plan.x.feather
-        height, width = (SCALE * (axis.stride + 2 * axis.feather) for axis in (plan.y, plan.x))
+        height = SCALE * (plan.y.stride + 2 * plan.y.feather)
         self._right = np.zeros((height, column_seam, channels), np.float32)
         self._below = np.zeros((row_seam, SCALE * plan.x.length, channels), np.float32)
-        # As large as the seams: NumPy is slow where the innermost axis has to be stretched.
-        self._rise_x = np.tile(_ramp(column_seam)[:, None], (height, 1, channels))
-        self._rise_y = np.tile(_ramp(row_seam)[:, None, None], (1, width, channels))
+        # NumPy is slow where only the innermost axis is stretched.
+        self._rise_x = np.tile(_ramp(column_seam)[None, :, None], (1, 1, channels))
+        self._rise_y = _ramp(row_seam)[:, None, None]
         self._fall_x, self._fall_y = 1.0 - self._rise_x, 1.0 - self._rise_y
 
     def merge(self, index: int, detail: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -204,7 +204,7 @@ class TileMerger:
 def _fade_in(seam: NDArray[np.float32], carried: NDArray[np.float32], rise: NDArray[np.float32]) -> None:
     """Weigh a tile's first seam, in place, and add what the tile before it left in the same corner of `carried`."""
     h, w, _ = seam.shape
-    seam *= rise[:h, :w]
+    seam *= rise[:h, :w]  # which stretches, along the seam
     seam += carried[:h, :w]
 
 

@@ -31,6 +31,8 @@ class TileEngine(Protocol):
     """The tiles that suit this engine; a `fixed` one takes batches of exactly that batch and size."""
     threads: int
     """CPU threads that its caller may use, too, while the engine has nothing to do."""
+    ahead: int
+    """Batches worth submitting before the first of them is collected: 1 for an engine that works in `submit`."""
 
     def prepare(self, n: int, h: int, w: int) -> None:
         """Do now what the first batch of n tiles of h x w LR pixels would otherwise wait for."""

@@ -35,6 +35,8 @@ class OnnxRuntimeEngine:
     uses all threads by itself. Serves one thread at a time.
     """
 
+    ahead = 1
+
     def __init__(
         self, graph_path: Path | str, spec: EngineSpec, threads: int | None = None, *, tile: TileSpec | None = None
     ) -> None:

@@ -41,6 +41,8 @@ class OpenVinoEngine:
     one thread at a time.
     """
 
+    ahead = 2
+
     def __init__(
         self,
         graph_path: Path | str,
