@@ -1,21 +1,22 @@
-"""What a frame costs outside the engine: the whole path with an engine that does nothing, stage by stage.
+"""Where the time of a frame goes: engine, each stage around it, and files.
 
-    python -P benchmarks/frame_breakdown.py --threads 2 --json benchmarks/reports/frame-breakdown.json
+    python -P benchmarks/frame_breakdown.py --engine edge-n --threads 2 --json benchmarks/reports/frame-breakdown.json
 
 Times are milliseconds for each megapixel of output. Every seed is used for two frames: the first one draws the noise,
-the second one finds it drawn, and all other times are those of second frames.
+the second one finds it drawn, and all other times are those of second frames. The stages run while the engine's memory
+is still in the caches, as they do in use.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
@@ -23,54 +24,29 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge import __version__
+from rsd_edge import SuperResolver, __version__
+from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.bench.timing import Times
+from rsd_edge.bundle import shipped_engines
 from rsd_edge.frames import SCALE, ParallelCompositor, bicubic_x4
 from rsd_edge.machine import cpu_name
 from rsd_edge.opencv import cv2
-from rsd_edge.pipeline import NumpyFramePath, _TileNoise
-from rsd_edge.specs import EngineSpec, ModelSpec, TileSpec
+from rsd_edge.pipeline import _TileNoise
+from rsd_edge.specs import Precision
+from rsd_edge.stream.images import read_image, write_image
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
 
 Clock = defaultdict[str, float]
 
 STAGES = {
+    "engine": ((OnnxRuntimeEngine, "submit"),),
     "gather": ((TileReader, "load"), (TileReader, "read")),
     "noise": ((_TileNoise, "batch"),),
     "merge": ((TileMerger, "merge"),),
     "bicubic and add": ((ParallelCompositor, "add"),),
 }
 FRAMES = ("320x180", "640x360", "1280x720")
-
-
-class IdleEngine:
-    """Takes tiles and leaves the detail as it finds it, once it is idle."""
-
-    ahead = 1
-
-    def __init__(self, tile: TileSpec, threads: int) -> None:
-        self.spec = EngineSpec(ModelSpec(name="idle"))
-        self.tile = tile
-        self.threads = threads
-        self.idle = False
-
-    def prepare(self, n: int, h: int, w: int) -> None: ...
-
-    def submit(self, lq: NDArray[np.float32], noise: NDArray[np.float32], detail: NDArray[np.float32]) -> None:
-        # Memory that nobody wrote is one page of zeros many times over, which some processors read slowly.
-        if not self.idle:
-            detail.fill(0.1)
-
-    def collect(self, ticket: None) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> IdleEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+PHOTO = Path(__file__).parents[1] / "assets" / "face.png"
 
 
 @contextmanager
@@ -95,33 +71,43 @@ def stage_clock() -> Iterator[Clock]:
         yield clock
 
 
-def measure(width: int, height: int, tile: TileSpec, threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a megapixel of every stage, of the whole path, and of OpenCV's own enlargement in 8 bits."""
-    small = np.random.default_rng(0).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-    frame = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+def measure(resolver: SuperResolver, width: int, height: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds a megapixel of every stage, of all but the engine, of files, and of OpenCV's bicubic alone."""
+    frame = cv2.resize(read_image(PHOTO), (width, height), interpolation=cv2.INTER_CUBIC)
     out = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
-    engine = IdleEngine(tile, threads)
-    path = NumpyFramePath(engine)
-    path(frame, out=out, seed=rounds)
-    engine.idle = True
-    seconds: dict[str, list[float]] = {}
+    resolver(frame, out=out, seed=rounds)
+    seconds: dict[str, list[float]] = defaultdict(list)
     with stage_clock() as clock:
         for seed in range(rounds):
             clock.clear()
-            path(frame, out=out, seed=seed)
-            seconds.setdefault("noise, first frame", []).append(clock["noise"])
+            resolver(frame, out=out, seed=seed)
+            seconds["noise, first frame"].append(clock["noise"])
             clock.clear()
-            began = time.perf_counter()
-            path(frame, out=out, seed=seed)
-            whole = time.perf_counter() - began
+            whole = _seconds(lambda seed=seed: resolver(frame, out=out, seed=seed))
             for stage in STAGES:
-                seconds.setdefault(stage, []).append(clock[stage])
-            seconds.setdefault("everything, later frames", []).append(whole)
-            began = time.perf_counter()
-            bicubic_x4(frame, out)
-            seconds.setdefault("for comparison: bicubic in 8 bits", []).append(time.perf_counter() - began)
+                seconds[stage].append(clock[stage])
+            seconds["all but the engine, later frames"].append(whole - clock["engine"])
+    _time_files(frame, out, seconds)
+    for _ in range(rounds):
+        seconds["for comparison: bicubic alone"].append(_seconds(lambda: bicubic_x4(frame, out)))
     megapixels = SCALE**2 * height * width / 1e6
     return {stage: Times(tuple(taken / megapixels for taken in every)).summary() for stage, every in seconds.items()}
+
+
+def _time_files(frame: NDArray[np.uint8], result: NDArray[np.uint8], seconds: dict[str, list[float]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("png", "jpg"):
+            small, large = Path(folder) / f"small.{suffix}", Path(folder) / f"large.{suffix}"
+            write_image(small, frame)
+            for _ in range(5):
+                seconds[f"read {suffix}"].append(_seconds(lambda: read_image(small)))  # noqa: B023 (called at once)
+                seconds[f"write {suffix}"].append(_seconds(lambda: write_image(large, result)))  # noqa: B023
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def describe(plan: TilePlan) -> dict[str, Any]:
@@ -131,28 +117,39 @@ def describe(plan: TilePlan) -> dict[str, Any]:
 
 
 @click.command()
+@click.option("--engine", default="edge-n", show_default=True, type=click.Choice(shipped_engines()))
+@click.option("--precision", default="int8", show_default=True, type=click.Choice([p.value for p in Precision]))
 @click.option("--threads", default=2, show_default=True)
-@click.option("--tile", default=TileSpec.size, show_default=True, help="Largest tile side, halo included.")
-@click.option("--halo", default=12, show_default=True, help="As of edge-s.")
+@click.option("--tile", default=None, type=int, help="Largest tile side, halo included.")
 @click.option("--frame", "frames", default=FRAMES, multiple=True, help="WIDTHxHEIGHT; may be repeated.")
-@click.option("--rounds", default=50, show_default=True)
+@click.option("--rounds", default=30, show_default=True)
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
-def main(threads: int, tile: int, halo: int, frames: tuple[str, ...], rounds: int, json_path: Path) -> None:
+def main(
+    engine: str,
+    precision: str,
+    threads: int,
+    tile: int | None,
+    frames: tuple[str, ...],
+    rounds: int,
+    json_path: Path,
+) -> None:
     """Measure, print and store."""
     cv2.setNumThreads(threads)  # of its own, for the comparison and for tall shares of a tile
-    spec = TileSpec(size=tile, halo=halo)
     document: dict[str, Any] = {
         "machine": cpu_name(),
+        "engine": f"{engine} {precision} onnxruntime",
         "threads": threads,
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "opencv-python")}
+        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python")}
         | {"rsd_edge": __version__},
         "frames": {},
     }
-    for name in frames:
-        width, height = map(int, name.split("x"))
-        stages = measure(width, height, spec, threads, rounds)
-        document["frames"][name] = describe(plan_tiles(height, width, spec)) | {"ms_per_output_megapixel": stages}
-        click.echo(f"{name}: {json.dumps(document['frames'][name], indent=1)}")
+    with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=threads, tile=tile) as resolver:
+        for name in frames:
+            width, height = map(int, name.split("x"))
+            plan = plan_tiles(height, width, resolver.engine.tile)
+            stages = measure(resolver, width, height, rounds)
+            document["frames"][name] = describe(plan) | {"ms_per_output_megapixel": stages}
+            click.echo(f"{name}: {json.dumps(document['frames'][name], indent=1)}")
     json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Tables of README, model cards and reports, from the JSON files of the benchmarks.
 
-    python -P benchmarks/tables.py --quality benchmarks/reports/quality.json --speed benchmarks/reports/engines.json
-        README.md benchmarks/reports/README.md rsd_edge/zoo/*/MODEL_CARD.md
+    python -P benchmarks/tables.py --reports benchmarks/reports README.md benchmarks/reports/README.md
+        rsd_edge/zoo/*/MODEL_CARD.md
 
 Whatever stands between `<!-- table NAME -->` and `<!-- end -->` is replaced by the table of that name.
 """
@@ -40,8 +40,8 @@ def table(head: list[str], rows: Rows) -> str:
 class Tables:
     """Every table by its name."""
 
-    def __init__(self, quality: dict[str, Any], speed: dict[str, Any]) -> None:
-        self._sets, self._speed = quality["sets"], speed
+    def __init__(self, quality: dict[str, Any], speed: dict[str, Any], breakdown: dict[str, Any]) -> None:
+        self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
         self._by_name: dict[str, Callable[[], str]] = {
             "quality": lambda: self._quality(list(self._sets), None),
             "quality-kodak24": lambda: self._quality([name for name in self._sets if "kodak24" in name], None),
@@ -50,6 +50,7 @@ class Tables:
             "speed": self._speed_rows,
             "threads": self._threads,
             "tile-sizes": self._tile_sizes,
+            "breakdown": self._breakdown,
         }
 
     def fill(self, text: str) -> str:
@@ -76,15 +77,27 @@ class Tables:
                     self._speed["peer"].partition(".")[0] + " ncnn" if method == "peer" else method,
                     _number(tile["ms"]["median"], 2),
                     _number(tile.get("times_as_fast_as_peer"), 2),
+                    _number(tiles["peer"]["ms"]["fastest"] / tile["ms"]["fastest"], 2),
                     _number(frame["ms"]["median"], 1),
                     _number(frame.get("times_as_fast_as_peer"), 2),
+                    _number(frames["peer"]["ms"]["fastest"] / frame["ms"]["fastest"], 2),
                     _number(tile.get("gflop"), 2),
                     _number(tile.get("gflop_per_s"), 0),
                     "" if share is None else f"{share:.0%}",
                 ]
             )
-        head = ["engine", "64x64 tile ms", "ratio", "320x180 frame ms", "ratio", "GFLOP a tile", "GFLOP/s", "of peak"]
-        return table(head, rows)
+        tile_head, frame_head = (
+            [f"{name} ms", "ratio", "of the fastest runs"] for name in ("64x64 tile", "320x180 frame")
+        )
+        return table(["engine", *tile_head, *frame_head, "GFLOP a tile", "GFLOP/s", "of peak"], rows)
+
+    def _breakdown(self) -> str:
+        stages = next(iter(self._frames.values()))["ms_per_output_megapixel"]
+        rows = []
+        for stage in stages:
+            times = [frame["ms_per_output_megapixel"][stage] for frame in self._frames.values()]
+            rows.append([stage, *(f"{time['median']:.2f} ({time['fastest']:.2f})" for time in times)])
+        return table(["stage", *(f"{name} in {frame['tiles']}" for name, frame in self._frames.items())], rows)
 
     def _threads(self) -> str:
         rows = [[name, _number(row["median"], 2)] for name, row in self._speed["threads"].items()]
@@ -103,12 +116,12 @@ def _number(value: float | None, digits: int) -> str:
 
 
 @click.command()
-@click.option("--quality", required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--speed", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--reports", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of JSON files.")
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
-def main(quality: Path, speed: Path, documents: tuple[Path, ...]) -> None:
+def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    tables = Tables(*(json.loads(path.read_text(encoding="utf-8")) for path in (quality, speed)))
+    names = ("quality", "engines", "frame-breakdown")
+    tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))
         with atomic_file(path) as file:
