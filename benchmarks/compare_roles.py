@@ -53,7 +53,7 @@ class Role:
         z0_hat = self._latent(lq, torch.Generator().manual_seed(seed))
         detail = self.decoder(z0_hat, lq)[0].numpy()
         result = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
-        DetailCompositor(height, width).add(image, Region(0, height, 0, width), detail, 1.0, result)
+        DetailCompositor(height, width, image.dtype).add(image, Region(0, height, 0, width), detail, 1.0, result)
         return result
 
     def _latent(self, lq: Tensor, generator: torch.Generator) -> Tensor:

@@ -102,7 +102,7 @@ class Judge:
         if self._metric is None or self._samples.hr is None:
             return 0.0
         n, h, w, _ = self._samples.frames.shape
-        compositor, whole = DetailCompositor(h, w), Region(0, h, 0, w)
+        compositor, whole = DetailCompositor(h, w, np.dtype(np.uint8)), Region(0, h, 0, w)
         image = np.empty((SCALE * h, SCALE * w, 3), np.uint8)
         distances = []
         for index in range(n):

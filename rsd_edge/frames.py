@@ -1,14 +1,15 @@
 """Colour order, value range and bit depth: the only code that converts between frames and what networks see.
 
-A frame is uint8 (h, w, 3), BGR, as OpenCV reads it. The model range is float32 (3, h, w), RGB, in [-1, 1]. Detail, the
-network's output, is float32 (4h, 4w, 3), BGR like the frame that it is added to, in units of the model range: 2 / 255
-of it is one grey level.
+A frame is uint8 or uint16 (h, w, 3), BGR, as OpenCV reads it; the result has its dtype. The model range is float32
+(3, h, w), RGB, in [-1, 1]. Detail, the network's output, is float32 (4h, 4w, 3), BGR like the frame that it is added
+to, in units of the model range: 2 / 255 of it is one grey level of 8 bits.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,13 @@ from rsd_edge.opencv import cv2
 
 SCALE = 4
 GREY_LEVELS_PER_UNIT = 127.5
+"""Of 8 bits: half of 255, because the model range is 2 wide."""
+
+Frame: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+DType: TypeAlias = np.dtype[np.uint8] | np.dtype[np.uint16]
+PixelT = TypeVar("PixelT", np.uint8, np.uint16)
+
+_OPENCV_DEPTHS = {np.uint8: cv2.CV_8U, np.uint16: cv2.CV_16U}
 
 _CUBIC_REACH = 2
 """LR pixels beyond a region that its bicubic enlargement reads on each side."""
@@ -36,13 +44,20 @@ class Region:
     x1: int
 
 
-def check_frame(image: object) -> NDArray[np.uint8]:
-    """The image itself if it is uint8 (h, w, 3) with at least one pixel, contiguous; a copy if only the last is amiss.
+def levels_per_unit(dtype: DType) -> float:
+    """Grey levels of a dtype that one unit of the model range stands for."""
+    return np.iinfo(dtype).max / 2
+
+
+def check_frame(image: NDArray[PixelT]) -> NDArray[PixelT]:
+    """The image itself if it is uint8 or uint16 (h, w, 3) with at least one pixel, contiguous; a copy if it is not.
 
     Raises InputError that says how to convert anything else.
     """
     if not isinstance(image, np.ndarray):
-        raise InputError(f"image is a {type(image).__name__}; pass a NumPy array of uint8 (h, w, 3) in BGR order")
+        raise InputError(
+            f"image is a {type(image).__name__}; pass a NumPy array of uint8 or uint16 (h, w, 3) in BGR order"
+        )
     if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
         raise InputError(
             f"image of shape {image.shape} is gray; convert it with cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) first"
@@ -54,60 +69,63 @@ def check_frame(image: object) -> NDArray[np.uint8]:
         )
     if image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"image has shape {image.shape}; it must be (h, w, 3) in BGR order")
-    if image.dtype != np.uint8:
-        raise InputError(f"image has dtype {image.dtype}; scale it to 0..255 and convert it with .astype(np.uint8)")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"image has dtype {image.dtype}; scale it to 0..255 and convert it with .astype(np.uint8), "
+            "or to 0..65535 and np.uint16"
+        )
     if 0 in image.shape:
         raise InputError(f"image has shape {image.shape}; it must hold at least one pixel")
     return np.ascontiguousarray(image)
 
 
-def check_out(out: object, frame: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """`out` if a result of that shape can be written into it, or a new array if it is None.
+def check_out(out: object, frame: NDArray[PixelT], shape: tuple[int, int, int]) -> NDArray[PixelT]:
+    """`out` if a result of that shape, with the frame's dtype, can be written into it, or a new array if it is None.
 
     Raises InputError if `out` has another shape or dtype, is read-only or not contiguous, or overlaps the frame.
     """
     if out is None:
-        return np.empty(shape, np.uint8)
-    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.uint8:
+        return np.empty(shape, frame.dtype)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != frame.dtype:
         found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"out is {found}; this frame needs uint8 {shape}")
+        raise InputError(f"out is {found}; this frame needs {frame.dtype} {shape}")
     if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InputError("out must be C-contiguous and writeable; pass np.empty(shape, np.uint8)")
+        raise InputError("out must be C-contiguous and writeable; pass np.empty(shape, image.dtype)")
     if np.may_share_memory(out, frame):
         raise InputError("out overlaps the input image; pass an array of its own")
     return out
 
 
-def to_model(pixels: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """uint8 BGR (h, w, 3) to float32 RGB (3, h, w) in [-1, 1], written into `out`."""
+def to_model(pixels: Frame, out: NDArray[np.float32]) -> None:
+    """BGR (h, w, 3) to float32 RGB (3, h, w) in [-1, 1], written into `out`."""
     np.copyto(out, pixels[..., ::-1].transpose(2, 0, 1))
-    out /= GREY_LEVELS_PER_UNIT
+    out /= levels_per_unit(pixels.dtype)
     out -= 1.0
 
 
-def bicubic_x4(frame: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Pixels, bicubically enlarged four times, in 8 bits; of a whole frame, the result at strength 0."""
+def bicubic_x4(frame: Frame, out: Frame) -> None:
+    """Pixels, bicubically enlarged four times, in their own dtype; of a whole frame, the result at strength 0."""
     cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
 
 
-def shrink(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Resample by area averaging to the smaller or equal size of `out`; both uint8 (h, w, 3)."""
+def shrink(image: Frame, out: Frame) -> None:
+    """Resample by area averaging to the smaller or equal size of `out`; both (h, w, 3) of one dtype."""
     cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_AREA)
 
 
 class DetailCompositor:
-    """Adds detail to the bicubic enlargement of its part of the frame: base + strength * detail, rounded to 8 bits.
+    """Adds detail to the bicubic enlargement of its part of the frame: base + strength * detail, rounded to the dtype.
 
     The base of a region is computed from the frame with two pixels of surroundings, and so equals the same region of
     the enlarged whole frame, which is the result at strength 0. Scratch memory is kept for the largest region
     announced; serves one thread at a time.
     """
 
-    def __init__(self, max_height: int, max_width: int) -> None:
+    def __init__(self, max_height: int, max_width: int, dtype: DType) -> None:
         padded_h, padded_w = max_height + 2 * _CUBIC_REACH, max_width + 2 * _CUBIC_REACH
-        self._base = np.empty(3 * SCALE**2 * padded_h * padded_w, np.uint8)
+        self._base: Frame = np.empty(3 * SCALE**2 * padded_h * padded_w, dtype)
 
-    def base(self, frame: NDArray[np.uint8], region: Region) -> NDArray[np.uint8]:
+    def base(self, frame: Frame, region: Region) -> Frame:
         """Bicubic x4 enlargement of a region, (4h, 4w, 3) in the frame's order; the next call overwrites it."""
         height, width = frame.shape[:2]
         top, left = max(0, region.y0 - _CUBIC_REACH), max(0, region.x0 - _CUBIC_REACH)
@@ -120,39 +138,39 @@ class DetailCompositor:
 
     def add(
         self,
-        frame: NDArray[np.uint8],
+        frame: Frame,
         region: Region,
         detail: NDArray[np.float32],
         strength: float,
-        out: NDArray[np.uint8],
+        out: Frame,
     ) -> None:
         """Write one region of the result.
 
-        frame: uint8 BGR (h, w, 3), C-contiguous. detail: float32 BGR (4h, 4w, 3) of the region in model units.
-        out: the whole result, uint8 BGR.
+        frame: BGR (h, w, 3), C-contiguous, of the dtype announced, as is `out`, the whole result.
+        detail: float32 BGR (4h, 4w, 3) of the region in model units.
         """
         target = out[SCALE * region.y0 : SCALE * region.y1, SCALE * region.x0 : SCALE * region.x1]
         # One pass that adds in float32, rounds to nearest and saturates.
-        gain = strength * GREY_LEVELS_PER_UNIT
-        cv2.addWeighted(detail, gain, self.base(frame, region), 1.0, 0.0, dst=target, dtype=cv2.CV_8U)
+        gain, depth = strength * levels_per_unit(out.dtype), _OPENCV_DEPTHS[out.dtype.type]
+        cv2.addWeighted(detail, gain, self.base(frame, region), 1.0, 0.0, dst=target, dtype=depth)
 
 
 class ParallelCompositor:
     """A DetailCompositor that shares out the rows of each region between threads; serves one caller at a time."""
 
-    def __init__(self, max_height: int, max_width: int, pool: Executor, threads: int) -> None:
+    def __init__(self, max_height: int, max_width: int, dtype: DType, pool: Executor, threads: int) -> None:
         """threads: those of the pool and the caller's own, in all."""
         self._pool = pool
         count = max(1, min(threads, max_height // _ROWS_FOR_A_THREAD))
-        self._compositors = [DetailCompositor(-(-max_height // count), max_width) for _ in range(count)]
+        self._compositors = [DetailCompositor(-(-max_height // count), max_width, dtype) for _ in range(count)]
 
     def add(
         self,
-        frame: NDArray[np.uint8],
+        frame: Frame,
         region: Region,
         detail: NDArray[np.float32],
         strength: float,
-        out: NDArray[np.uint8],
+        out: Frame,
     ) -> None:
         """See DetailCompositor."""
         height, count = region.y1 - region.y0, len(self._compositors)

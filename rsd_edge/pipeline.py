@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import Progress, Ticket, TileEngine
 from rsd_edge.bundle import staleness
 from rsd_edge.errors import BackendError, InputError
-from rsd_edge.frames import SCALE, ParallelCompositor, bicubic_x4, check_frame, check_out, shrink
+from rsd_edge.frames import SCALE, DType, Frame, ParallelCompositor, PixelT, bicubic_x4, check_frame, check_out, shrink
 from rsd_edge.machine import usable_cores
 from rsd_edge.noise import NoiseField
 from rsd_edge.selection import Choice, choose
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 EnumT = TypeVar("EnumT", bound=Enum)
 
+_BYTES = np.dtype(np.uint8)
 _NOISE_BYTES_KEPT = 72 << 20
 """Enough for the default tiles of a 1920 x 1080 frame and five channels."""
 
@@ -39,10 +40,10 @@ _NOISE_BYTES_KEPT = 72 << 20
 class _Job:
     """What is to be made of a frame."""
 
-    frame: NDArray[np.uint8]
+    frame: Frame
     noise: NoiseField
     strength: float
-    out: NDArray[np.uint8]
+    out: Frame
     progress: Progress | None
 
     def report(self, done: int, total: int) -> None:
@@ -89,19 +90,19 @@ class _TileNoise:
 
 
 class _Workspace:
-    """Everything that depends on the frame size only; reused while the size stays the same."""
+    """Everything that depends on the size and dtype of frames only; reused while they stay the same."""
 
-    def __init__(self, plan: TilePlan, engine: TileEngine, pool: Executor) -> None:
-        self.plan = plan
+    def __init__(self, plan: TilePlan, dtype: DType, engine: TileEngine, pool: Executor) -> None:
+        self.plan, self.dtype = plan, dtype
         self._fixed = engine.tile.fixed
         self._size = engine.tile.batch if self._fixed else min(engine.tile.batch, plan.count)
         self.rounds = -(-plan.count // self._size)
         self.batches = [self._new_batch() for _ in range(min(engine.ahead, self.rounds))]
         noise_shape = (self._size, engine.spec.model.noise_channels, plan.tile_h, plan.tile_w)
         self.noise = _TileNoise(plan, self.rounds, len(self.batches), noise_shape)
-        self.reader = TileReader(plan)
+        self.reader = TileReader(plan, dtype)
         self.merger = TileMerger(plan)
-        self.compositor = ParallelCompositor(*plan.largest_region(), pool, engine.threads)
+        self.compositor = ParallelCompositor(*plan.largest_region(), dtype, pool, engine.threads)
 
     def tiles(self, turn: int) -> range:
         """The tiles of one round; the last round may hold fewer than the others."""
@@ -134,13 +135,13 @@ class NumpyFramePath:
 
     def __call__(
         self,
-        frame: NDArray[np.uint8],
+        frame: NDArray[PixelT],
         *,
         seed: int = 0,
         strength: float = 1.0,
-        out: NDArray[np.uint8] | None = None,
+        out: NDArray[PixelT] | None = None,
         progress: Progress | None = None,
-    ) -> NDArray[np.uint8]:
+    ) -> NDArray[PixelT]:
         """See FramePath."""
         frame = check_frame(frame)
         height, width = frame.shape[:2]
@@ -151,22 +152,22 @@ class NumpyFramePath:
             job.report(1, 1)
             return out
         with self._lock:
-            space = self._workspace_for(plan_tiles(height, width, self.engine.tile))
+            space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             space.reader.load(frame)
             self._run(space, job)
         return out
 
-    def prepare(self, height: int, width: int) -> None:
-        """Allocate buffers and warm the engine up for frames of this size. Raises BackendError, InputError."""
+    def prepare(self, height: int, width: int, dtype: DType) -> None:
+        """Allocate buffers and warm the engine up for frames of this kind. Raises BackendError, InputError."""
         with self._lock:
-            space = self._workspace_for(plan_tiles(height, width, self.engine.tile))
+            space = self._workspace_for(plan_tiles(height, width, self.engine.tile), dtype)
             for n in sorted({space.submitted(space.tiles(turn)) for turn in (0, space.rounds - 1)}):
                 self.engine.prepare(n, space.plan.tile_h, space.plan.tile_w)
 
-    def _workspace_for(self, plan: TilePlan) -> _Workspace:
-        if self._workspace is None or self._workspace.plan != plan:
+    def _workspace_for(self, plan: TilePlan, dtype: DType) -> _Workspace:
+        if self._workspace is None or (self._workspace.plan, self._workspace.dtype) != (plan, dtype):
             self._workspace = None  # frees the old buffers before the new ones are made
-            self._workspace = _Workspace(plan, self.engine, self._pool)
+            self._workspace = _Workspace(plan, dtype, self.engine, self._pool)
         return self._workspace
 
     def _run(self, space: _Workspace, job: _Job) -> None:
@@ -218,7 +219,7 @@ class SuperResolver:
         """How `load` came to this engine; None if it was given."""
         self._path = NumpyFramePath(engine)
         self._lock = threading.Lock()
-        self._enlarged: NDArray[np.uint8] | None = None
+        self._enlarged: NDArray[Any] | None = None
 
     @classmethod
     def load(
@@ -255,21 +256,22 @@ class SuperResolver:
 
     def __call__(
         self,
-        image_bgr: NDArray[np.uint8],
+        image_bgr: NDArray[PixelT],
         *,
         seed: int = 0,
         strength: float = 1.0,
         scale: float = 4.0,
-        out: NDArray[np.uint8] | None = None,
+        out: NDArray[PixelT] | None = None,
         progress: Progress | None = None,
-    ) -> NDArray[np.uint8]:
+    ) -> NDArray[PixelT]:
         """Enlarge one image.
 
-        image_bgr: uint8 (h, w, 3) in BGR order. seed: the same seed gives the same image, whatever the tiles.
+        image_bgr: uint8 or uint16 (h, w, 3) in BGR order, with values up to 255 or 65535.
+        seed: the same seed gives the same image, whatever the tiles.
         strength: 0 is plain bicubic, 1 is all the detail that the network adds.
         scale: 1 to 4; below 4 the fourfold result is reduced by area averaging.
         progress: called with (tiles done, tiles in all).
-        Returns uint8 BGR (round(h * scale), round(w * scale), 3): `out` if given, otherwise a new array.
+        Returns BGR (round(h * scale), round(w * scale), 3) of the same dtype: `out` if given, or a new array.
         Raises InputError for arguments that cannot be used, BackendError if the engine fails.
         """
         if not 1.0 <= scale <= SCALE:
@@ -281,14 +283,14 @@ class SuperResolver:
         out = check_out(out, frame, (round(height * scale), round(width * scale), 3))
         with self._lock:
             shape = (SCALE * height, SCALE * width, 3)
-            if self._enlarged is None or self._enlarged.shape != shape:
-                self._enlarged = np.empty(shape, np.uint8)
+            if self._enlarged is None or self._enlarged.shape != shape or self._enlarged.dtype != frame.dtype:
+                self._enlarged = np.empty(shape, frame.dtype)
             shrink(self._path(frame, seed=seed, strength=strength, out=self._enlarged, progress=progress), out)
         return out
 
-    def warm_up(self, height: int, width: int) -> None:
-        """Do the work that the first image of this size would otherwise wait for. Raises BackendError, InputError."""
-        self._path.prepare(height, width)
+    def warm_up(self, height: int, width: int, dtype: DType = _BYTES) -> None:
+        """Do the work that the first image of this kind would otherwise wait for. Raises BackendError, InputError."""
+        self._path.prepare(height, width, dtype)
 
     def close(self) -> None:
         """Release the engine; the resolver cannot be used afterwards. Calling it again does nothing."""

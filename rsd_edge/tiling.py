@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError
-from rsd_edge.frames import SCALE, Region, to_model
+from rsd_edge.frames import SCALE, DType, Frame, Region, to_model
 from rsd_edge.opencv import cv2
 from rsd_edge.specs import TileSpec
 
@@ -131,13 +131,13 @@ class TileReader:
     Beyond the frame are reflections in the end pixels, which are not repeated (2 1 0 1 2), for ever: any side works.
     """
 
-    def __init__(self, plan: TilePlan) -> None:
+    def __init__(self, plan: TilePlan, dtype: DType) -> None:
         self._plan = plan
         # Each channel in one piece, as the network wants them.
-        self._padded = np.empty((3, plan.y.extent, plan.x.extent), np.uint8).transpose(1, 2, 0)
+        self._padded: Frame = np.empty((3, plan.y.extent, plan.x.extent), dtype).transpose(1, 2, 0)
 
-    def load(self, frame: NDArray[np.uint8]) -> None:
-        """Take a frame, uint8 BGR (h, w, 3)."""
+    def load(self, frame: Frame) -> None:
+        """Take a frame, BGR (h, w, 3)."""
         y, x = self._plan.y, self._plan.x
         bottom, right = (axis.extent - axis.halo - axis.length for axis in (y, x))
         for plane, target in zip(cv2.split(frame), self._padded.transpose(2, 0, 1), strict=True):

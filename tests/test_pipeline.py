@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rsd_edge import pipeline
 from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.errors import BackendError, InputError
+from rsd_edge.frames import Frame
 from rsd_edge.noise import NoiseField
 from rsd_edge.opencv import cv2
 from rsd_edge.pipeline import NumpyFramePath
@@ -73,13 +74,14 @@ class NearestEngine:
         self.close()
 
 
-def nearest_reference(frame: Image, *, seed: int, strength: float) -> NDArray[np.float64]:
+def nearest_reference(frame: Frame, *, seed: int, strength: float) -> NDArray[np.float64]:
     """What the frame path makes of NearestEngine, computed on the whole frame at once; before rounding."""
     height, width = frame.shape[:2]
     base = cv2.resize(frame, (4 * width, 4 * height), interpolation=cv2.INTER_CUBIC)
     noise = NoiseField(seed).normal(1, 0, 0, height, width)[0]
-    detail = 0.1 * (frame.astype(np.float64) / 127.5 - 1) + 0.05 * noise[..., None]
-    return np.clip(base + strength * 127.5 * detail.repeat(4, axis=0).repeat(4, axis=1), 0, 255)
+    white = np.iinfo(frame.dtype).max
+    detail = 0.1 * (2 * frame.astype(np.float64) / white - 1) + 0.05 * noise[..., None]
+    return np.clip(base + strength * white / 2 * detail.repeat(4, axis=0).repeat(4, axis=1), 0, white)
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def test_a_last_batch_is_short_unless_the_engine_is_fixed(photo: Photo) -> None:
         path = NumpyFramePath(engine)
         path(photo(64, 96))
         assert engine.submitted == expected
-        path.prepare(64, 96)
+        path.prepare(64, 96, np.dtype(np.uint8))
         assert sorted(set(engine.prepared)) == sorted({(n, h, w) for n, _, h, w in expected})
 
 
@@ -335,3 +337,17 @@ def test_flipped_and_read_only_input(photo: Photo) -> None:
         flipped = path(frame[:, :, ::-1], strength=strength)
         np.testing.assert_array_equal(flipped, path(np.ascontiguousarray(frame[:, :, ::-1]), strength=strength))
         assert path(frame, strength=strength).shape == (160, 200, 3)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.75])
+def test_sixteen_bits_stay_sixteen(photo: Photo, strength: float) -> None:
+    """A frame of 257 times the grey levels, plus what 8 bits cannot hold, gives 257 times the result, plus its part."""
+    frame = photo(61, 67)
+    fine = np.random.default_rng(0).integers(0, 200, frame.shape, dtype=np.uint16)
+    wide = (frame // 2).astype(np.uint16) * 257 + fine
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    result = path(wide, seed=2, strength=strength)
+    assert result.dtype == np.uint16
+    exact = nearest_reference(wide, seed=2, strength=strength)
+    assert np.abs(result - exact).max() <= 1.5  # the base rounded, the sum rounded, and float32 at 65535
+    assert np.ptp(result.astype(np.int64) - 257 * path(frame // 2, seed=2, strength=strength).astype(np.int64)) > 150

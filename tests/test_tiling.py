@@ -83,7 +83,7 @@ def test_a_frame_without_pixels_is_refused() -> None:
 @pytest.mark.parametrize("spec", [TileSpec(size=44), TileSpec(size=64, fixed=True), TileSpec()], ids=str)
 def test_tiles_have_neighbours_and_reflections_beyond_the_frame(shape: tuple[int, int], spec: TileSpec) -> None:
     plan = plan_tiles(*shape, spec)
-    reader = TileReader(plan)
+    reader = TileReader(plan, np.dtype(np.uint8))
     out = np.full((plan.count + 1, 3, plan.tile_h, plan.tile_w), 7.0, np.float32)
     for seed in range(2):  # nothing of one frame is left in the next
         frame = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -102,7 +102,7 @@ def test_tiles_have_neighbours_and_reflections_beyond_the_frame(shape: tuple[int
 
 def test_tiles_are_read_in_the_order_asked_for() -> None:
     plan = plan_tiles(40, 200, TileSpec(size=64))
-    reader = TileReader(plan)
+    reader = TileReader(plan, np.dtype(np.uint8))
     reader.load(np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8))
     every = np.empty((plan.count, 3, plan.tile_h, plan.tile_w), np.float32)
     reader.read(range(plan.count), every)

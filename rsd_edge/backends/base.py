@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge.frames import PixelT
 from rsd_edge.specs import EngineSpec, TileSpec
 
 Ticket: TypeAlias = Any
@@ -64,15 +65,15 @@ class FramePath(Protocol):
 
     def __call__(
         self,
-        frame: NDArray[np.uint8],
+        frame: NDArray[PixelT],
         *,
         seed: int = 0,
         strength: float = 1.0,
-        out: NDArray[np.uint8] | None = None,
+        out: NDArray[PixelT] | None = None,
         progress: Progress | None = None,
-    ) -> NDArray[np.uint8]:
+    ) -> NDArray[PixelT]:
         """bicubic + strength * detail.
 
-        frame: uint8 BGR (h, w, 3). Returns uint8 BGR (4h, 4w, 3): `out` if given. Strength 0 is exactly the bicubic
-        enlargement. Raises InputError for a frame, seed, strength or `out` that cannot be used.
+        frame: uint8 or uint16 BGR (h, w, 3). Returns BGR (4h, 4w, 3) of the same dtype: `out` if given. Strength 0 is
+        exactly the bicubic enlargement. Raises InputError for a frame, seed, strength or `out` that cannot be used.
         """
