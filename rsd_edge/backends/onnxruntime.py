@@ -22,6 +22,8 @@ ort.disable_telemetry_events()
 _PROVIDER = "CPUExecutionProvider"
 _SESSIONS_KEPT = 4
 _LOG_ERRORS_ONLY = 3
+_SMALL_TILE = 128 * 128
+"""Pixels up to which threads look out for the next operator instead of sleeping."""
 _KEPT_AS_EXPORTED = ("WeightBiasQuantization",)
 """Rewrites that are left out: this one makes a convolution between integer ones integer too, with one scale for all of
 its weights, although it was left in float because it does not stand that."""
@@ -115,9 +117,10 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         # The arena keeps its high-water mark for ever, and keeps one for every session.
         options.enable_cpu_mem_arena = False
-        # An INT8 tile is sixty operators of 0.1 ms each: threads that slept between them made it a quarter slower. They
-        # stop looking for work when the tile is done, and leave the core to what comes between tiles.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        # A small tile is sixty operators of 0.1 ms each: threads that sleep between them make it a quarter slower. On a
+        # large one they gain nothing, and keep the core from what comes between tiles.
+        spinning = n * h * w <= _SMALL_TILE
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for name, value in (("n", n), ("h", h), ("w", w)):
             options.add_free_dimension_override_by_name(name, value)
