@@ -1,0 +1,122 @@
+"""Sizes below x4: the fourfold result is reduced by area averaging, whole or band by band with the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsd_edge.errors import InputError
+from rsd_edge.frames import SCALE, Frame, PixelT
+from rsd_edge.opencv import cv2
+
+Size = tuple[int, int]
+
+_CHUNK_BYTES = 1 << 24
+"""Of float32 rows at once."""
+
+
+def result_size(size: Size, scale: float = 4.0, wanted: Size | None = None) -> Size:
+    """(width, height) of the result for an image of that (width, height): `wanted` itself, or the rounded multiple.
+
+    Raises InputError for a scale outside 1 to 4, and for a wanted size below that of the image or above four times it.
+    """
+    if wanted is None:
+        if not 1.0 <= scale <= SCALE:
+            raise InputError(f"scale is {scale}; it must lie between 1 and {SCALE}")
+        return round(size[0] * scale), round(size[1] * scale)
+    width, height = size
+    if wanted[0] < width or wanted[1] < height:
+        raise InputError(
+            f"size {wanted[0]}x{wanted[1]} is smaller than the image of {width}x{height}; "
+            "choose a larger one, or reduce the image with another tool"
+        )
+    if wanted[0] > SCALE * width or wanted[1] > SCALE * height:
+        raise InputError(
+            f"size {wanted[0]}x{wanted[1]} is more than {SCALE} times the image of {width}x{height}; "
+            f"choose at most {SCALE * width}x{SCALE * height}"
+        )
+    return wanted
+
+
+class AreaReduction:
+    """Area averaging of images of one size to another, smaller or equal; sizes are (height, width).
+
+    Each row of the result depends on the rows that it covers and on nothing else, so strips give the bytes of the whole
+    however it is cut.
+    """
+
+    def __init__(self, source: Size, target: Size) -> None:
+        self.source, self.target = source, target
+        self._whole_cells = source[0] % target[0] == 0 and source[1] % target[1] == 0
+
+    def source_rows(self, start: int, stop: int) -> tuple[int, int]:
+        """The source rows, from the first to after the last, that the result rows start to stop - 1 cover."""
+        height, new_height = self.source[0], self.target[0]
+        return start * height // new_height, -(-stop * height // new_height)
+
+    def complete_rows(self, rows: int) -> int:
+        """How many rows of the result the first `rows` rows of the source decide."""
+        return rows * self.target[0] // self.source[0]
+
+    def reduce(self, strip: NDArray[PixelT], top: int, start: int, stop: int) -> NDArray[PixelT]:
+        """Rows start to stop - 1 of the result, of the strip's dtype.
+
+        strip: uint8 or uint16 (rows, width) or (rows, width, channels), the source from row `top` on.
+        """
+        out = np.empty((stop - start, self.target[1], *strip.shape[2:]), strip.dtype)
+        if self._whole_cells:
+            first, last = self.source_rows(start, stop)
+            size = (self.target[1], stop - start)
+            cv2.resize(strip[first - top : last - top], size, dst=out, interpolation=cv2.INTER_AREA)
+            return out
+        a_row = 4 * strip[0].size * (self.source[0] // self.target[0] + 1)
+        step = max(1, _CHUNK_BYTES // a_row)
+        for begin in range(start, stop, step):
+            end = min(begin + step, stop)
+            first, last = self.source_rows(begin, end)
+            self._average(strip[first - top : last - top], begin, out[begin - start : end - start])
+        return out
+
+    def _average(self, strip: Frame, start: int, out: Frame) -> None:
+        """Result rows from `start` on, from exactly the source rows that they cover.
+
+        OpenCV averages along the rows. Down the columns its weights depend on where a strip begins; these do not.
+        """
+        (height, _), (new_height, new_width) = self.source, self.target
+        wide = cv2.resize(strip.astype(np.float32), (new_width, len(strip)), interpolation=cv2.INTER_AREA)
+        wide = wide.reshape(len(strip), *out.shape[1:])
+        rows = np.arange(start, start + len(out))
+        first = rows * height // new_height
+        total: NDArray[np.float32] = np.zeros(out.shape, np.float32)
+        for tap in range(height // new_height + 2):
+            row = first + tap
+            # In units of 1 / new_height of a source row: what the two rows share.
+            shared = np.minimum((row + 1) * new_height, (rows + 1) * height) - np.maximum(
+                row * new_height, rows * height
+            )
+            weight = (np.maximum(shared, 0) / height).astype(np.float32)
+            available = np.minimum(row - first[0], len(strip) - 1)
+            total += weight.reshape(-1, *[1] * (out.ndim - 1)) * wide[available]
+        np.rint(total, out=total)
+        np.copyto(out, np.clip(total, 0, np.iinfo(out.dtype).max), casting="unsafe")
+
+
+def shrink(image: Frame, out: Frame) -> None:
+    """Resample by area averaging to the smaller or equal size of `out`; both (h, w, 3) of one dtype."""
+    out[:] = AreaReduction(image.shape[:2], out.shape[:2]).reduce(image, 0, 0, len(out))
+
+
+def reduce_bands(bands: Iterable[NDArray[PixelT]], reduction: AreaReduction) -> Iterator[NDArray[PixelT]]:
+    """Reduce an image that arrives as bands of rows from top to bottom; the result leaves in the same way."""
+    kept: NDArray[Any] | None = None
+    top = done = 0
+    for band in bands:
+        strip = band if kept is None else np.concatenate([kept, band])
+        stop = reduction.complete_rows(top + len(strip))
+        if stop > done:
+            yield reduction.reduce(strip, top, done, stop)
+        begin = reduction.source_rows(stop, stop)[0]
+        kept, top, done = strip[begin - top :].copy(), begin, stop
