@@ -7,9 +7,10 @@ to, in units of the model range: 2 / 255 of it is one grey level of 8 bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,17 @@ def to_model(pixels: Frame, out: NDArray[np.float32]) -> None:
 def bicubic_x4(frame: Frame, out: Frame) -> None:
     """Pixels, bicubically enlarged four times, in their own dtype; of a whole frame, the result at strength 0."""
     cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
+
+
+def bicubic_bands(frame: Frame, rows: int, progress: Callable[[int, int], None] | None) -> Iterator[NDArray[Any]]:
+    """The rows of `bicubic_x4` from top to bottom, from that many rows of the frame at once; one overwrites another."""
+    height, width = frame.shape[:2]
+    rows = min(height, rows)
+    enlarger = DetailCompositor(rows, width, frame.dtype)
+    for top in range(0, height, rows):
+        yield enlarger.base(frame, Region(top, min(top + rows, height), 0, width))
+    if progress is not None:
+        progress(1, 1)
 
 
 class DetailCompositor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,11 @@ from rsd_edge.bundle import staleness
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import (
     SCALE,
-    DetailCompositor,
     DType,
     Frame,
     ParallelCompositor,
     PixelT,
-    Region,
+    bicubic_bands,
     bicubic_x4,
     check_frame,
     check_out,
@@ -183,7 +182,7 @@ class NumpyFramePath:
         """
         frame, noise, strength = check_frame(frame), NoiseField(seed), _check_strength(strength)
         if strength == 0.0:
-            return _bicubic_bands(frame, progress)
+            return bicubic_bands(frame, TileSpec.size, progress)
         return self._bands(frame, noise, strength, progress)
 
     def _bands(
@@ -375,16 +374,6 @@ class SuperResolver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _bicubic_bands(frame: NDArray[PixelT], progress: Progress | None) -> Iterator[NDArray[PixelT]]:
-    height, width = frame.shape[:2]
-    rows = min(height, TileSpec.size)
-    enlarger = DetailCompositor(rows, width, frame.dtype)
-    for top in range(0, height, rows):
-        yield enlarger.base(frame, Region(top, min(top + rows, height), 0, width))
-    if progress is not None:
-        progress(1, 1)
 
 
 def _check_strength(strength: float) -> float:

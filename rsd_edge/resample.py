@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError
-from rsd_edge.frames import SCALE, Frame, PixelT
+from rsd_edge.frames import SCALE, Frame
 from rsd_edge.opencv import cv2
 
 Size = tuple[int, int]
@@ -61,7 +61,7 @@ class AreaReduction:
         """How many rows of the result the first `rows` rows of the source decide."""
         return rows * self.target[0] // self.source[0]
 
-    def reduce(self, strip: NDArray[PixelT], top: int, start: int, stop: int) -> NDArray[PixelT]:
+    def reduce(self, strip: NDArray[Any], top: int, start: int, stop: int) -> NDArray[Any]:
         """Rows start to stop - 1 of the result, of the strip's dtype.
 
         strip: uint8 or uint16 (rows, width) or (rows, width, channels), the source from row `top` on.
@@ -109,7 +109,7 @@ def shrink(image: Frame, out: Frame) -> None:
     out[:] = AreaReduction(image.shape[:2], out.shape[:2]).reduce(image, 0, 0, len(out))
 
 
-def reduce_bands(bands: Iterable[NDArray[PixelT]], reduction: AreaReduction) -> Iterator[NDArray[PixelT]]:
+def reduce_bands(bands: Iterable[NDArray[Any]], reduction: AreaReduction) -> Iterator[NDArray[Any]]:
     """Reduce an image that arrives as bands of rows from top to bottom; the result leaves in the same way."""
     kept: NDArray[Any] | None = None
     top = done = 0

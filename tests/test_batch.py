@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from rsd_edge.errors import InputError
-from rsd_edge.stream import batch
 from rsd_edge.stream.atomic import output_error, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, report, run_jobs
 from rsd_edge.stream.discovery import Job
 from rsd_edge.stream.images import read_image, write_image
+from rsd_edge.stream.results import ResultPlan
 
 Image = npt.NDArray[np.uint8]
 
@@ -25,24 +25,25 @@ class Resolver:
     """Repeats pixels, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, float, float]] = []
+        self.calls: list[tuple[int, float, tuple[int, int] | None]] = []
 
-    def __call__(
+    def bands(
         self,
         image_bgr: Image,
         *,
         seed: int = 0,
         strength: float = 1.0,
-        scale: float = 4.0,
+        size: tuple[int, int] | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Image:
-        self.calls.append((seed, strength, scale))
+    ) -> Iterator[Image]:
+        self.calls.append((seed, strength, size))
         if progress is not None:
             progress(1, 2)
             progress(2, 2)
         if image_bgr[0, 0, 0] == 13:
             raise MemoryError
-        return image_bgr.repeat(4, axis=0).repeat(4, axis=1)
+        assert size is not None
+        yield image_bgr.repeat(4, axis=0).repeat(4, axis=1)[: size[1], : size[0]]
 
 
 class Recorder(Observer):
@@ -76,10 +77,10 @@ def test_files_are_upscaled_into_new_folders(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, 7)
     resolver = Resolver()
     (result,) = run_jobs([job], resolver, RunSettings(seed=5, strength=0.5, scale=3))
-    assert np.array_equal(read_image(job.target), np.full((8, 12, 3), 7))
-    assert resolver.calls == [(5, 0.5, 3)]
-    assert (result.status, result.input_size, result.output_size) == (Status.DONE, (3, 2), (12, 8))
-    assert result.megapixels_per_second == pytest.approx(96e-6 / result.seconds)
+    assert np.array_equal(read_image(job.target), np.full((6, 9, 3), 7))
+    assert resolver.calls == [(5, 0.5, (9, 6))]
+    assert (result.status, result.input_size, result.output_size) == (Status.DONE, (3, 2), (9, 6))
+    assert result.megapixels_per_second == pytest.approx(54e-6 / result.seconds)
 
 
 def test_a_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_too_little_memory_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_bugs_are_not_hidden(tmp_path: Path) -> None:
     class Broken(Resolver):
-        def __call__(self, image_bgr: Image, **_: Any) -> Image:
+        def bands(self, image_bgr: Image, **_: Any) -> Iterator[Image]:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -108,12 +109,14 @@ def test_bugs_are_not_hidden(tmp_path: Path) -> None:
 
 
 def test_nothing_is_started_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, image: Image) -> None:
-        raise output_error(path, OSError(errno.ENOSPC, "No space left on device"))
+    def full(plan: ResultPlan, bands: Iterator[Image]) -> None:
+        next(bands)
+        raise output_error(plan.path, OSError(errno.ENOSPC, "No space left on device"))
 
-    monkeypatch.setattr(batch, "write_image", full)
+    jobs = make_jobs(tmp_path, 1, 2, 3)
+    monkeypatch.setattr(ResultPlan, "write", full)
     resolver = Resolver()
-    results = list(run_jobs(make_jobs(tmp_path, 1, 2, 3), resolver, RunSettings()))
+    results = list(run_jobs(jobs, resolver, RunSettings()))
     assert [result.status for result in results] == [Status.FAILED, Status.NOT_STARTED, Status.NOT_STARTED]
     assert results[0].error is not None
     assert "the disk is full" in results[0].error
