@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rsd_edge.errors import OutputError
 from rsd_edge.stream.metadata import Metadata, fields_for_tiff
-from rsd_edge.stream.tiff import BYTE, LONG, SHORT, UNDEFINED, Field, TiffError, directory_bytes
+from rsd_edge.stream.tiff import BYTE, LONG, SHORT, UNDEFINED, Field, directory_bytes
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -131,7 +131,7 @@ def check_tiff(layout: Layout) -> None:
 def write_tiff(file: BinaryIO, layout: Layout, bands: Iterable[Pixels], metadata: Metadata) -> None:
     """Write bands of whole rows, from top to bottom, as a deflate-compressed TIFF with the layout's channels and bits.
 
-    Raises OutputError as `check_tiff` does.
+    Raises OutputError as `check_tiff` does, TiffError for EXIF data whose directories are damaged.
     """
     check_tiff(layout)
     offsets, sizes = [], []
@@ -164,6 +164,7 @@ def _stored(layout: Layout) -> list[Field]:
         Field.of(258, SHORT, *[layout.bits] * layout.channels),
         Field.of(259, SHORT, deflate),
         Field.of(262, SHORT, gray if layout.channels < 3 else rgb),
+        Field.of(274, SHORT, 1),
         Field.of(277, SHORT, layout.channels),
         Field.of(278, LONG, min(layout.height, _rows_at_once(layout))),
         Field.of(284, SHORT, 1),
@@ -174,10 +175,7 @@ def _stored(layout: Layout) -> list[Field]:
 
 def _described(metadata: Metadata, position: int) -> tuple[bytes, list[Field]]:
     """What carries the metadata: bytes for `position` of the file, and fields of the main directory."""
-    try:
-        block, fields = fields_for_tiff(metadata.exif, position) if metadata.exif else (b"", [])
-    except TiffError:
-        raise OutputError("TIFF cannot hold the damaged EXIF data of this image; drop it with --strip") from None
+    block, fields = fields_for_tiff(metadata.exif, position) if metadata.exif else (b"", [])
     block += b"\0" * (len(block) % 2)
     if metadata.xmp:
         fields.append(Field(700, BYTE, len(metadata.xmp), metadata.xmp))

@@ -43,6 +43,7 @@ _BRANDS = {
 """Still images among the many things that begin with `ftyp`; the rest are MP4, MOV and their kin."""
 
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_HUFFMAN_DCT = (0xC0, 0xC1, 0xC2)
 _JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_SCAN = 0xDA
 _JPEG_YCCK = b"\2"
@@ -56,6 +57,7 @@ _LARGEST_METADATA = 1 << 24
 """Bytes that a compressed profile or text may unpack to."""
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
+_TIFF_COMPRESSION = 259
 _TIFF_STRIPS, _TIFF_STRIP_SIZES, _TIFF_TILES, _TIFF_TILE_SIZES = 273, 279, 324, 325
 _TIFF_COLOUR, _TIFF_SAMPLES, _TIFF_EXTRA, _TIFF_SAMPLE_FORMAT = 262, 277, 338, 339
 _TIFF_XMP, _TIFF_ICC = 700, 34675
@@ -64,6 +66,9 @@ _TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
 _TIFF_OTHER_COLOURS = {4: "mask", 5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab", 32803: "raw camera", 34892: "raw camera"}
 _TIFF_WHITE_IS_ZERO, _TIFF_PALETTE = 0, 3
 _TIFF_PREMULTIPLIED = 1
+_TIFF_DEPTHS = (1, 2, 4, 8, 16)
+_TIFF_RATIOS = {1: 1, 5: 2800, 8: 1040, 32773: 64, 32946: 1040}
+"""Bytes that one byte can stand for, uncompressed and in LZW, deflate, PackBits and deflate by its old number."""
 _TIFF_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 _TO_RGB = "convert it to RGB (sRGB), for example with ImageMagick: magick IN -colorspace sRGB OUT.png"
@@ -96,7 +101,8 @@ class ImageHeader:
     palette: bool = False
     premultiplied: bool = False
     """OpenCV decodes it to colours that are multiplied by alpha."""
-    white_is_zero: bool = False
+    negative: bool = False
+    """OpenCV decodes it to a negative."""
     metadata: Metadata = field(default_factory=Metadata)
 
 
@@ -165,6 +171,12 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position = end + 4
 
 
+def bare_png(data: bytes) -> bytes:
+    """A PNG without what decoders may ignore, transparency apart: libpng prints remarks on harmless colour profiles."""
+    chunks = [data[start - 8 : end + 4] for kind, start, end in _png_chunks(data) if kind.isupper() or kind == b"tRNS"]
+    return _PNG_SIGNATURE + b"".join(chunks)
+
+
 def _png_metadata(wrapped: dict[bytes, bytes]) -> Metadata:
     icc = xmp = b""
     unreadable = []
@@ -206,26 +218,29 @@ def _jpeg(data: bytes) -> ImageHeader:
         if marker == 0xD9:
             if not frame:
                 raise HeaderError("is damaged: it holds no picture")
-            return _jpeg_header(frame, wrapped)
+            return _jpeg_header(frame, wrapped, len(data))
         if marker in (0x01, 0xD8):
             continue
         (size,) = struct.unpack_from(">H", data, position)
         scanned |= marker == _JPEG_SCAN
         if marker in _JPEG_FRAME_MARKERS and not frame:
-            frame = struct.unpack_from(">BHHB", data, position + 2)
+            frame = (marker, *struct.unpack_from(">BHHB", data, position + 2))
         elif marker in (0xE1, 0xE2, 0xEE) and not scanned:
             wrapped.append((marker, data[position + 2 : position + size]))
         position += size
     raise HeaderError("is truncated")
 
 
-def _jpeg_header(frame: tuple[int, ...], wrapped: list[tuple[int, bytes]]) -> ImageHeader:
-    bits, height, width, channels = frame
+def _jpeg_header(frame: tuple[int, ...], wrapped: list[tuple[int, bytes]], size: int) -> ImageHeader:
+    marker, bits, height, width, channels = frame
     if channels == 4:
         transforms = [content[11:12] for marker, content in wrapped if marker == 0xEE and content[:5] == b"Adobe"]
         raise HeaderError(f"is a {'YCCK' if _JPEG_YCCK in transforms else 'CMYK'} JPEG file", _TO_RGB)
     if channels not in (1, 3):
         raise HeaderError(f"is damaged: it has {channels} channels")
+    # A Huffman code has one bit or more, and each block has one; what is missing would be decoded to gray.
+    if marker in _JPEG_HUFFMAN_DCT and -(-width // 8) * -(-height // 8) > 8 * size:
+        raise HeaderError("is truncated")
     if bits != 8:
         raise HeaderError(f"is a {bits}-bit JPEG file")
     return ImageHeader("JPEG", width, height, gray=channels == 1, metadata=_jpeg_metadata(wrapped))
@@ -297,19 +312,18 @@ def _bmp(data: bytes) -> ImageHeader:
 
 def _tiff(data: bytes) -> ImageHeader:
     main = open_tiff(data)
-    for starts, sizes in ((_TIFF_STRIPS, _TIFF_STRIP_SIZES), (_TIFF_TILES, _TIFF_TILE_SIZES)):
-        ends = (start + size for start, size in zip(main.numbers(starts), main.numbers(sizes), strict=False))
-        if max(ends, default=0) > len(data):
-            raise HeaderError("is truncated")
-    samples = main.number(_TIFF_SAMPLES, 1)
+    width, height, samples = (
+        main.number(tag, default) for tag, default in ((_TIFF_WIDTH, 0), (_TIFF_HEIGHT, 0), (_TIFF_SAMPLES, 1))
+    )
     colour = main.number(_TIFF_COLOUR, 2 if samples >= 3 else 1)
     bits = max(main.numbers(_TIFF_BITS, (1,)))
     _check_tiff(main, colour, samples, bits)
+    _check_tiff_data(main, width * height * samples * bits // 8)
     alpha = samples > _TIFF_CHANNELS[colour]
     return ImageHeader(
         "TIFF",
-        main.number(_TIFF_WIDTH, 0),
-        main.number(_TIFF_HEIGHT, 0),
+        width,
+        height,
         8 if colour == _TIFF_PALETTE else bits,
         alpha,
         more_pages=main.next != 0,
@@ -317,7 +331,7 @@ def _tiff(data: bytes) -> ImageHeader:
         palette=colour == _TIFF_PALETTE,
         # Below 16 bits libtiff multiplies, whatever the file holds.
         premultiplied=alpha and (bits <= 8 or _TIFF_PREMULTIPLIED in main.numbers(_TIFF_EXTRA)),
-        white_is_zero=colour == _TIFF_WHITE_IS_ZERO,
+        negative=colour == _TIFF_WHITE_IS_ZERO and bits > 8,  # libtiff turns others round itself
         metadata=_tiff_metadata(main),
     )
 
@@ -330,13 +344,28 @@ def _check_tiff(main: Directory, colour: int, samples: int, bits: int) -> None:
     if colour not in _TIFF_CHANNELS:
         name = _TIFF_OTHER_COLOURS.get(colour, f"colour model {colour}")
         raise HeaderError(f"is a {name} TIFF file", _TO_RGB)
-    if bits > 16:
+    if bits not in _TIFF_DEPTHS:
         raise HeaderError(f"is a TIFF file of {bits} bits per channel", "convert it to unsigned 8 or 16 bits")
     extra = samples - _TIFF_CHANNELS[colour]
     if not 0 <= extra <= 1:
         raise HeaderError(f"is a TIFF file of {samples} channels", "convert it to gray, RGB or RGBA")
     if extra and _TIFF_CHANNELS[colour] == 1:
         raise HeaderError("is a gray or palette TIFF file with transparency", "convert it to PNG, or to an RGBA TIFF")
+
+
+def _check_tiff_data(main: Directory, pixel_bytes: int) -> None:
+    """Raises HeaderError if strips or tiles lie beyond the file, or cannot hold all pixels."""
+    stored = 0
+    for starts, sizes in ((_TIFF_STRIPS, _TIFF_STRIP_SIZES), (_TIFF_TILES, _TIFF_TILE_SIZES)):
+        lengths = main.numbers(sizes)
+        ends = (start + size for start, size in zip(main.numbers(starts), lengths, strict=False))
+        if max(ends, default=0) > len(main.data):
+            raise HeaderError("is truncated")
+        stored += sum(lengths)
+    # What is missing would be decoded to black. Some programs leave the sizes of a single strip out.
+    ratio = _TIFF_RATIOS.get(main.number(_TIFF_COMPRESSION, 1))
+    if ratio and stored and pixel_bytes > ratio * stored:
+        raise HeaderError("is truncated")
 
 
 def _tiff_metadata(main: Directory) -> Metadata:

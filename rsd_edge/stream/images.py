@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rsd_edge.errors import ImageReadError
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.encoders import Layout, Pixels
-from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, parse_header, sniff_format
+from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, bare_png, parse_header, sniff_format
 from rsd_edge.stream.results import plan_result, to_bytes
 
 Image = npt.NDArray[np.uint8]
@@ -109,6 +109,7 @@ def write_image(path: Path | str, image: Pixels) -> None:
 
 def _decode(data: bytes, header: ImageHeader) -> npt.NDArray[Any] | None:
     """As stored, apart from TIFF, which OpenCV turns upright; None if that is not what the header announces."""
+    data = bare_png(data) if header.format == "PNG" else data
     with _quiet_opencv():
         try:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -124,6 +125,8 @@ def _decode(data: bytes, header: ImageHeader) -> npt.NDArray[Any] | None:
 def _loaded(decoded: npt.NDArray[Any], header: ImageHeader) -> LoadedImage:
     if header.format != "TIFF":
         decoded = _upright(decoded, header.metadata.orientation)
+    if header.negative:
+        decoded = np.iinfo(decoded.dtype).max - decoded
     gray = header.gray or decoded.ndim == 2
     alpha = None
     if decoded.ndim == 2:

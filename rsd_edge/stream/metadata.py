@@ -126,9 +126,10 @@ def exif_of_tiff(main: Directory) -> bytes:
     """
     fields = list(_fields(main, _MAIN_TAGS))
     subs = {tag: main.number(tag, 0) for tag in (EXIF_DIRECTORY, GPS_DIRECTORY) if tag in main}
-    if not subs and all(field.tag in _RESOLUTION_TAGS for field in fields):
+    turned = main.number(ORIENTATION, 1) != 1
+    if not subs and not turned and all(field.tag in _RESOLUTION_TAGS for field in fields):
         return b""
-    fields.append(Field.of(ORIENTATION, SHORT, 1))
+    fields.append(Field.of(ORIENTATION, SHORT, main.number(ORIENTATION, 1)))
     details = [(tag, Directory(main.data, main.order, at)) for tag, at in subs.items()]
     return _with_subdirectories(fields, details)
 
@@ -147,6 +148,15 @@ def fields_for_tiff(exif: bytes, position: int) -> tuple[bytes, list[Field]]:
             fields.append(Field.of(tag, LONG, position + len(block)))
             block += directory_bytes(_fields(details, details), position + len(block))
     return block, fields
+
+
+def has_whole_directories(exif: bytes) -> bool:
+    """Whether `fields_for_tiff` can take the data apart."""
+    try:
+        fields_for_tiff(exif, 0)
+    except TiffError:
+        return False
+    return True
 
 
 def _with_subdirectories(fields: list[Field], subs: list[tuple[int, Directory]]) -> bytes:

@@ -14,7 +14,7 @@ from rsd_edge.errors import OutputError
 from rsd_edge.stream.atomic import atomic_file
 from rsd_edge.stream.encoders import Layout, Pixels, check_bmp, check_tiff, write_bmp, write_png, write_tiff
 from rsd_edge.stream.lossy import check_lossy, encode_jpeg, encode_webp, jpeg_metadata
-from rsd_edge.stream.metadata import Metadata
+from rsd_edge.stream.metadata import Metadata, has_whole_directories
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -96,6 +96,9 @@ def plan_result(path: Path, made: Layout, metadata: Metadata | None = None) -> R
     if suffix == ".jpg":
         kept, dropped = jpeg_metadata(kept)
         notes += dropped
+    if suffix == ".tif" and kept.exif and not has_whole_directories(kept.exif):
+        kept = replace(kept, exif=b"")
+        notes.append("EXIF dropped because its directories are damaged, and TIFF holds them in another place")
     return ResultPlan(path, name, made, layout, kept, tuple(notes))
 
 
