@@ -7,7 +7,7 @@ to, in units of the model range: 2 / 255 of it is one grey level of 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -109,7 +109,9 @@ def bicubic_x4(frame: Frame, out: Frame) -> None:
     cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
 
 
-def bicubic_bands(frame: Frame, rows: int, progress: Callable[[int, int], None] | None) -> Iterator[NDArray[Any]]:
+def bicubic_bands(
+    frame: Frame, rows: int, progress: Callable[[int, int], None] | None
+) -> Generator[NDArray[Any], None, None]:
     """The rows of `bicubic_x4` from top to bottom, from that many rows of the frame at once; one overwrites another."""
     height, width = frame.shape[:2]
     rows = min(height, rows)

@@ -34,7 +34,7 @@ from rsd_edge.frames import (
 )
 from rsd_edge.machine import usable_cores
 from rsd_edge.noise import NoiseField
-from rsd_edge.resample import AreaReduction, reduce_bands, result_size
+from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
 from rsd_edge.selection import Choice, choose
 from rsd_edge.specs import Backend, Precision, TileSpec
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
@@ -174,10 +174,10 @@ class NumpyFramePath:
 
     def bands(
         self, frame: NDArray[PixelT], *, seed: int = 0, strength: float = 1.0, progress: Progress | None = None
-    ) -> Iterator[NDArray[PixelT]]:
+    ) -> Bands:
         """The result of `__call__` from top to bottom, in bands of whole rows that are never all in memory.
 
-        A band is overwritten when the next one is asked for. From the first band until the iterator is exhausted or
+        A band is overwritten when the next one is asked for. From the first band until the generator is exhausted or
         closed, other calls wait. Raises what `__call__` raises, for arguments at once.
         """
         frame, noise, strength = check_frame(frame), NoiseField(seed), _check_strength(strength)
@@ -185,9 +185,7 @@ class NumpyFramePath:
             return bicubic_bands(frame, TileSpec.size, progress)
         return self._bands(frame, noise, strength, progress)
 
-    def _bands(
-        self, frame: NDArray[PixelT], noise: NoiseField, strength: float, progress: Progress | None
-    ) -> Iterator[NDArray[PixelT]]:
+    def _bands(self, frame: NDArray[PixelT], noise: NoiseField, strength: float, progress: Progress | None) -> Bands:
         height, width = frame.shape[:2]
         with self._lock:
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
@@ -345,11 +343,11 @@ class SuperResolver:
         scale: float = 4.0,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[NDArray[PixelT]]:
+    ) -> Bands:
         """The rows that `__call__` would return, byte for byte, from top to bottom, in bands as they are finished.
 
         Memory does not grow with the height of the result. A band may be overwritten when the next one is asked for.
-        From the first band until the iterator is exhausted or closed, other calls wait.
+        From the first band until the generator is exhausted or closed, other calls wait.
         """
         frame = check_frame(image_bgr)
         height, width = frame.shape[:2]

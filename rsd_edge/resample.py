@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import contextlib
+from collections.abc import Generator
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from rsd_edge.frames import SCALE, Frame
 from rsd_edge.opencv import cv2
 
 Size = tuple[int, int]
+Bands: TypeAlias = Generator[NDArray[Any], None, None]
+"""Whole rows of an image, in order. To be closed by who stops before the end: the maker may hold a lock."""
 
 _CHUNK_BYTES = 1 << 24
 """Of float32 rows at once."""
@@ -109,14 +112,18 @@ def shrink(image: Frame, out: Frame) -> None:
     out[:] = AreaReduction(image.shape[:2], out.shape[:2]).reduce(image, 0, 0, len(out))
 
 
-def reduce_bands(bands: Iterable[NDArray[Any]], reduction: AreaReduction) -> Iterator[NDArray[Any]]:
-    """Reduce an image that arrives as bands of rows from top to bottom; the result leaves in the same way."""
+def reduce_bands(bands: Bands, reduction: AreaReduction) -> Bands:
+    """Reduce an image that arrives as bands of rows from top to bottom; the result leaves in the same way.
+
+    When the result is closed, so are the bands.
+    """
     kept: NDArray[Any] | None = None
     top = done = 0
-    for band in bands:
-        strip = band if kept is None else np.concatenate([kept, band])
-        stop = reduction.complete_rows(top + len(strip))
-        if stop > done:
-            yield reduction.reduce(strip, top, done, stop)
-        begin = reduction.source_rows(stop, stop)[0]
-        kept, top, done = strip[begin - top :].copy(), begin, stop
+    with contextlib.closing(bands):
+        for band in bands:
+            strip = band if kept is None else np.concatenate([kept, band])
+            stop = reduction.complete_rows(top + len(strip))
+            if stop > done:
+                yield reduction.reduce(strip, top, done, stop)
+            begin = reduction.source_rows(stop, stop)[0]
+            kept, top, done = strip[begin - top :].copy(), begin, stop

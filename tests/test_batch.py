@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from rsd_edge.errors import InputError
 from rsd_edge.stream.atomic import output_error, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, report, run_jobs
 from rsd_edge.stream.discovery import Job
+from rsd_edge.stream.encoders import Layout
 from rsd_edge.stream.images import read_image, write_image
-from rsd_edge.stream.results import ResultPlan
+from rsd_edge.stream.metadata import Metadata
+from rsd_edge.stream.results import ResultPlan, plan_result
 
 Image = npt.NDArray[np.uint8]
 
@@ -35,7 +38,7 @@ class Resolver:
         strength: float = 1.0,
         size: tuple[int, int] | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Image]:
+    ) -> Generator[Image, None, None]:
         self.calls.append((seed, strength, size))
         if progress is not None:
             progress(1, 2)
@@ -174,6 +177,58 @@ def test_report_says_what_happened(tmp_path: Path) -> None:
     assert "not an image" in failed["error"]
 
 
+def test_report_says_what_kind_of_image_it_was(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.png", tmp_path / "b.jpg"
+    exif = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 274, 3, 1, 6, 0, 0)
+    deep = np.zeros((2, 3, 2), np.uint16)
+    plan_result(source, Layout.of(deep), Metadata(exif, b"<x/>")).write([deep])
+    (result,) = run_jobs([Job(source, target)], Resolver(), RunSettings())
+    (entry,) = report([result], RunSettings(), {})["files"]
+    kinds = ["EXIF", "XMP"]
+    assert entry["read"] == {
+        "format": "PNG",
+        "mode": "gray",
+        "bits": 16,
+        "alpha": True,
+        "metadata": kinds,
+        "orientation": 6,
+    }
+    common = {"format": "JPEG", "mode": "gray", "bits": 8, "alpha": False}
+    assert entry["written"] == {**common, "metadata": kinds, "metadata_dropped": []}
+    assert entry["output_size"] == (8, 12)  # upright
+    (result,) = run_jobs([Job(source, target)], Resolver(), RunSettings(strip=True))
+    assert result.written == {**common, "metadata": [], "metadata_dropped": kinds}
+    (entry,) = report([FileResult(Job(source, target), Status.SKIPPED)], RunSettings(), {})["files"]
+    assert (entry["read"], entry["written"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (120, 80)),
+        ({"scale": 1.5}, (45, 30)),
+        ({"size": (30, 80)}, (30, 80)),
+        ({"max_side": 100}, (100, 67)),
+        ({"max_side": 30}, (30, 20)),
+        ({"max_side": 121}, (120, 80)),
+    ],
+)
+def test_size_of_results(settings: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert RunSettings(**settings).result_size((30, 20)) == expected
+
+
+def test_sizes_that_cannot_be_made_fail_before_the_work(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, 1, 2)
+    resolver = Resolver()
+    results = list(run_jobs(jobs, resolver, RunSettings(max_side=2)))
+    assert [result.status for result in results] == [Status.FAILED, Status.FAILED]
+    assert results[0].error == (
+        f"{jobs[0].source}: max-side 2 is less than the 3 pixels of the image; "
+        "choose more, or reduce the image with another tool"
+    )
+    assert resolver.calls == []
+
+
 def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
     job = Job(Path("\udcff.png"), Path("写.png"))
     write_json(tmp_path / "report.json", report([FileResult(job, Status.SKIPPED)], RunSettings(), {}))
@@ -195,6 +250,9 @@ def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
         ({"batch": 0}, "batch is 0"),
         ({"threads": -1}, "threads is -1"),
         ({"max_pixels": 0}, "max-pixels is 0"),
+        ({"max_side": 0}, "max-side is 0"),
+        ({"max_side": 9, "size": (9, 9)}, "exclude each other"),
+        ({"scale": 2, "size": (9, 9)}, "exclude each other"),
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,7 +48,9 @@ class FakeResolver:
     ) -> None:
         pass
 
-    def bands(self, image: Image, *, progress: Callable[[int, int], None], **options: Any) -> Iterator[Image]:
+    def bands(
+        self, image: Image, *, progress: Callable[[int, int], None], **options: Any
+    ) -> Generator[Image, None, None]:
         self.calls.append(options)
         progress(1, 1)
         yield np.asarray(cv2.resize(image, options["size"], interpolation=cv2.INTER_CUBIC), np.uint8)
@@ -156,6 +158,15 @@ def test_skip_existing(fake: type[FakeResolver]) -> None:
     Path("out/a.png").unlink()
     assert rsd_edge("run", "in", "-o", "out", "--skip-existing") == 0
     assert len(fake.calls) == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_sizes_and_strip_reach_the_work(fake: type[FakeResolver]) -> None:
+    assert rsd_edge("run", "in/a.png", "-o", "x.png", "--size", "9X20", "--report", "r.json", "--strip") == 0
+    assert rsd_edge("run", "in/a.png", "-o", "y.png", "--max-side", "12") == 0
+    assert json.loads(Path("r.json").read_text())["settings"]["strip"]
+    assert (read_image("x.png").shape, read_image("y.png").shape) == ((20, 9, 3), (9, 12, 3))
+    assert fake.calls[-1]["size"] == (12, 9)
 
 
 @pytest.mark.usefixtures("fake", "folder")

@@ -46,3 +46,52 @@ def test_memory_is_bounded_by_input_and_output(toy_bundle: Path, tmp_path: Path,
     assert run.returncode == 0, run.stderr
     frames = (1 + 16) * height * width * 3
     assert int(run.stdout) < frames + 350e6
+
+
+RUN_AND_MEASURE = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from rsd_edge.cli import main
+from rsd_edge.stream.images import write_image
+
+engine, target, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+rng = np.random.default_rng(0)
+write_image("in.png", rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+try:
+    main(["run", "in.png", "-o", target, "--engine", engine, "--threads", "2", *sys.argv[5:]])
+except SystemExit as end:
+    assert end.code == 0
+status = Path("/proc/self/status").read_text().splitlines()
+(peak,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
+print(int(peak) * 1024)
+"""
+
+
+def peak_of_a_run(folder: Path, *arguments: object) -> int:
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_AND_MEASURE, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("options", [("out.png",), ("out.tif",), ("out.png", "--scale", "3.3")])
+def test_memory_of_a_file_does_not_grow_with_its_result(
+    toy_bundle: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Images 800 pixels wide and 600 or 6000 high; the higher one's result has 207 MB more, at scale 3.3 141 MB.
+
+    Of the input there are at times four copies: the file, without its metadata, decoded, padded for the tiles.
+    """
+    target, *rest = options
+    low, high = (peak_of_a_run(tmp_path, toy_bundle, target, height, 800, *rest) for height in (600, 6000))
+    more_input = 5400 * 800 * 3
+    assert high - low < 4 * more_input + 20e6  # measured: MEASURED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2
-from rsd_edge.resample import AreaReduction, Size
+from rsd_edge.resample import AreaReduction, Bands, Size
 from rsd_edge.stream.encoders import Layout, Pixels
 from rsd_edge.stream.images import LoadedImage
 from rsd_edge.stream.metadata import Metadata
@@ -32,7 +33,7 @@ class Resolver(Protocol):
         strength: float = 1.0,
         size: Size | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[NDArray[Any]]:
+    ) -> Bands:
         """uint8 or uint16 (h, w, 3) BGR -> bands of rows, of a result of `size` (width, height), from top to bottom."""
 
 
@@ -62,7 +63,8 @@ def enlarge(
     size = (plan.made.width, plan.made.height)
     pixels = loaded.pixels if loaded.alpha is None else spread_colours(loaded.pixels, loaded.alpha)
     bands = resolver.bands(pixels, seed=seed, strength=strength, size=size, progress=progress)
-    plan.write(_like_the_source(bands, loaded, size))
+    with contextlib.closing(bands):
+        plan.write(_like_the_source(bands, loaded, size))
 
 
 def _like_the_source(bands: Iterator[Pixels], loaded: LoadedImage, size: Size) -> Iterator[Pixels]:
@@ -85,9 +87,9 @@ def spread_colours(pixels: Pixels, alpha: Pixels) -> Pixels:
     clear = alpha == 0
     if clear.all() or not clear.any():
         return pixels
-    _, labels = cv2.distanceTransformWithLabels(
+    labels = cv2.distanceTransformWithLabels(
         clear.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    )[1]
     visible = ~clear
     colours = np.empty((labels.max() + 1, pixels.shape[2]), pixels.dtype)
     colours[labels[visible]] = pixels[visible]
