@@ -17,7 +17,7 @@ Size = tuple[int, int]
 Bands: TypeAlias = Generator[NDArray[Any], None, None]
 """Whole rows of an image, in order. To be closed by who stops before the end: the maker may hold a lock."""
 
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 22
 """Of float32 rows at once."""
 
 
