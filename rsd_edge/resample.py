@@ -54,6 +54,9 @@ class AreaReduction:
     def __init__(self, source: Size, target: Size) -> None:
         self.source, self.target = source, target
         self._whole_cells = source[0] % target[0] == 0 and source[1] % target[1] == 0
+        a_row = 4 * 3 * source[1] * (source[0] // target[0] + 1)
+        self.rows_at_once = max(1, _CHUNK_BYTES // a_row)
+        """Rows of the result that are made at once, so that what it takes in float32 stays small."""
 
     def source_rows(self, start: int, stop: int) -> tuple[int, int]:
         """The source rows, from the first to after the last, that the result rows start to stop - 1 cover."""
@@ -75,8 +78,7 @@ class AreaReduction:
             size = (self.target[1], stop - start)
             cv2.resize(strip[first - top : last - top], size, dst=out, interpolation=cv2.INTER_AREA)
             return out
-        a_row = 4 * strip[0].size * (self.source[0] // self.target[0] + 1)
-        step = max(1, _CHUNK_BYTES // a_row)
+        step = self.rows_at_once
         for begin in range(start, stop, step):
             end = min(begin + step, stop)
             first, last = self.source_rows(begin, end)
@@ -101,10 +103,12 @@ class AreaReduction:
                 row * new_height, rows * height
             )
             weight = (np.maximum(shared, 0) / height).astype(np.float32)
-            available = np.minimum(row - first[0], len(strip) - 1)
-            total += weight.reshape(-1, *[1] * (out.ndim - 1)) * wide[available]
+            share = wide[np.minimum(row - first[0], len(strip) - 1)]
+            share *= weight.reshape(-1, *[1] * (out.ndim - 1))
+            total += share
         np.rint(total, out=total)
-        np.copyto(out, np.clip(total, 0, np.iinfo(out.dtype).max), casting="unsafe")
+        np.minimum(total, np.iinfo(out.dtype).max, out=total)  # weights may add up to a little more than 1
+        np.copyto(out, total, casting="unsafe")
 
 
 def shrink(image: Frame, out: Frame) -> None:
@@ -115,15 +119,30 @@ def shrink(image: Frame, out: Frame) -> None:
 def reduce_bands(bands: Bands, reduction: AreaReduction) -> Bands:
     """Reduce an image that arrives as bands of rows from top to bottom; the result leaves in the same way.
 
-    When the result is closed, so are the bands.
+    When the result is closed, so are the bands. Everything large is allocated once or in pieces of one size: bands of
+    several sizes, allocated and freed in turns, would leave holes, and memory would grow with the image after all.
     """
-    kept: NDArray[Any] | None = None
-    top = done = 0
     with contextlib.closing(bands):
+        strip: NDArray[Any] | None = None
+        top = done = filled = 0
         for band in bands:
-            strip = band if kept is None else np.concatenate([kept, band])
-            stop = reduction.complete_rows(top + len(strip))
-            if stop > done:
-                yield reduction.reduce(strip, top, done, stop)
-            begin = reduction.source_rows(stop, stop)[0]
-            kept, top, done = strip[begin - top :].copy(), begin, stop
+            strip = _with_room(strip, filled, band)
+            strip[filled : filled + len(band)] = band
+            filled += len(band)
+            stop = reduction.complete_rows(top + filled)
+            for begin in range(done, stop, reduction.rows_at_once):
+                yield reduction.reduce(strip[:filled], top, begin, min(begin + reduction.rows_at_once, stop))
+            first = reduction.source_rows(stop, stop)[0]
+            filled -= first - top
+            strip[:filled] = strip[first - top : first - top + filled]  # NumPy copies what overlaps
+            top, done = first, stop
+
+
+def _with_room(strip: NDArray[Any] | None, filled: int, band: NDArray[Any]) -> NDArray[Any]:
+    """A strip whose first `filled` rows are those of this one, with room for the band below them."""
+    if strip is not None and len(strip) >= filled + len(band):
+        return strip
+    larger = np.empty((2 * (filled + len(band)), *band.shape[1:]), band.dtype)  # pages that are not used cost nothing
+    if strip is not None:
+        larger[:filled] = strip[:filled]
+    return larger
