@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -188,14 +187,8 @@ def test_losses_are_told(capfd: pytest.CaptureFixture[str]) -> None:
         ("run -o x.png", "error: Missing argument 'INPUT...'. (see: rsd-edge run --help)"),
         ("run in/a.png -o x.png --scale 5", "error: scale is 5; it must lie between 1 and 4"),
         ("run in/a.png -o x.png --scale two", "error: Invalid value for '--scale': 'two' is not a valid float."),
-        ("run in/a.png -o x.png --size 7x6", "error: in/a.png: size 7x6 is smaller than the image of 8x6; choose a l"),
-        (
-            "run in/a.png -o x.png --size 33x6",
-            "error: in/a.png: size 33x6 is more than 4 times the image of 8x6; choose",
-        ),
+        ("run in/a.png -o x.png --size 33x6", "error: in/a.png: size 33x6 is more than 4 times the image of 8x6;"),
         ("run in/a.png -o x.png --size 33", "error: Invalid value for '--size': '33' is not WxH, such as 1920x1080."),
-        ("run in/a.png -o x.png --max-side 7", "error: in/a.png: max-side 7 is less than the 8 pixels of the image;"),
-        ("run in/a.png -o x.png --max-side 0", "error: max-side is 0; it must be at least 1"),
         ("run in/a.png -o x.png --max-side 9 --size 9x9", "error: --scale, --size and --max-side exclude each other;"),
         ("run in/a.png -o x.png --scale 4 --size 9x9", "error: --scale, --size and --max-side exclude each other;"),
         ("run in/a.png -o x.png --strength 2", "error: strength is 2; it must lie between 0"),
@@ -313,26 +306,6 @@ def test_a_terminal_is_told_of_remembered_choices_too(
     choice({"fp32 on onnxruntime": 1.25}, remembered=True)
     assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
     assert "edge-s: fp32 on onnxruntime (fp32 on onnxruntime 1.2 ms a 64x64 tile, remembered)" in terminal.getvalue()
-
-
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert rsd_edge("--version") == 0
-    assert __version__ in capsys.readouterr().out
-    assert rsd_edge() == 0
-    assert "Usage: rsd-edge" in capsys.readouterr().out
-    assert rsd_edge("run", "-h") == 0
-    assert "--skip-existing" in capsys.readouterr().out
-
-
-def test_listing_commands_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom rsd_edge.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n"
-        "    heavy = {'numpy', 'cv2', 'onnxruntime', 'rich', 'torch'} & set(sys.modules)\n    sys.exit(str(heavy))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.stderr.strip() == "set()"
-    for name in ("run", "eval", "build-engine", "distill"):
-        assert f"\n  {name} " in result.stdout
 
 
 @pytest.fixture(scope="module")
