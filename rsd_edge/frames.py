@@ -7,9 +7,10 @@ to, in units of the model range: 2 / 255 of it is one grey level of 8 bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,9 +109,17 @@ def bicubic_x4(frame: Frame, out: Frame) -> None:
     cv2.resize(frame, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
 
 
-def shrink(image: Frame, out: Frame) -> None:
-    """Resample by area averaging to the smaller or equal size of `out`; both (h, w, 3) of one dtype."""
-    cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_AREA)
+def bicubic_bands(
+    frame: Frame, rows: int, progress: Callable[[int, int], None] | None
+) -> Generator[NDArray[Any], None, None]:
+    """The rows of `bicubic_x4` from top to bottom, from that many rows of the frame at once; one overwrites another."""
+    height, width = frame.shape[:2]
+    rows = min(height, rows)
+    enlarger = DetailCompositor(rows, width, frame.dtype)
+    for top in range(0, height, rows):
+        yield enlarger.base(frame, Region(top, min(top + rows, height), 0, width))
+    if progress is not None:
+        progress(1, 1)
 
 
 class DetailCompositor:
@@ -143,13 +152,15 @@ class DetailCompositor:
         detail: NDArray[np.float32],
         strength: float,
         out: Frame,
+        top: int = 0,
     ) -> None:
         """Write one region of the result.
 
-        frame: BGR (h, w, 3), C-contiguous, of the dtype announced, as is `out`, the whole result.
+        frame: BGR (h, w, 3), C-contiguous, of the dtype announced, as is `out`, the whole result or a band of it that
+        begins with the enlargement of row `top` of the frame.
         detail: float32 BGR (4h, 4w, 3) of the region in model units.
         """
-        target = out[SCALE * region.y0 : SCALE * region.y1, SCALE * region.x0 : SCALE * region.x1]
+        target = out[SCALE * (region.y0 - top) : SCALE * (region.y1 - top), SCALE * region.x0 : SCALE * region.x1]
         # One pass that adds in float32, rounds to nearest and saturates.
         gain, depth = strength * levels_per_unit(out.dtype), _OPENCV_DEPTHS[out.dtype.type]
         cv2.addWeighted(detail, gain, self.base(frame, region), 1.0, 0.0, dst=target, dtype=depth)
@@ -171,16 +182,17 @@ class ParallelCompositor:
         detail: NDArray[np.float32],
         strength: float,
         out: Frame,
+        top: int = 0,
     ) -> None:
         """See DetailCompositor."""
         height, count = region.y1 - region.y0, len(self._compositors)
         edges = [height * i // count for i in range(count + 1)]
 
         def add_share(i: int) -> None:
-            top, bottom = edges[i : i + 2]
-            if top < bottom:
-                share = Region(region.y0 + top, region.y0 + bottom, region.x0, region.x1)
-                self._compositors[i].add(frame, share, detail[SCALE * top : SCALE * bottom], strength, out)
+            begin, end = edges[i : i + 2]
+            if begin < end:
+                share = Region(region.y0 + begin, region.y0 + end, region.x0, region.x1)
+                self._compositors[i].add(frame, share, detail[SCALE * begin : SCALE * end], strength, out, top)
 
         others = [self._pool.submit(add_share, i) for i in range(1, count)]
         try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,20 @@ from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import Progress, Ticket, TileEngine
 from rsd_edge.bundle import staleness
 from rsd_edge.errors import BackendError, InputError
-from rsd_edge.frames import SCALE, DType, Frame, ParallelCompositor, PixelT, bicubic_x4, check_frame, check_out, shrink
+from rsd_edge.frames import (
+    SCALE,
+    DType,
+    Frame,
+    ParallelCompositor,
+    PixelT,
+    bicubic_bands,
+    bicubic_x4,
+    check_frame,
+    check_out,
+)
 from rsd_edge.machine import usable_cores
 from rsd_edge.noise import NoiseField
+from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
 from rsd_edge.selection import Choice, choose
 from rsd_edge.specs import Backend, Precision, TileSpec
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
@@ -44,7 +56,9 @@ class _Job:
     noise: NoiseField
     strength: float
     out: Frame
+    """The whole result or, if `banded`, one row of tiles after the other."""
     progress: Progress | None
+    banded: bool = False
 
     def report(self, done: int, total: int) -> None:
         if self.progress is not None:
@@ -154,8 +168,36 @@ class NumpyFramePath:
         with self._lock:
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             space.reader.load(frame)
-            self._run(space, job)
+            for _ in self._run(space, job):
+                pass
         return out
+
+    def bands(
+        self, frame: NDArray[PixelT], *, seed: int = 0, strength: float = 1.0, progress: Progress | None = None
+    ) -> Bands:
+        """The result of `__call__` from top to bottom, in bands of whole rows that are never all in memory.
+
+        A band is overwritten when the next one is asked for. From the first band until the generator is exhausted or
+        closed, other calls wait. Raises what `__call__` raises, for arguments at once.
+        """
+        frame, noise, strength = check_frame(frame), NoiseField(seed), _check_strength(strength)
+        if strength == 0.0:
+            return bicubic_bands(frame, TileSpec.size, progress)
+        return self._bands(frame, noise, strength, progress)
+
+    def _bands(self, frame: NDArray[PixelT], noise: NoiseField, strength: float, progress: Progress | None) -> Bands:
+        height, width = frame.shape[:2]
+        with self._lock:
+            space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
+            plan = space.plan
+            rows = min(height, plan.largest_region()[0])
+            band = np.empty((SCALE * rows, SCALE * width, 3), frame.dtype)
+            space.reader.load(frame)
+            for index in self._run(space, _Job(frame, noise, strength, band, progress, banded=True)):
+                row, column = divmod(index, plan.x.count)
+                if column + 1 == plan.x.count:
+                    start, stop = plan.y.finished(row)
+                    yield band[: SCALE * (stop - start)]
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Allocate buffers and warm the engine up for frames of this kind. Raises BackendError, InputError."""
@@ -170,8 +212,11 @@ class NumpyFramePath:
             self._workspace = _Workspace(plan, dtype, self.engine, self._pool)
         return self._workspace
 
-    def _run(self, space: _Workspace, job: _Job) -> None:
-        """Keep an engine that can work ahead busy: while it does the next batches, a finished one is written."""
+    def _run(self, space: _Workspace, job: _Job) -> Iterator[int]:
+        """The tiles in raster order, each when it has been written.
+
+        An engine that can work ahead is kept busy: while it does the next batches, a finished one is written.
+        """
         in_flight: list[_Batch] = []
         try:
             for turn in range(space.rounds):
@@ -179,9 +224,9 @@ class NumpyFramePath:
                 self._submit(space, batch, turn, job)
                 in_flight.append(batch)
                 if len(in_flight) == len(space.batches):
-                    self._finish(space, in_flight.pop(0), job)
+                    yield from self._finish(space, in_flight.pop(0), job)
             while in_flight:
-                self._finish(space, in_flight.pop(0), job)
+                yield from self._finish(space, in_flight.pop(0), job)
         finally:
             # After an error the engine may still be writing into buffers that the next frame will use.
             for batch in in_flight:
@@ -195,12 +240,15 @@ class NumpyFramePath:
         n = space.submitted(batch.tiles)
         batch.ticket = self.engine.submit(batch.lq[:n], noise[:n], batch.detail[:n])
 
-    def _finish(self, space: _Workspace, batch: _Batch, job: _Job) -> None:
+    def _finish(self, space: _Workspace, batch: _Batch, job: _Job) -> Iterator[int]:
         self.engine.collect(batch.ticket)
         for slot, index in enumerate(batch.tiles):
             detail = space.merger.merge(index, batch.detail[slot])
-            space.compositor.add(job.frame, space.plan.finished(index), detail, job.strength, job.out)
+            region = space.plan.finished(index)
+            top = region.y0 if job.banded else 0
+            space.compositor.add(job.frame, region, detail, job.strength, job.out, top)
             job.report(index + 1, space.plan.count)
+            yield index
 
 
 class SuperResolver:
@@ -218,8 +266,6 @@ class SuperResolver:
         self.choice: Choice | None = None
         """How `load` came to this engine; None if it was given."""
         self._path = NumpyFramePath(engine)
-        self._lock = threading.Lock()
-        self._enlarged: NDArray[Any] | None = None
 
     @classmethod
     def load(
@@ -261,6 +307,7 @@ class SuperResolver:
         seed: int = 0,
         strength: float = 1.0,
         scale: float = 4.0,
+        size: tuple[int, int] | None = None,
         out: NDArray[PixelT] | None = None,
         progress: Progress | None = None,
     ) -> NDArray[PixelT]:
@@ -270,23 +317,45 @@ class SuperResolver:
         seed: the same seed gives the same image, whatever the tiles.
         strength: 0 is plain bicubic, 1 is all the detail that the network adds.
         scale: 1 to 4; below 4 the fourfold result is reduced by area averaging.
+        size: (width, height) of the result instead of `scale`, each one to four times that of the image.
         progress: called with (tiles done, tiles in all).
         Returns BGR (round(h * scale), round(w * scale), 3) of the same dtype: `out` if given, or a new array.
         Raises InputError for arguments that cannot be used, BackendError if the engine fails.
         """
-        if not 1.0 <= scale <= SCALE:
-            raise InputError(f"scale is {scale}; it must lie between 1 and {SCALE}")
-        if scale == SCALE:
-            return self._path(image_bgr, seed=seed, strength=strength, out=out, progress=progress)
         frame = check_frame(image_bgr)
         height, width = frame.shape[:2]
-        out = check_out(out, frame, (round(height * scale), round(width * scale), 3))
-        with self._lock:
-            shape = (SCALE * height, SCALE * width, 3)
-            if self._enlarged is None or self._enlarged.shape != shape or self._enlarged.dtype != frame.dtype:
-                self._enlarged = np.empty(shape, frame.dtype)
-            shrink(self._path(frame, seed=seed, strength=strength, out=self._enlarged, progress=progress), out)
+        new_width, new_height = result_size((width, height), scale, size)
+        if (new_width, new_height) == (SCALE * width, SCALE * height):
+            return self._path(frame, seed=seed, strength=strength, out=out, progress=progress)
+        out = check_out(out, frame, (new_height, new_width, 3))
+        done = 0
+        for band in self.bands(frame, seed=seed, strength=strength, size=(new_width, new_height), progress=progress):
+            out[done : done + len(band)] = band
+            done += len(band)
         return out
+
+    def bands(
+        self,
+        image_bgr: NDArray[PixelT],
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Bands:
+        """The rows that `__call__` would return, byte for byte, from top to bottom, in bands as they are finished.
+
+        Memory does not grow with the height of the result. A band may be overwritten when the next one is asked for.
+        From the first band until the generator is exhausted or closed, other calls wait.
+        """
+        frame = check_frame(image_bgr)
+        height, width = frame.shape[:2]
+        new_width, new_height = result_size((width, height), scale, size)
+        bands = self._path.bands(frame, seed=seed, strength=strength, progress=progress)
+        if (new_width, new_height) == (SCALE * width, SCALE * height):
+            return bands
+        return reduce_bands(bands, AreaReduction((SCALE * height, SCALE * width), (new_height, new_width)))
 
     def warm_up(self, height: int, width: int, dtype: DType = _BYTES) -> None:
         """Do the work that the first image of this kind would otherwise wait for. Raises BackendError, InputError."""

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy.typing as npt
 import pytest
 
 from rsd_edge.errors import InputError
-from rsd_edge.stream import batch
 from rsd_edge.stream.atomic import output_error, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, report, run_jobs
 from rsd_edge.stream.discovery import Job
+from rsd_edge.stream.encoders import Layout
 from rsd_edge.stream.images import read_image, write_image
+from rsd_edge.stream.metadata import Metadata
+from rsd_edge.stream.results import ResultPlan, plan_result
 
 Image = npt.NDArray[np.uint8]
 
@@ -25,24 +28,25 @@ class Resolver:
     """Repeats pixels, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, float, float]] = []
+        self.calls: list[tuple[int, float, tuple[int, int] | None]] = []
 
-    def __call__(
+    def bands(
         self,
         image_bgr: Image,
         *,
         seed: int = 0,
         strength: float = 1.0,
-        scale: float = 4.0,
+        size: tuple[int, int] | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Image:
-        self.calls.append((seed, strength, scale))
+    ) -> Generator[Image, None, None]:
+        self.calls.append((seed, strength, size))
         if progress is not None:
             progress(1, 2)
             progress(2, 2)
         if image_bgr[0, 0, 0] == 13:
             raise MemoryError
-        return image_bgr.repeat(4, axis=0).repeat(4, axis=1)
+        assert size is not None
+        yield image_bgr.repeat(4, axis=0).repeat(4, axis=1)[: size[1], : size[0]]
 
 
 class Recorder(Observer):
@@ -76,10 +80,10 @@ def test_files_are_upscaled_into_new_folders(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, 7)
     resolver = Resolver()
     (result,) = run_jobs([job], resolver, RunSettings(seed=5, strength=0.5, scale=3))
-    assert np.array_equal(read_image(job.target), np.full((8, 12, 3), 7))
-    assert resolver.calls == [(5, 0.5, 3)]
-    assert (result.status, result.input_size, result.output_size) == (Status.DONE, (3, 2), (12, 8))
-    assert result.megapixels_per_second == pytest.approx(96e-6 / result.seconds)
+    assert np.array_equal(read_image(job.target), np.full((6, 9, 3), 7))
+    assert resolver.calls == [(5, 0.5, (9, 6))]
+    assert (result.status, result.input_size, result.output_size) == (Status.DONE, (3, 2), (9, 6))
+    assert result.megapixels_per_second == pytest.approx(54e-6 / result.seconds)
 
 
 def test_a_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -100,7 +104,7 @@ def test_too_little_memory_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_bugs_are_not_hidden(tmp_path: Path) -> None:
     class Broken(Resolver):
-        def __call__(self, image_bgr: Image, **_: Any) -> Image:
+        def bands(self, image_bgr: Image, **_: Any) -> Iterator[Image]:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -108,12 +112,14 @@ def test_bugs_are_not_hidden(tmp_path: Path) -> None:
 
 
 def test_nothing_is_started_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, image: Image) -> None:
-        raise output_error(path, OSError(errno.ENOSPC, "No space left on device"))
+    def full(plan: ResultPlan, bands: Iterator[Image]) -> None:
+        next(bands)
+        raise output_error(plan.path, OSError(errno.ENOSPC, "No space left on device"))
 
-    monkeypatch.setattr(batch, "write_image", full)
+    jobs = make_jobs(tmp_path, 1, 2, 3)
+    monkeypatch.setattr(ResultPlan, "write", full)
     resolver = Resolver()
-    results = list(run_jobs(make_jobs(tmp_path, 1, 2, 3), resolver, RunSettings()))
+    results = list(run_jobs(jobs, resolver, RunSettings()))
     assert [result.status for result in results] == [Status.FAILED, Status.NOT_STARTED, Status.NOT_STARTED]
     assert results[0].error is not None
     assert "the disk is full" in results[0].error
@@ -171,6 +177,58 @@ def test_report_says_what_happened(tmp_path: Path) -> None:
     assert "not an image" in failed["error"]
 
 
+def test_report_says_what_kind_of_image_it_was(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.png", tmp_path / "b.jpg"
+    exif = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 274, 3, 1, 6, 0, 0)
+    deep = np.zeros((2, 3, 2), np.uint16)
+    plan_result(source, Layout.of(deep), Metadata(exif, b"<x/>")).write([deep])
+    (result,) = run_jobs([Job(source, target)], Resolver(), RunSettings())
+    (entry,) = report([result], RunSettings(), {})["files"]
+    kinds = ["EXIF", "XMP"]
+    assert entry["read"] == {
+        "format": "PNG",
+        "mode": "gray",
+        "bits": 16,
+        "alpha": True,
+        "metadata": kinds,
+        "orientation": 6,
+    }
+    common = {"format": "JPEG", "mode": "gray", "bits": 8, "alpha": False}
+    assert entry["written"] == {**common, "metadata": kinds, "metadata_dropped": []}
+    assert entry["output_size"] == (8, 12)  # upright
+    (result,) = run_jobs([Job(source, target)], Resolver(), RunSettings(strip=True))
+    assert result.written == {**common, "metadata": [], "metadata_dropped": kinds}
+    (entry,) = report([FileResult(Job(source, target), Status.SKIPPED)], RunSettings(), {})["files"]
+    assert (entry["read"], entry["written"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (120, 80)),
+        ({"scale": 1.5}, (45, 30)),
+        ({"size": (30, 80)}, (30, 80)),
+        ({"max_side": 100}, (100, 67)),
+        ({"max_side": 30}, (30, 20)),
+        ({"max_side": 121}, (120, 80)),
+    ],
+)
+def test_size_of_results(settings: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert RunSettings(**settings).result_size((30, 20)) == expected
+
+
+def test_sizes_that_cannot_be_made_fail_before_the_work(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, 1, 2)
+    resolver = Resolver()
+    results = list(run_jobs(jobs, resolver, RunSettings(max_side=2)))
+    assert [result.status for result in results] == [Status.FAILED, Status.FAILED]
+    assert results[0].error == (
+        f"{jobs[0].source}: max-side 2 is less than the 3 pixels of the image; "
+        "choose more, or reduce the image with another tool"
+    )
+    assert resolver.calls == []
+
+
 def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
     job = Job(Path("\udcff.png"), Path("写.png"))
     write_json(tmp_path / "report.json", report([FileResult(job, Status.SKIPPED)], RunSettings(), {}))
@@ -192,6 +250,9 @@ def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
         ({"batch": 0}, "batch is 0"),
         ({"threads": -1}, "threads is -1"),
         ({"max_pixels": 0}, "max-pixels is 0"),
+        ({"max_side": 0}, "max-side is 0"),
+        ({"max_side": 9, "size": (9, 9)}, "exclude each other"),
+        ({"scale": 2, "size": (9, 9)}, "exclude each other"),
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:

@@ -16,7 +16,6 @@ from rsd_edge.frames import (
     bicubic_x4,
     check_frame,
     check_out,
-    shrink,
     to_model,
 )
 from rsd_edge.opencv import cv2
@@ -147,15 +146,6 @@ def test_whole_frame_bicubic_is_opencvs_own(photo: Photo) -> None:
     out = np.empty((68, 92, 3), np.uint8)
     bicubic_x4(frame, out)
     np.testing.assert_array_equal(out, cv2.resize(frame, (92, 68), interpolation=cv2.INTER_CUBIC))
-
-
-def test_shrink_averages_areas() -> None:
-    image = np.zeros((4, 8, 3), np.uint8)
-    image[:2, :2] = [[[10], [20]], [[30], [40]]]
-    out = np.empty((2, 4, 3), np.uint8)
-    shrink(image, out)
-    assert out[0, 0].tolist() == [25, 25, 25]
-    assert not out[1:].any()
 
 
 @pytest.mark.parametrize(

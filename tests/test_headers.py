@@ -85,10 +85,16 @@ def test_sixteen_bits_are_seen(suffix: str) -> None:
     assert parse_header(encode(COLOUR.astype(np.uint16) * 257, suffix)).bits == 16
 
 
-def test_an_animated_png_is_seen() -> None:
+def test_an_animated_png_is_named() -> None:
     data = encode(COLOUR, ".png")
-    animated = data[:33] + png_chunk(b"acTL", struct.pack(">II", 2, 0)) + data[33:]
-    assert parse_header(animated).more_pages
+
+    def with_frames(count: int) -> bytes:
+        return data[:33] + png_chunk(b"acTL", struct.pack(">II", count, 0)) + data[33:]
+
+    assert parse_header(with_frames(1)).width == 34
+    with pytest.raises(HeaderError, match="is an animated PNG file") as caught:
+        parse_header(with_frames(2))
+    assert "extract its frames first" in caught.value.cure
 
 
 def test_a_second_tiff_page_is_seen(tmp_path: Path) -> None:
@@ -103,7 +109,7 @@ def test_big_endian_tiff() -> None:
     table = b"".join(struct.pack(">HHII", *entry) for entry in entries)
     directory = struct.pack(">H", len(entries)) + table + struct.pack(">I", 0)
     data = struct.pack(">2sHI", b"MM", 42, 8 + len(pixels)) + pixels + directory
-    assert parse_header(data) == ImageHeader("TIFF", 5, 1, bits=1)
+    assert parse_header(data) == ImageHeader("TIFF", 5, 1, bits=1, gray=True)
     with pytest.raises(HeaderError, match="truncated"):
         parse_header(data.replace(struct.pack(">HHII", *entries[3]), struct.pack(">HHII", 279, 4, 1, 10**6)))
 

@@ -114,13 +114,16 @@ def test_gray_becomes_three_equal_channels(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_what_is_lost_is_said(tmp_path: Path, suffix: str) -> None:
+def test_sixteen_bits_and_transparency_are_read(tmp_path: Path, suffix: str) -> None:
     deep = np.dstack([photo(20, 30), photo(20, 30)[:, :, :1]]).astype(np.uint16) * 257
     path = tmp_path / f"deep{suffix}"
     path.write_bytes(cv2.imencode(suffix, deep)[1].tobytes())
     loaded = load_image(path)
-    assert np.array_equal(loaded.pixels, photo(20, 30))
-    assert loaded.losses == ("transparency dropped", "16 bits per channel reduced to 8")
+    assert np.array_equal(loaded.pixels, deep[..., :3])
+    assert loaded.alpha is not None
+    assert np.array_equal(loaded.alpha, deep[..., 3])
+    assert (loaded.bits, loaded.mode, loaded.losses) == (16, "RGB", ())
+    assert np.array_equal(read_image(path), photo(20, 30))
 
 
 def test_plain_images_lose_nothing(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_pipe_instead_of_a_file(tmp_path: Path) -> None:
     [
         (b"", "is empty; copy or download it again"),
         (b"no pixels in here", "is not an image; convert it to PNG, JPEG"),
-        (b"GIF89a" + bytes(100), "is a GIF file; convert it to PNG, JPEG"),
+        (b"GIF89a" + bytes(100), "is a GIF file; if it moves, extract its frames first"),
     ],
 )
 def test_files_that_are_no_image(tmp_path: Path, content: bytes, message: str) -> None:
@@ -246,6 +249,9 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, suffix: str, monkeypatc
             if self._file.tell() + len(data) > 100:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return self._file.write(data)
+
+        def seek(self, position: int) -> int:
+            return self._file.seek(position)
 
     def open_full(*arguments: Any) -> FullDisk:
         return FullDisk(open(*arguments))

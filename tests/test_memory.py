@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,53 @@ def test_memory_is_bounded_by_input_and_output(toy_bundle: Path, tmp_path: Path,
     assert run.returncode == 0, run.stderr
     frames = (1 + 16) * height * width * 3
     assert int(run.stdout) < frames + 350e6
+
+
+GROWTH_OF_A_FILE = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from rsd_edge import SuperResolver
+from rsd_edge.stream.enlarge import enlarge, plan_enlarged
+from rsd_edge.stream.images import load_image, write_image
+
+engine, target, size = sys.argv[1], Path(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4]))
+peaks = []
+
+def peak(done, total):
+    if done in (total // 4, total):
+        status = Path("/proc/self/status").read_text().splitlines()
+        peaks.extend(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+write_image("in.png", np.random.default_rng(0).integers(0, 256, (6000, 800, 4), dtype=np.uint8))
+with SuperResolver.load(engine, threads=2) as resolver:
+    loaded = load_image("in.png")
+    enlarge(loaded, plan_enlarged(loaded, size, target), resolver, progress=peak)
+first, last = peaks
+print(last - first)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize(
+    ("name", "width", "height"), [("a.png", 3200, 24000), ("a.tif", 3200, 24000), ("a.png", 2640, 19800)]
+)
+def test_memory_does_not_grow_while_a_file_is_made(
+    toy_bundle: Path, tmp_path: Path, name: str, width: int, height: int
+) -> None:
+    """From a quarter of the tiles to the last one, of an image with transparency; the rows between have 157 to 230 MB.
+
+    glibc is told to give large blocks back at once: what it keeps of them by default, up to 60 MB, varies between runs.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", GROWTH_OF_A_FILE, str(toy_bundle), name, str(width), str(height)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 20e6

@@ -351,3 +351,47 @@ def test_sixteen_bits_stay_sixteen(photo: Photo, strength: float) -> None:
     exact = nearest_reference(wide, seed=2, strength=strength)
     assert np.abs(result - exact).max() <= 1.5  # the base rounded, the sum rounded, and float32 at 65535
     assert np.ptp(result.astype(np.int64) - 257 * path(frame // 2, seed=2, strength=strength).astype(np.int64)) > 150
+
+
+@pytest.mark.parametrize("strength", [0.75, 0.0])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_bands_are_the_rows_of_the_whole(photo: Photo, strength: float, batch: int, dtype: type) -> None:
+    """More than one band each, and rows of tiles that end within a batch."""
+    frame = photo(217, 90).astype(dtype) * (np.iinfo(dtype).max // 255)
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64, batch=batch)))
+    whole = path(frame, seed=3, strength=strength)
+    calls: list[tuple[int, int]] = []
+    bands = path.bands(frame, seed=3, strength=strength, progress=lambda done, total: calls.append((done, total)))
+    parts = [band.copy() for band in bands]
+    assert len(parts) > 1
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert calls[-1][0] == calls[-1][1]
+
+
+def test_bands_take_turns_in_one_small_buffer(photo: Photo) -> None:
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    frame = photo(600, 40)
+    buffers = {band.__array_interface__["data"][0] for band in path.bands(frame)}
+    assert len(buffers) == 1
+    assert max(len(band) for band in path.bands(frame)) < 4 * 64
+
+
+def test_bands_that_are_given_up_release_the_path(photo: Photo) -> None:
+    engine = NearestEngine(TileSpec(size=64, batch=2))
+    path = NumpyFramePath(engine)
+    frame = photo(217, 90)
+    bands = path.bands(frame)
+    next(bands)
+    assert path._lock.locked()
+    bands.close()
+    assert not path._lock.locked()
+    np.testing.assert_array_equal(path(frame), NumpyFramePath(NearestEngine(TileSpec(size=64)))(frame))
+
+
+def test_bands_check_their_arguments_at_once(photo: Photo) -> None:
+    path = NumpyFramePath(NearestEngine(TileSpec(size=64)))
+    with pytest.raises(InputError, match="strength is 2"):
+        path.bands(photo(4, 4), strength=2)
+    with pytest.raises(InputError, match="COLOR_GRAY2BGR"):
+        path.bands(photo(4, 4)[..., 0])

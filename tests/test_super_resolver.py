@@ -156,3 +156,24 @@ def test_a_tile_that_is_too_small_is_refused(toy_bundle: Path) -> None:
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(ModelError, match="neither a shipped engine"):
         SuperResolver.load("edge-unknown")
+
+
+@pytest.mark.parametrize("size", [(212, 164), (106, 82), (100, 120), (53, 41), (211, 42)])
+def test_bands_and_sizes(photo: Photo, toy_bundle: Path, size: tuple[int, int]) -> None:
+    frame = photo(41, 53)
+    with SuperResolver.load(toy_bundle, tile=64, threads=1) as resolver:
+        whole = resolver(frame, seed=2, size=size)
+        full = resolver(frame, seed=2)
+        bands = [band.copy() for band in resolver.bands(frame, seed=2, size=size)]
+    assert whole.shape == (size[1], size[0], 3)
+    assert len(bands) > 1
+    np.testing.assert_array_equal(np.concatenate(bands), whole)
+    expected = cv2.resize(full, size, interpolation=cv2.INTER_AREA)
+    assert np.abs(whole.astype(int) - expected).max() <= 1  # halves may be rounded to either side
+
+
+def test_a_size_that_cannot_be_made_is_refused(photo: Photo, toy_bundle: Path) -> None:
+    resolver = SuperResolver.load(toy_bundle, threads=1)
+    for call in (resolver, resolver.bands):
+        with pytest.raises(InputError, match="size 17x16 is more than 4 times the image of 4x4"):
+            call(photo(4, 4), size=(17, 16))

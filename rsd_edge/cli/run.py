@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,17 @@ from rsd_edge.stream.images import MAX_PIXELS
 _FORMATS = ("png", "jpg", "webp", "bmp", "tif")
 _SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
 _DEFAULTS = RunSettings()
+_SIZES = ("scale", "size", "max_side")
+
+
+def _parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """(width, height) of WxH."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.lower())
+    if match is None:
+        raise click.BadParameter(f"'{text}' is not WxH, such as 1920x1080.")
+    return int(match[1]), int(match[2])
 
 
 @click.command("run")
@@ -42,8 +54,16 @@ _DEFAULTS = RunSettings()
     help="Runtime; if neither it nor the precision is given, the fastest of those installed.",
 )
 @click.option(
-    "--scale", default=_DEFAULTS.scale, show_default=True, type=float, help="1 to 4; below 4 by area averaging."
+    "--scale",
+    default=_DEFAULTS.scale,
+    show_default=True,
+    type=float,
+    help="1 to 4; below 4, as with the next two, the x4 result is reduced by area averaging.",
 )
+@click.option(
+    "--size", metavar="WxH", callback=_parse_size, help="Of every result, 1 to 4 times its input; instead of --scale."
+)
+@click.option("--max-side", type=int, metavar="N", help="x4, but no side longer than this; instead of --scale.")
 @click.option(
     "--strength", default=_DEFAULTS.strength, show_default=True, type=float, help="0 = bicubic, 1 = all detail."
 )
@@ -53,6 +73,7 @@ _DEFAULTS = RunSettings()
 )
 @click.option("-r", "--recursive", is_flag=True, help="Sub-folders too; OUT mirrors the tree.")
 @click.option("--skip-existing", is_flag=True, help="Leave results that exist as they are.")
+@click.option("--strip", is_flag=True, help="Leave EXIF, XMP and colour profiles out of the results.")
 @click.option("--tile", type=int, help="Side of a tile in input pixels; smaller needs less memory.")
 @click.option("--batch", default=_DEFAULTS.batch, show_default=True, type=int, help="Tiles at once.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
@@ -73,40 +94,60 @@ def command(
 ) -> int:
     """Upscale images. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF.
 
+    Gray stays gray, transparency is kept, 16 bits stay 16 where the result is PNG or TIFF, and EXIF, XMP and colour
+    profile go along; a warning says what a format cannot hold. PNG, TIFF and BMP are written while they are made, so
+    that memory does not grow with them.
+
     OUT is a file if it ends in an image suffix, otherwise a folder. Files that fail are reported, the others go on, and
     the exit code is then 2.
     """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    if sum(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in _SIZES) > 1:
+        raise InputError("--scale, --size and --max-side exclude each other; give one of them")
     settings = RunSettings(**options)
     jobs = plan_jobs(inputs, output, recursive=recursive, suffix=f".{suffix}")
     if context.get_parameter_source("suffix") is not ParameterSource.DEFAULT:
         _check_format(jobs, suffix)
     if report_path is not None:
         make_folder(report_path.parent)
-    with SuperResolver.load(
+    with _load(settings) as resolver:
+        results = _run_images(jobs, resolver, settings, report_path)
+    failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
+    if sys.stderr.isatty() or (failed and len(jobs) > 1):
+        click.echo(_summary(results, output), err=True)
+    return FAILED if failed else 0
+
+
+def _load(settings: RunSettings) -> SuperResolver:
+    """The engine that the settings ask for; how it was chosen is told."""
+    resolver = SuperResolver.load(
         settings.engine,
         precision=settings.precision,
         backend=settings.backend,
         threads=settings.threads,
         tile=settings.tile,
         batch=settings.batch,
-    ) as resolver:
-        engine = resolver.choice.record() if resolver.choice else {}
-        if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
-            click.echo(f"{settings.engine}: {resolver.choice}", err=True)
-        results: list[FileResult] = []
-        try:
-            with _Display(len(jobs)) as display:
-                for result in run_jobs(jobs, resolver, settings, display):
-                    results.append(result)
-                    display.show(result)
-        finally:  # an interrupted run has an account as well
-            if report_path is not None:
-                write_json(report_path, report(results, settings, engine))
-    failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
-    if sys.stderr.isatty() or (failed and len(jobs) > 1):
-        click.echo(_summary(results, output), err=True)
-    return FAILED if failed else 0
+    )
+    if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
+        click.echo(f"{settings.engine}: {resolver.choice}", err=True)
+    return resolver
+
+
+def _run_images(
+    jobs: Sequence[Job], resolver: SuperResolver, settings: RunSettings, report_path: Path | None
+) -> list[FileResult]:
+    """Run the jobs with a display, and report on them."""
+    engine = resolver.choice.record() if resolver.choice else {}
+    results: list[FileResult] = []
+    try:
+        with _Display(len(jobs)) as display:
+            for result in run_jobs(jobs, resolver, settings, display):
+                results.append(result)
+                display.show(result)
+    finally:  # an interrupted run has an account as well
+        if report_path is not None:
+            write_json(report_path, report(results, settings, engine))
+    return results
 
 
 def _check_format(jobs: Sequence[Job], suffix: str) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any
 
 from rsd_edge import __version__
 from rsd_edge.errors import InputError, OutputError, RsdEdgeError
+from rsd_edge.frames import SCALE
+from rsd_edge.resample import Size, result_size
 from rsd_edge.stream.atomic import is_disk_full, make_folder
 from rsd_edge.stream.discovery import Job
-from rsd_edge.stream.images import MAX_PIXELS, Image, load_image, write_image
-
-Size = tuple[int, int]
+from rsd_edge.stream.enlarge import Resolver, enlarge, plan_enlarged
+from rsd_edge.stream.images import MAX_PIXELS, LoadedImage, load_image
+from rsd_edge.stream.results import ResultPlan
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class RunSettings:
     precision: str | None = None
     backend: str | None = None
     scale: float = 4.0
+    size: Size | None = None
+    """(width, height) of every result, instead of the scale."""
+    max_side: int | None = None
+    """Longest side that a result may have, instead of the scale."""
     seed: int = 0
     strength: float = 1.0
     tile: int | None = None
@@ -35,6 +41,8 @@ class RunSettings:
     threads: int | None = None
     max_pixels: int = MAX_PIXELS
     skip_existing: bool = False
+    strip: bool = False
+    """Leave EXIF, XMP and colour profiles out."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.scale <= 4:
@@ -43,25 +51,24 @@ class RunSettings:
             raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}; use 0 to 2^64 - 1")
-        for name in ("tile", "batch", "threads", "max_pixels"):
+        for name in ("tile", "batch", "threads", "max_pixels", "max_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        if (self.scale != SCALE) + (self.size is not None) + (self.max_side is not None) > 1:
+            raise InputError("scale, size and max-side exclude each other; give one of them")
 
-
-class Resolver(Protocol):
-    """What the loop needs of `SuperResolver`."""
-
-    def __call__(
-        self,
-        image_bgr: Image,
-        *,
-        seed: int = 0,
-        strength: float = 1.0,
-        scale: float = 4.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Image:
-        """uint8 (h, w, 3) BGR -> uint8 (round(scale * h), round(scale * w), 3) BGR."""
+    def result_size(self, size: Size) -> Size:
+        """(width, height) of the result for an image of that size. Raises InputError if it cannot be made."""
+        if self.max_side is None:
+            return result_size(size, self.scale, self.size)
+        longest = max(size)
+        if self.max_side < longest:
+            raise InputError(
+                f"max-side {self.max_side} is less than the {longest} pixels of the image; "
+                "choose more, or reduce the image with another tool"
+            )
+        return result_size(size, min(SCALE, self.max_side / longest))
 
 
 class Status(str, Enum):
@@ -86,6 +93,10 @@ class FileResult:
     seconds: float = 0.0
     error: str | None = None
     notes: tuple[str, ...] = field(default=())
+    read: Mapping[str, Any] | None = None
+    """What kind of image the source is: format, mode, bits, alpha, metadata."""
+    written: Mapping[str, Any] | None = None
+    """The same of the result, and the metadata that it lacks."""
 
     @property
     def megapixels_per_second(self) -> float | None:
@@ -146,24 +157,41 @@ def _run_job(job: Job, resolver: Resolver, settings: RunSettings, watch: Observe
 def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> FileResult:
     begin = time.perf_counter()
     loaded = load_image(job.source, settings.max_pixels)
-    height, width = loaded.pixels.shape[:2]
-    watch.load(round(height * settings.scale) * round(width * settings.scale))
+    try:
+        size = settings.result_size(loaded.size)
+    except InputError as error:
+        raise InputError(f"{job.source}: {error}") from None
+    plan = plan_enlarged(loaded, size, job.target, strip=settings.strip)
+    watch.load(size[0] * size[1])
     make_folder(job.target.parent)  # before the work, so that an unwritable place is noticed early
-    enlarged = resolver(
-        loaded.pixels,
-        seed=settings.seed,
-        strength=settings.strength,
-        scale=settings.scale,
-        progress=watch.advance,
-    )
-    write_image(job.target, enlarged)
-    notes = (*loaded.losses, *([job.note] if job.note else []))
+    enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
+    notes = (*loaded.losses, *plan.notes, *([job.note] if job.note else []))
     seconds = time.perf_counter() - begin
-    return FileResult(job, Status.DONE, _size(loaded.pixels), _size(enlarged), seconds, notes=notes)
+    read, written = _read(loaded), _written(loaded, plan)
+    return FileResult(job, Status.DONE, loaded.size, size, seconds, notes=notes, read=read, written=written)
 
 
-def _size(image: Image) -> Size:
-    return image.shape[1], image.shape[0]
+def _read(loaded: LoadedImage) -> dict[str, Any]:
+    return {
+        "format": loaded.header.format,
+        "mode": loaded.mode,
+        "bits": loaded.bits,
+        "alpha": loaded.header.alpha,
+        "metadata": list(loaded.header.metadata.kinds),
+        "orientation": loaded.header.metadata.orientation,
+    }
+
+
+def _written(loaded: LoadedImage, plan: ResultPlan) -> dict[str, Any]:
+    kept = plan.metadata.kinds
+    return {
+        "format": plan.format,
+        "mode": "gray" if plan.layout.channels < 3 else "RGB",
+        "bits": plan.layout.bits,
+        "alpha": plan.layout.channels in (2, 4),
+        "metadata": list(kept),
+        "metadata_dropped": [kind for kind in loaded.header.metadata.kinds if kind not in kept],
+    }
 
 
 def count(results: Iterable[FileResult], status: Status) -> int:
@@ -198,6 +226,8 @@ def _entry(result: FileResult) -> dict[str, Any]:
         "status": result.status.value,
         "input_size": result.input_size,
         "output_size": result.output_size,
+        "read": result.read,
+        "written": result.written,
         "seconds": round(result.seconds, 4),
         "megapixels_per_second": None if rate is None else round(rate, 4),
         "error": result.error,

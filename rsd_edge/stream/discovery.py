@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsd_edge.errors import ImageReadError, InputError, OutputError
-from rsd_edge.stream.images import IMAGE_SUFFIXES, check_suffix
+from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 
 _OTHER_IMAGE_SUFFIXES = (".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf")
 

@@ -1,7 +1,7 @@
 """What the header of an image file says, read without decoding, and whether the file is all there.
 
 A decoder allocates what the header asks for and, in some OpenCV versions, fills the missing part of a truncated file
-with gray. Both are decided here first, from the bytes alone.
+with gray. Both are decided here first, from the bytes alone, and whether the colours would be right.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from rsd_edge.stream.metadata import Metadata, exif_of_tiff
+from rsd_edge.stream.tiff import Directory, TiffError, open_tiff
 
 SNIFF_BYTES = 32
 """How many leading bytes `sniff_format` needs."""
@@ -40,18 +43,45 @@ _BRANDS = {
 """Still images among the many things that begin with `ftyp`; the rest are MP4, MOV and their kin."""
 
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_HUFFMAN_DCT = (0xC0, 0xC1, 0xC2)
 _JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_SCAN = 0xDA
+_JPEG_YCCK = b"\2"
+_JPEG_EXIF, _JPEG_XMP, _JPEG_ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
+_PNG_COLOURS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Channels of each colour type."""
+_PNG_PALETTE = 3
+_PNG_XMP = b"XML:com.adobe.xmp"
+_LARGEST_METADATA = 1 << 24
+"""Bytes that a compressed profile or text may unpack to."""
+
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
+_TIFF_COMPRESSION = 259
 _TIFF_STRIPS, _TIFF_STRIP_SIZES, _TIFF_TILES, _TIFF_TILE_SIZES = 273, 279, 324, 325
-_TIFF_COLOUR, _TIFF_SAMPLES, _TIFF_SAMPLE_FORMAT = 262, 277, 339
-_TIFF_COLOUR_CHANNELS = {2: 3, 5: 4, 6: 3, 8: 3}
-"""Channels of RGB, CMYK, YCbCr and Lab; gray and palette have one. What a pixel has beyond is alpha."""
+_TIFF_COLOUR, _TIFF_SAMPLES, _TIFF_EXTRA, _TIFF_SAMPLE_FORMAT = 262, 277, 338, 339
+_TIFF_XMP, _TIFF_ICC = 700, 34675
+_TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
+"""Channels of gray (0 is white, 0 is black), RGB, palette and YCbCr. What a pixel has beyond is alpha."""
+_TIFF_OTHER_COLOURS = {4: "mask", 5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab", 32803: "raw camera", 34892: "raw camera"}
+_TIFF_WHITE_IS_ZERO, _TIFF_PALETTE = 0, 3
+_TIFF_PREMULTIPLIED = 1
+_TIFF_DEPTHS = (1, 2, 4, 8, 16)
+_TIFF_RATIOS = {1: 1, 5: 2800, 8: 1040, 32773: 64, 32946: 1040}
+"""Bytes that one byte can stand for, uncompressed and in LZW, deflate, PackBits and deflate by its old number."""
+_TIFF_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+
+_TO_RGB = "convert it to RGB (sRGB), for example with ImageMagick: magick IN -colorspace sRGB OUT.png"
+_TO_STILL = "extract its frames first, or save one of them as a still image"
 
 
 class HeaderError(Exception):
     """The bytes are no readable image; the text says why, without naming the file."""
+
+    def __init__(self, reason: str, cure: str = "") -> None:
+        """cure: what to do about it, if that is not to convert or to copy the file."""
+        super().__init__(reason)
+        self.cure = cure
 
 
 @dataclass(frozen=True)
@@ -62,10 +92,18 @@ class ImageHeader:
     width: int
     height: int
     bits: int = 8
-    """Per channel."""
+    """Per channel, of the colours in a palette too."""
     alpha: bool = False
     more_pages: bool = False
-    """An animation or a multi-page file, of which only the first picture is used."""
+    """A multi-page file, of which only the first picture is used."""
+    gray: bool = False
+    """One channel of colour. A BMP is known to be gray only once its palette is decoded."""
+    palette: bool = False
+    premultiplied: bool = False
+    """OpenCV decodes it to colours that are multiplied by alpha."""
+    negative: bool = False
+    """OpenCV decodes it to a negative."""
+    metadata: Metadata = field(default_factory=Metadata)
 
 
 def sniff_format(start: bytes) -> str:
@@ -80,13 +118,19 @@ def sniff_format(start: bytes) -> str:
 
 
 def parse_header(data: bytes) -> ImageHeader:
-    """Header of a whole file. Raises HeaderError if it is truncated, damaged, or not PNG, JPEG, WebP, BMP or TIFF."""
+    """Header of a whole file.
+
+    Raises HeaderError if it is truncated, damaged, animated, not PNG, JPEG, WebP, BMP or TIFF, or of a colour model or
+    number format that would not be read right.
+    """
     name = sniff_format(data[:SNIFF_BYTES])
+    if name == "GIF":
+        raise HeaderError("is a GIF file", f"if it moves, {_TO_STILL}; if it does not, convert it to PNG")
     if name not in _PARSERS:
         raise HeaderError(f"is a {name} file" if name else "is not an image")
     try:
         header = _PARSERS[name](data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, TiffError):
         raise HeaderError("is truncated") from None
     if header.width < 1 or header.height < 1:
         raise HeaderError(f"is damaged: its header says {header.width}x{header.height} pixels")
@@ -95,16 +139,23 @@ def parse_header(data: bytes) -> ImageHeader:
 
 def _png(data: bytes) -> ImageHeader:
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    alpha, animated = colour in (4, 6), False
+    alpha, wrapped = colour in (4, 6), {}
     for kind, start, end in _png_chunks(data):
         # Lower case marks a chunk that decoders may ignore, and its checksum with it.
         critical = kind[:1].isupper()
         if critical and zlib.crc32(memoryview(data)[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise HeaderError("is damaged: a checksum does not match")
         alpha |= kind == b"tRNS"
-        animated |= kind == b"acTL"
+        if kind == b"acTL" and struct.unpack_from(">I", data, start)[0] > 1:
+            raise HeaderError("is an animated PNG file", _TO_STILL)
+        if kind in (b"eXIf", b"iCCP") or (kind == b"iTXt" and data.startswith(_PNG_XMP + b"\0", start)):
+            wrapped[kind] = data[start:end]
         if kind == b"IEND":
-            return ImageHeader("PNG", width, height, bits, alpha, animated)
+            if colour not in _PNG_COLOURS:
+                raise HeaderError(f"is damaged: it has colour type {colour}")
+            palette = colour == _PNG_PALETTE
+            gray, depth, found = colour in (0, 4), 8 if palette else bits, _png_metadata(wrapped)
+            return ImageHeader("PNG", width, height, depth, alpha, gray=gray, palette=palette, metadata=found)
     raise HeaderError("is truncated")
 
 
@@ -120,8 +171,44 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position = end + 4
 
 
+def bare_png(data: bytes) -> bytes:
+    """A PNG without what decoders may ignore, transparency apart: libpng prints remarks on harmless colour profiles."""
+    chunks = [data[start - 8 : end + 4] for kind, start, end in _png_chunks(data) if kind.isupper() or kind == b"tRNS"]
+    return _PNG_SIGNATURE + b"".join(chunks)
+
+
+def _png_metadata(wrapped: dict[bytes, bytes]) -> Metadata:
+    icc = xmp = b""
+    unreadable = []
+    if b"iCCP" in wrapped:
+        packed = wrapped[b"iCCP"].partition(b"\0")[2][1:]
+        icc = _unpacked(packed)
+        if not icc:
+            unreadable.append("ICC profile")
+    if b"iTXt" in wrapped:
+        body = wrapped[b"iTXt"][len(_PNG_XMP) + 1 :]  # flag, method, language, translated keyword, text
+        text = body[2:].split(b"\0", 2)[-1]
+        xmp = _unpacked(text) if body[:1] == b"\1" else text
+        if not xmp:
+            unreadable.append("XMP")
+    exif = wrapped.get(b"eXIf", b"").removeprefix(_JPEG_EXIF)
+    return Metadata(exif, xmp, icc, tuple(unreadable))
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """Zlib data unpacked, or b'' if it is damaged or absurdly large."""
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(packed, _LARGEST_METADATA)
+    except zlib.error:
+        return b""
+    return content if unpacker.eof else b""
+
+
 def _jpeg(data: bytes) -> ImageHeader:
-    header: ImageHeader | None = None
+    frame: tuple[int, ...] = ()
+    wrapped: list[tuple[int, bytes]] = []
+    scanned = False
     position = 2
     while position < len(data):
         match = _JPEG_NEXT_MARKER.search(data, position)
@@ -129,17 +216,46 @@ def _jpeg(data: bytes) -> ImageHeader:
             break
         marker, position = data[match.end() - 1], match.end()
         if marker == 0xD9:
-            if header is None:
+            if not frame:
                 raise HeaderError("is damaged: it holds no picture")
-            return header
+            return _jpeg_header(frame, wrapped, len(data))
         if marker in (0x01, 0xD8):
             continue
         (size,) = struct.unpack_from(">H", data, position)
-        if marker in _JPEG_FRAME_MARKERS and header is None:
-            bits, height, width = struct.unpack_from(">BHH", data, position + 2)
-            header = ImageHeader("JPEG", width, height, bits)
+        scanned |= marker == _JPEG_SCAN
+        if marker in _JPEG_FRAME_MARKERS and not frame:
+            frame = (marker, *struct.unpack_from(">BHHB", data, position + 2))
+        elif marker in (0xE1, 0xE2, 0xEE) and not scanned:
+            wrapped.append((marker, data[position + 2 : position + size]))
         position += size
     raise HeaderError("is truncated")
+
+
+def _jpeg_header(frame: tuple[int, ...], wrapped: list[tuple[int, bytes]], size: int) -> ImageHeader:
+    marker, bits, height, width, channels = frame
+    if channels == 4:
+        transforms = [content[11:12] for marker, content in wrapped if marker == 0xEE and content[:5] == b"Adobe"]
+        raise HeaderError(f"is a {'YCCK' if _JPEG_YCCK in transforms else 'CMYK'} JPEG file", _TO_RGB)
+    if channels not in (1, 3):
+        raise HeaderError(f"is damaged: it has {channels} channels")
+    # A Huffman code has one bit or more, and each block has one; what is missing would be decoded to gray.
+    if marker in _JPEG_HUFFMAN_DCT and -(-width // 8) * -(-height // 8) > 8 * size:
+        raise HeaderError("is truncated")
+    if bits != 8:
+        raise HeaderError(f"is a {bits}-bit JPEG file")
+    return ImageHeader("JPEG", width, height, gray=channels == 1, metadata=_jpeg_metadata(wrapped))
+
+
+def _jpeg_metadata(wrapped: list[tuple[int, bytes]]) -> Metadata:
+    def first(start: bytes) -> bytes:
+        found = (content for marker, content in wrapped if marker == 0xE1 and content.startswith(start))
+        return next(found, b"").removeprefix(start)
+
+    parts = [content[len(_JPEG_ICC) :] for marker, content in wrapped if marker == 0xE2 and content[:12] == _JPEG_ICC]
+    numbered = sorted((part[0], part[2:]) for part in parts if len(part) > 2)
+    complete = bool(numbered) and [number for number, _ in numbered] == list(range(1, parts[0][1] + 1))
+    icc = b"".join(content for _, content in numbered) if complete else b""
+    return Metadata(first(_JPEG_EXIF), first(_JPEG_XMP), icc, () if complete or not parts else ("ICC profile",))
 
 
 def _webp(data: bytes) -> ImageHeader:
@@ -149,9 +265,14 @@ def _webp(data: bytes) -> ImageHeader:
     kind = data[12:16]
     if kind == b"VP8X":
         flags = data[20]
+        if flags & 0x02:
+            raise HeaderError("is an animated WebP file", _TO_STILL)
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
-        return ImageHeader("WebP", width, height, alpha=bool(flags & 0x10), more_pages=bool(flags & 0x02))
+        found = dict(_webp_chunks(data, size + 8))
+        exif = found.get(b"EXIF", b"").removeprefix(_JPEG_EXIF)
+        metadata = Metadata(exif, found.get(b"XMP ", b""), found.get(b"ICCP", b""))
+        return ImageHeader("WebP", width, height, alpha=bool(flags & 0x10), metadata=metadata)
     if kind == b"VP8L":
         (packed,) = struct.unpack_from("<I", data, 21)
         alpha = bool(packed >> 28 & 1)
@@ -162,52 +283,105 @@ def _webp(data: bytes) -> ImageHeader:
     raise HeaderError("is damaged: its first chunk holds no picture")
 
 
+def _webp_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, bytes]]:
+    """(name, content) of the chunks that hold metadata."""
+    position = 12
+    while position + 8 <= end:
+        kind, size = struct.unpack_from("<4sI", data, position)
+        if kind in (b"EXIF", b"XMP ", b"ICCP"):
+            yield kind, data[position + 8 : min(position + 8 + size, end)]
+        position += 8 + size + size % 2
+
+
 def _bmp(data: bytes) -> ImageHeader:
     offset, header_size = struct.unpack_from("<II", data, 10)
+    alpha_mask = 0
     if header_size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
         compression = 0
     else:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        if header_size >= 56 and bits == 32 and compression == 3:
+            (alpha_mask,) = struct.unpack_from("<I", data, 66)
     rows = abs(height)  # negative marks rows stored from top to bottom
     uncompressed = compression in (0, 3, 6)
     if uncompressed and offset + (width * bits + 31) // 32 * 4 * rows > len(data):
         raise HeaderError("is truncated")
-    return ImageHeader("BMP", width, rows)
+    return ImageHeader("BMP", width, rows, alpha=alpha_mask != 0, palette=bits <= 8)
 
 
 def _tiff(data: bytes) -> ImageHeader:
-    order = "<" if data[:2] == b"II" else ">"
-    (directory,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, directory)
-    fields = {}
-    for index in range(count):
-        tag, values = _tiff_field(data, order, directory + 2 + 12 * index)
-        fields[tag] = values
-    (next_directory,) = struct.unpack_from(f"{order}I", data, directory + 2 + 12 * count)
-    width, height = (fields.get(tag, (0,))[0] for tag in (_TIFF_WIDTH, _TIFF_HEIGHT))
-    if 3 in fields.get(_TIFF_SAMPLE_FORMAT, ()):
-        raise HeaderError("is a floating-point TIFF file")
+    main = open_tiff(data)
+    width, height, samples = (
+        main.number(tag, default) for tag, default in ((_TIFF_WIDTH, 0), (_TIFF_HEIGHT, 0), (_TIFF_SAMPLES, 1))
+    )
+    colour = main.number(_TIFF_COLOUR, 2 if samples >= 3 else 1)
+    bits = max(main.numbers(_TIFF_BITS, (1,)))
+    _check_tiff(main, colour, samples, bits)
+    _check_tiff_data(main, width * height * samples * bits // 8)
+    alpha = samples > _TIFF_CHANNELS[colour]
+    return ImageHeader(
+        "TIFF",
+        width,
+        height,
+        8 if colour == _TIFF_PALETTE else bits,
+        alpha,
+        more_pages=main.next != 0,
+        gray=colour in (0, 1),
+        palette=colour == _TIFF_PALETTE,
+        # Below 16 bits libtiff multiplies, whatever the file holds.
+        premultiplied=alpha and (bits <= 8 or _TIFF_PREMULTIPLIED in main.numbers(_TIFF_EXTRA)),
+        negative=colour == _TIFF_WHITE_IS_ZERO and bits > 8,  # libtiff turns others round itself
+        metadata=_tiff_metadata(main),
+    )
+
+
+def _check_tiff(main: Directory, colour: int, samples: int, bits: int) -> None:
+    """Raises HeaderError for what OpenCV does not read, or reads as something else."""
+    named = [_TIFF_FORMATS[number] for number in main.numbers(_TIFF_SAMPLE_FORMAT) if number in _TIFF_FORMATS]
+    if named:
+        raise HeaderError(f"is a {named[0]} TIFF file", "convert it to unsigned 8 or 16 bits")
+    if colour not in _TIFF_CHANNELS:
+        name = _TIFF_OTHER_COLOURS.get(colour, f"colour model {colour}")
+        raise HeaderError(f"is a {name} TIFF file", _TO_RGB)
+    if bits not in _TIFF_DEPTHS:
+        raise HeaderError(f"is a TIFF file of {bits} bits per channel", "convert it to unsigned 8 or 16 bits")
+    extra = samples - _TIFF_CHANNELS[colour]
+    if not 0 <= extra <= 1:
+        raise HeaderError(f"is a TIFF file of {samples} channels", "convert it to gray, RGB or RGBA")
+    if extra and _TIFF_CHANNELS[colour] == 1:
+        raise HeaderError("is a gray or palette TIFF file with transparency", "convert it to PNG, or to an RGBA TIFF")
+
+
+def _check_tiff_data(main: Directory, pixel_bytes: int) -> None:
+    """Raises HeaderError if strips or tiles lie beyond the file, or cannot hold all pixels."""
+    stored = 0
     for starts, sizes in ((_TIFF_STRIPS, _TIFF_STRIP_SIZES), (_TIFF_TILES, _TIFF_TILE_SIZES)):
-        ends = (start + size for start, size in zip(fields.get(starts, ()), fields.get(sizes, ()), strict=False))
-        if max(ends, default=0) > len(data):
+        lengths = main.numbers(sizes)
+        ends = (start + size for start, size in zip(main.numbers(starts), lengths, strict=False))
+        if max(ends, default=0) > len(main.data):
             raise HeaderError("is truncated")
-    bits = max(fields.get(_TIFF_BITS, (1,)))
-    (colour, *_), (samples, *_) = fields.get(_TIFF_COLOUR, (1,)), fields.get(_TIFF_SAMPLES, (1,))
-    alpha = samples > _TIFF_COLOUR_CHANNELS.get(colour, 1)
-    return ImageHeader("TIFF", width, height, bits, alpha, more_pages=next_directory != 0)
+        stored += sum(lengths)
+    # What is missing would be decoded to black. Some programs leave the sizes of a single strip out.
+    ratio = _TIFF_RATIOS.get(main.number(_TIFF_COMPRESSION, 1))
+    if ratio and stored and pixel_bytes > ratio * stored:
+        raise HeaderError("is truncated")
 
 
-def _tiff_field(data: bytes, order: str, position: int) -> tuple[int, tuple[int, ...]]:
-    """(tag, values) of a directory entry; no values for types that no tag of interest has."""
-    tag, kind, count = struct.unpack_from(f"{order}HHI", data, position)
-    if kind not in _TIFF_TYPES:
-        return tag, ()
-    layout = f"{order}{count}{_TIFF_TYPES[kind]}"
-    where = position + 8
-    if struct.calcsize(layout) > 4:
-        (where,) = struct.unpack_from(f"{order}I", data, where)
-    return tag, struct.unpack_from(layout, data, where)
+def _tiff_metadata(main: Directory) -> Metadata:
+    found, unreadable = {}, []
+    readers: dict[str, Callable[[], bytes]] = {
+        "EXIF": lambda: exif_of_tiff(main),
+        "XMP": lambda: main.raw(_TIFF_XMP),
+        "ICC profile": lambda: main.raw(_TIFF_ICC),
+    }
+    for name, read in readers.items():
+        try:
+            found[name] = read()
+        except TiffError:
+            unreadable.append(name)
+    exif, xmp, icc = (found.get(name, b"") for name in readers)
+    return Metadata(exif, xmp, icc, tuple(unreadable))
 
 
 _PARSERS: dict[str, Callable[[bytes], ImageHeader]] = {

@@ -7,44 +7,59 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rsd_edge.errors import ImageReadError, OutputError
+from rsd_edge.errors import ImageReadError
 from rsd_edge.opencv import cv2
-from rsd_edge.stream.atomic import atomic_file
-from rsd_edge.stream.encoders import write_bmp, write_png, write_tiff
-from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, parse_header, sniff_format
+from rsd_edge.stream.encoders import Layout, Pixels
+from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, bare_png, parse_header, sniff_format
+from rsd_edge.stream.results import plan_result, to_bytes
 
 Image = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 50_000_000
-"""Largest input by default: at x4 its result takes 2.4 GB."""
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Largest input by default: with three bytes a pixel it takes 150 MB, and its result at x4 a file of up to 2.4 GB."""
 
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
-_LOSSY_QUALITY = 95
 _OPENCV_SILENT = 0
-_STREAMED = {".png": write_png, ".bmp": write_bmp, ".tif": write_tiff, ".tiff": write_tiff}
-_LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A decoded file."""
+    """A decoded file, upright."""
 
-    pixels: Image
-    """uint8 (h, w, 3) BGR, upright."""
+    pixels: Pixels
+    """uint8 or, if the file has 16 bits per channel, uint16 (h, w, 3) BGR, not multiplied by alpha."""
+    alpha: Pixels | None
+    """(h, w) of the same dtype, or None if the file has no transparency."""
+    gray: bool
+    """The three channels of the pixels are equal."""
     header: ImageHeader
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    @property
+    def bits(self) -> int:
+        """Per channel: 8 or 16."""
+        return 8 * self.pixels.dtype.itemsize
+
+    @property
+    def mode(self) -> str:
+        """gray, palette or RGB, as the file has it."""
+        return "gray" if self.gray else "palette" if self.header.palette else "RGB"
+
+    @property
     def losses(self) -> tuple[str, ...]:
-        """What the file holds and the pixels do not, in words."""
+        """What the file holds and this does not, in words."""
         found = (
-            (self.header.alpha, "transparency dropped"),
-            (self.header.bits > 8, f"{self.header.bits} bits per channel reduced to 8"),
+            (self.header.alpha and self.alpha is None, f"transparency of this kind of {self.header.format} dropped"),
             (self.header.more_pages, "only the first picture of several used"),
         )
         return tuple(text for present, text in found if present)
@@ -54,76 +69,93 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode an image file to uint8 (h, w, 3) BGR, turned upright by its EXIF orientation.
 
     Gray and palette images become BGR, 16-bit ones are reduced to 8 bits, transparency is dropped and the colour
-    profile is not applied. Raises ImageReadError if the file is missing, empty, truncated, damaged, no image, or claims
-    more than `max_pixels` pixels; the claim is checked before anything is decoded.
+    profile is not applied. Raises what `load_image` raises.
     """
-    return load_image(path, max_pixels).pixels
+    return np.asarray(to_bytes(load_image(path, max_pixels).pixels), np.uint8)
 
 
 def load_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """Like `read_image`, with the header of the file."""
+    """Decode an image file with all that it holds.
+
+    Raises ImageReadError if the file is missing, empty, truncated, damaged, no image, animated, of a colour model or
+    number format that is not supported, or claims more than `max_pixels` pixels; the claim is checked before anything
+    is decoded.
+    """
     path = Path(path)
     data = _read_bytes(path)
     try:
         header = parse_header(data)
     except HeaderError as error:
-        raise ImageReadError(f"{path} {error}; {_cure(str(error))}") from None
+        raise ImageReadError(f"{path} {error}; {error.cure or _cure(str(error))}") from None
     if header.width * header.height > max_pixels:
         megapixels = header.width * header.height / 1e6
         raise ImageReadError(
             f"{path} claims {header.width}x{header.height} = {megapixels:.1f} megapixels, more than the limit of "
             f"{max_pixels / 1e6:.1f}; if you trust the file, raise it with --max-pixels {header.width * header.height}"
         )
+    decoded = _decode(data, header)
+    if decoded is None:
+        raise ImageReadError(f"{path} cannot be decoded (its {header.format} data is damaged or rare); save it anew")
+    return _loaded(decoded, header)
+
+
+def write_image(path: Path | str, image: Pixels) -> None:
+    """Encode uint8 or uint16 (h, w) gray, (h, w, 3) BGR or (h, w, 4) BGRA in the format of the suffix.
+
+    See `ResultPlan.write`; raises OutputError as `plan_result` and it do.
+    """
+    plan_result(Path(path), Layout.of(image)).write([image])
+
+
+def _decode(data: bytes, header: ImageHeader) -> npt.NDArray[Any] | None:
+    """As stored, apart from TIFF, which OpenCV turns upright; None if that is not what the header announces."""
+    data = bare_png(data) if header.format == "PNG" else data
     with _quiet_opencv():
         try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
-            pixels = None
-    if pixels is None or pixels.dtype != np.uint8:
-        raise ImageReadError(f"{path} cannot be decoded (its {header.format} data is damaged or rare); save it anew")
-    return LoadedImage(np.asarray(pixels, np.uint8), header)
+            return None
+    if decoded is None or decoded.dtype not in (np.uint8, np.uint16):
+        return None
+    height, width = decoded.shape[:2]
+    announced = sorted((header.width, header.height)) == sorted((width, height))
+    return decoded if announced and (decoded.ndim == 2 or decoded.shape[2] in (3, 4)) else None
 
 
-def write_image(path: Path | str, image: Image) -> None:
-    """Encode uint8 (h, w, 3) BGR in the format of the suffix and put it at `path` in one step.
-
-    PNG, BMP and TIFF are lossless and written in bounded memory. JPEG (4:4:4) and WebP have quality 95 and are encoded
-    in memory, which takes up to 4 bytes for each pixel with JPEG and 6 with WebP. The folder must exist.
-    Raises OutputError for another suffix, an image too large for the format, a full disk or an unwritable folder; then
-    `path` is as it was before.
-    """
-    path = Path(path)
-    suffix = check_suffix(path)
-    longest = _LONGEST_SIDE.get(suffix)
-    if longest is not None and max(image.shape[:2]) > longest:
-        height, width = image.shape[:2]
-        raise OutputError(f"cannot write {path}: {width}x{height} is beyond the {longest} pixels of {suffix}; use .png")
-    with atomic_file(path) as file:
-        if suffix in _STREAMED:
-            _STREAMED[suffix](file, image)
-        else:
-            file.write(_encode_lossy(suffix, image))
+def _loaded(decoded: npt.NDArray[Any], header: ImageHeader) -> LoadedImage:
+    if header.format != "TIFF":
+        decoded = _upright(decoded, header.metadata.orientation)
+    if header.negative:
+        decoded = np.iinfo(decoded.dtype).max - decoded
+    gray = header.gray or decoded.ndim == 2
+    alpha = None
+    if decoded.ndim == 2:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_GRAY2BGR)
+    elif decoded.shape[2] == 4:
+        # An unused fourth byte is no transparency.
+        alpha = np.ascontiguousarray(decoded[:, :, 3]) if header.alpha else None
+        decoded = np.ascontiguousarray(decoded[:, :, :3])
+        if alpha is not None and header.premultiplied:
+            _divide(decoded, alpha)
+    return LoadedImage(decoded, alpha, gray, header)
 
 
-def check_suffix(path: Path) -> str:
-    """The suffix of `path` in lower case. Raises OutputError if images cannot be written in that format."""
-    suffix = path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        known = ", ".join(IMAGE_SUFFIXES)
-        raise OutputError(f"cannot write {path}: '{path.suffix}' is not an output format; use one of {known}")
-    return suffix
+def _upright(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Stored pixels as they are to be seen, for an EXIF orientation of 1 to 8."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(image[rows, columns])
 
 
-def _encode_lossy(suffix: str, image: Image) -> memoryview:
-    if suffix == ".webp":
-        options = [cv2.IMWRITE_WEBP_QUALITY, _LOSSY_QUALITY]
-    else:
-        options = [cv2.IMWRITE_JPEG_QUALITY, _LOSSY_QUALITY]
-        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    encoded, data = cv2.imencode(suffix, image, options)
-    if not encoded:
-        raise OutputError(f"OpenCV cannot encode {image.shape[1]}x{image.shape[0]} pixels as {suffix}; use .png")
-    return data.data
+def _divide(pixels: Pixels, alpha: Pixels) -> None:
+    """Take alpha out of colours that are multiplied by it, in place; where it is 0 they stay what they are."""
+    most = np.iinfo(alpha.dtype).max
+    for top in range(0, len(pixels), _ROWS_AT_ONCE):
+        rows, shares = pixels[top : top + _ROWS_AT_ONCE], alpha[top : top + _ROWS_AT_ONCE, :, None]
+        divided = np.rint(rows * (most / np.maximum(shares, 1).astype(np.float32)))
+        np.copyto(rows, np.minimum(divided, most), casting="unsafe")
 
 
 def _read_bytes(path: Path) -> bytes:
