@@ -95,7 +95,8 @@ class ToBgr:
             interpolation=_FLAGS,
             threads=1,
         )
-        return np.ascontiguousarray(converted.to_ndarray())
+        image: Frame = converted.to_ndarray()  # type: ignore[assignment]
+        return image
 
 
 class FromBgr:

@@ -134,10 +134,8 @@ def choose_encoder(
                 notes += _losses(encoder, clip)
                 return encoder, tuple(notes)
             refused.append(f"{name} {why}")
-    cure = (
-        "choose another --codec or a smaller --scale" if settings.codec else "try another suffix or a smaller --scale"
-    )
-    raise OutputError(f"cannot encode {target}: {'; '.join(refused)}; {cure}")
+    other = "choose another --codec" if settings.codec else "try another suffix"
+    raise OutputError(f"cannot encode {target}: {'; '.join(refused)}; {other} or a smaller --scale")
 
 
 def _try(
@@ -158,7 +156,7 @@ def _try(
         os.environ.setdefault("SVT_LOG", "1")
     encoder = Encoder(
         name=name,
-        codec=codec.canonical_name,
+        codec=str(codec.canonical_name),
         container=container,
         width=size[0],
         height=size[1],

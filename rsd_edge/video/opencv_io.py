@@ -108,7 +108,7 @@ def _writer(target: Path, code: str, rate: float) -> Iterator[Any]:
     def write(image: NDArray[Any]) -> tuple[int, int]:
         height, width = (side + side % 2 for side in image.shape[:2])
         if not writers:
-            writers.append(cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*code), rate, (width, height)))
+            writers.append(cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*code), rate, (width, height)))
             if not writers[0].isOpened():
                 raise OutputError(f"cannot write {target}: OpenCV has no encoder for it; try --video-io av")
         bottom, right = height - image.shape[0], width - image.shape[1]

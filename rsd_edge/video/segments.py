@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
@@ -98,7 +99,7 @@ class SegmentWriter:
             raise OutputError(f"{self._encoder.name} failed ({error}); try another --codec") from None
         self._store(self._file, packets)
 
-    def _store(self, file: IO[bytes], packets: Iterable[av.Packet]) -> None:
+    def _store(self, file: IO[bytes], packets: Iterable[Packet[Any]]) -> None:
         try:
             for packet in packets:
                 file.write(bytes(packet))

@@ -65,8 +65,10 @@ class Orientation:
 
     def apply(self, image: Frame) -> Frame:
         """The upright image, contiguous."""
-        turned: Frame = np.rot90(image[:, ::-1] if self.mirrored else image, self.quarters)  # type: ignore[assignment]
-        return np.ascontiguousarray(turned)
+        turned: Frame = np.ascontiguousarray(  # type: ignore[assignment]
+            np.rot90(image[:, ::-1] if self.mirrored else image, self.quarters)
+        )
+        return turned
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def frame_aspect(stream: VideoStream) -> Fraction | None:
 def _orientation(frame: av.VideoFrame) -> tuple[Orientation, tuple[str, ...]]:
     """What the display matrix asks for, where it asks for quarters of a turn."""
     try:
-        matrix = bytes(frame.side_data["DISPLAYMATRIX"])
+        matrix = bytes(frame.side_data["DISPLAYMATRIX"])  # type: ignore[typeddict-item]
     except KeyError:
         return Orientation(), ()
     a, b, _, c, d = struct.unpack("=5i", matrix[:20])

@@ -6,19 +6,22 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import av
 from av.container import InputContainer, OutputContainer
-from av.container.core import Chapter
 from av.packet import Packet
 from av.stream import AttachmentStream, Stream
 
 from rsd_edge.video.formats import Container
 from rsd_edge.video.source import Clip, is_picture, opened
 
+if TYPE_CHECKING:
+    from av.container.core import Chapter  # exists for type checkers only
+
 _COPIED = ("audio", "subtitle", "attachment")
 _TECHNICAL = frozenset(
-    [
+    (
         "encoder",
         "major_brand",
         "minor_version",
@@ -32,7 +35,7 @@ _TECHNICAL = frozenset(
         "_statistics_writing_app",
         "_statistics_writing_date_utc",
         "_statistics_tags",
-    ]
+    )
 )
 """Tags that tell of the source's file and not of the film."""
 

@@ -121,7 +121,7 @@ class VideoUpscaler:
         """What must be the same for a run to go on: all that decides which packets come out."""
         encoder = asdict(plan.encoder)
         return {
-            "settings": asdict(self.settings),
+            "settings": {key: value for key, value in asdict(self.settings).items() if key != "max_pixels"},
             "input": identity(plan.clip.path),
             "engine": _engine_identity(self.resolver),
             "encoder": {key: str(value) for key, value in encoder.items()},
@@ -134,9 +134,10 @@ class VideoUpscaler:
     def _encode(self, plan: _Plan, work: WorkFolder, damage: Damage, progress: Progress | None, began: float) -> None:
         writer = SegmentWriter(work, plan.encoder, self.settings.segment_frames)
         try:
-            self._stream(plan, work, writer, damage, progress, began)
-        except KeyboardInterrupt:
-            raise VideoInterrupted(self._save(plan, work, writer)) from None
+            if self._stream(plan, work, writer, damage, progress, began):
+                writer.finish()
+            else:
+                raise VideoInterrupted(self._save(plan, work, writer))
         finally:
             writer.abandon()
 
@@ -148,8 +149,8 @@ class VideoUpscaler:
         damage: Damage,
         progress: Progress | None,
         began: float,
-    ) -> None:
-        """Decode, enlarge and encode what is not there yet, in three threads."""
+    ) -> bool:
+        """Decode, enlarge and encode what is not there yet, in three threads; False after Ctrl-C."""
         done = work.frames
         deep = "10" in plan.encoder.pixel_format
         frames = timed_frames(plan.clip, done, self.settings.max_frames, deep, damage)
@@ -162,11 +163,13 @@ class VideoUpscaler:
                 done += 1
                 if progress is not None:
                     progress(done, plan.clip.frames, time.perf_counter() - began)
+        except KeyboardInterrupt:
+            return False  # a second one, in what follows, is not caught
         finally:
             # Also after an error: what has been enlarged is encoded, and no thread is left behind.
             source.close()
             sink.finish()
-        writer.finish()
+        return True
 
     def _enlarge(
         self, clip: Clip, frame: TimedFrame, buffers: queue.Queue[NDArray[Any]], sink: Sink[EnlargedFrame]
