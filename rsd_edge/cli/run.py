@@ -1,4 +1,4 @@
-"""`rsd-edge run`: image files and folders in, upscaled files out."""
+"""`rsd-edge run`: image files, videos and folders in, upscaled files out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
+from rsd_edge.cli.video_options import run_videos, take_video_options, video_options
 from rsd_edge.errors import InputError
 from rsd_edge.pipeline import SuperResolver
 from rsd_edge.specs import Backend
@@ -23,6 +24,7 @@ from rsd_edge.stream.atomic import make_folder, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
+from rsd_edge.video.formats import is_video
 
 _FORMATS = ("png", "jpg", "webp", "bmp", "tif")
 _SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
@@ -60,6 +62,7 @@ _DEFAULTS = RunSettings()
 @click.option(
     "--report", "report_path", metavar="JSON", type=click.Path(path_type=Path), help="Settings, versions and results."
 )
+@video_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -71,16 +74,18 @@ def command(
     report_path: Path | None,
     **options: Any,
 ) -> int:
-    """Upscale images. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF.
+    """Upscale images and videos. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF, MP4, MKV...
 
-    OUT is a file if it ends in an image suffix, otherwise a folder. Files that fail are reported, the others go on, and
-    the exit code is then 2.
+    OUT is a file if it ends in an image or video suffix, otherwise a folder. Files that fail are reported, the others
+    go on, and the exit code is then 2.
     """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    for_videos = take_video_options(options)
     settings = RunSettings(**options)
     jobs = plan_jobs(inputs, output, recursive=recursive, suffix=f".{suffix}")
     if context.get_parameter_source("suffix") is not ParameterSource.DEFAULT:
-        _check_format(jobs, suffix)
+        _check_format([job for job in jobs if not is_video(job.target)], suffix)
+    images, videos = [[job for job in jobs if is_video(job.source) is wanted] for wanted in (False, True)]
     if report_path is not None:
         make_folder(report_path.parent)
     with SuperResolver.load(
@@ -96,10 +101,12 @@ def command(
             click.echo(f"{settings.engine}: {resolver.choice}", err=True)
         results: list[FileResult] = []
         try:
-            with _Display(len(jobs)) as display:
-                for result in run_jobs(jobs, resolver, settings, display):
+            with _Display(len(images)) as display:
+                for result in run_jobs(images, resolver, settings, display):
                     results.append(result)
                     display.show(result)
+            for result in run_videos(videos, resolver, settings, for_videos):
+                results.append(result)
         finally:  # an interrupted run has an account as well
             if report_path is not None:
                 write_json(report_path, report(results, settings, engine))
@@ -180,7 +187,7 @@ class _Display(Observer):
 def _summary(results: Sequence[FileResult], output: Path) -> str:
     counts = [f"{count(results, status)} {status.value}" for status in Status if count(results, status)]
     seconds = sum(result.seconds for result in results)
-    sizes = [result.output_size for result in results if result.output_size is not None]
-    megapixels = sum(width * height for width, height in sizes) / 1e6
+    sizes = [(*result.output_size, result.frames) for result in results if result.output_size is not None]
+    megapixels = sum(width * height * frames for width, height, frames in sizes) / 1e6
     rate = f", {megapixels / seconds:.2f} Mpx/s" if megapixels else ""
     return f"{', '.join(counts)} in {seconds:.1f} s{rate}: {output}"

@@ -160,20 +160,18 @@ def _fits(stream: Stream, container: Container) -> bool:
     """Whether the container takes the stream, found out by beginning a file with it."""
     output = av.open(io.BytesIO(), "w", format=container.name)
     try:
-        if isinstance(stream, AttachmentStream) and container.name != "matroska":
-            return False
-        if stream.codec_context is None and not isinstance(stream, AttachmentStream):
+        if stream.type == "attachment" and container.name != "matroska":
             return False
         add_track(output, stream)
-        if stream.type == "audio" or stream.type == "subtitle":
-            output.start_encoding()
+        if stream.type in ("audio", "subtitle"):
+            output.start_encoding()  # others cannot be the only stream of a file
     except (av.FFmpegError, ValueError):
         return False
     return True
 
 
 def _describe(stream: Stream) -> str:
-    codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
+    codec = getattr(stream.codec_context, "name", "unknown codec")
     language = stream.metadata.get("language")
     what = "cover picture" if is_picture(stream) else f"{stream.type} track"
     return f"{what} {stream.index} ({codec}{f', {language}' if language else ''})"
