@@ -31,11 +31,12 @@ class Job:
 def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, suffix: str = ".png") -> list[Job]:
     """Pair every input image or video with its output file, in a stable order.
 
-    A folder stands for the images and videos in it, known by their suffix, and with `recursive` for those in all its sub-folders;
-    hidden files, and the output folder where it lies inside, are left out. `output` is a file if it ends in an image
-    or video suffix, and then there must be one input, a file. Otherwise it is a folder: results take the name of their source
-    with the new suffix (a video's is its own if videos can be written so, or .mkv) and keep its place in the tree, below the name of its folder if several folders were given.
-    Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
+    A folder stands for the images and videos in it, known by their suffix, and with `recursive` for those in all its
+    sub-folders; hidden files, and the output folder where it lies inside, are left out. `output` is a file if it ends
+    in an image or video suffix, and then there must be one input, a file. Otherwise it is a folder: results take the
+    name of their source with the new suffix (videos keep theirs where it can be written, and get .mkv where not) and
+    keep its place in the tree, below the name of its folder if several folders were given. Sources that would share a
+    result get their old suffix into the name (a_jpg.png, a_png.png).
 
     Raises ImageReadError if the only input is missing, InputError for a folder without images, a single output file for
     several inputs, and results that still collide, OutputError for an image format that cannot be written and for a
@@ -70,8 +71,11 @@ def images_in(
     """
     found = sorted(_walk(folder, recursive, leave_out, suffixes))
     if not found:
-        more = " or videos" if suffixes != IMAGE_SUFFIXES else ""
-        raise InputError(f"{folder} contains no images{more} ({' '.join(suffixes)}); name a folder that does{cure}")
+        others = [suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES]
+        more = f" or videos ({' '.join(others)})" if others else ""
+        raise InputError(
+            f"{folder} contains no images ({' '.join(IMAGE_SUFFIXES)}){more}; name a folder that does{cure}"
+        )
     return found
 
 

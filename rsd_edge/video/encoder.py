@@ -13,7 +13,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from rsd_edge.errors import OutputError
 from rsd_edge.machine import usable_cores
-from rsd_edge.video.colour import Colour, FromBgr
+from rsd_edge.video.colour import Colour, FromBgr, is_deep
 from rsd_edge.video.formats import CONTAINERS, Container
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import Clip
@@ -50,12 +50,15 @@ class _Kind:
     preset_option: str | None = None
     crf_option: str = "crf"
     fixed: tuple[tuple[str, str], ...] = ()
+    presets: tuple[str, ...] = ()
+    """All that there are, where they have names."""
 
 
+_X26X = ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"]
 _KINDS = {
     # Faster presets than usual: the engine and the encoder share the processor.
-    "libx264": _Kind(18, 0.12, "veryfast", "preset"),
-    "libx265": _Kind(20, 0.08, "superfast", "preset", fixed=(("x265-params", "log-level=none"),)),
+    "libx264": _Kind(18, 0.12, "veryfast", "preset", presets=tuple(_X26X)),
+    "libx265": _Kind(20, 0.08, "superfast", "preset", fixed=(("x265-params", "log-level=none"),), presets=tuple(_X26X)),
     "libsvtav1": _Kind(28, 0.06, "10", "preset"),
     "libaom-av1": _Kind(28, 0.06, "8", "cpu-used"),
     "libvpx-vp9": _Kind(26, 0.08, "6", "cpu-used", fixed=(("deadline", "realtime"), ("row-mt", "1"))),
@@ -125,15 +128,19 @@ def choose_encoder(
     if container is None:
         known = ", ".join(CONTAINERS)
         raise OutputError(f"cannot write {target}: '{target.suffix}' is no video format here; use one of {known}")
-    notes: list[str] = []
-    refused = []
+    refused, shallow = [], None
     for codec in (settings.codec,) if settings.codec else container.codecs:
         for name in _ENCODERS.get(codec, (codec,)):
             encoder, why = _try(name, clip, container, size, settings)
-            if encoder is not None:
-                notes += _losses(encoder, clip)
-                return encoder, tuple(notes)
-            refused.append(f"{name} {why}")
+            if encoder is None:
+                refused.append(f"{name} {why}")
+            elif clip.colour.bits <= 8 or is_deep(encoder.pixel_format):
+                return encoder, _losses(encoder, clip)
+            else:
+                shallow = shallow or encoder
+                break  # another encoder of the same codec is no better reason to leave the processor
+    if shallow is not None:
+        return shallow, _losses(shallow, clip)
     other = "choose another --codec" if settings.codec else "try another suffix"
     raise OutputError(f"cannot encode {target}: {'; '.join(refused)}; {other} or a smaller --scale")
 
@@ -150,7 +157,9 @@ def _try(
         return None, "is no video encoder"
     kind = _KINDS.get(name) or (_HARDWARE if name.endswith(("_nvenc", "_qsv")) else _OTHER)
     if settings.preset is not None and kind.preset_option is None:
-        raise OutputError(f"{name} has no presets; leave out --preset")
+        return None, "has no presets"
+    if settings.preset is not None and kind.presets and settings.preset not in kind.presets:
+        raise OutputError(f"{name} has no preset '{settings.preset}'; it has {', '.join(kind.presets)}")
     if name == "libsvtav1":
         # It writes to stderr by itself, and only this variable, read when it first starts, makes it quiet.
         os.environ.setdefault("SVT_LOG", "1")
@@ -192,7 +201,7 @@ def _pixel_format(codec: av.Codec, colour: Colour) -> str:
     wanted = ("yuv420p10le", "p010le") if colour.bits > 8 else ()
     for name in (*wanted, "yuv420p", "nv12"):
         if name in known:
-            return name
+            return str(name)
     return "yuv420p"
 
 
@@ -207,7 +216,7 @@ def _time_base(name: str, clip: Clip, container: Container) -> Fraction:
 
 def _probe(encoder: Encoder) -> str:
     """Encode a few frames; why that failed, or nothing."""
-    deep = "10" in encoder.pixel_format
+    deep = is_deep(encoder.pixel_format)
     flat = np.full((encoder.height, encoder.width, 3), 128, np.uint16 if deep else np.uint8)
     try:
         output = av.open(os.devnull, "w", format=encoder.container.name)
@@ -229,9 +238,9 @@ def _probe(encoder: Encoder) -> str:
     return "" if len(packets) == _PROBE_FRAMES else "lost frames of a probe"
 
 
-def _losses(encoder: Encoder, clip: Clip) -> list[str]:
+def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
     notes = []
-    if clip.colour.bits > 8 and "10" not in encoder.pixel_format:
+    if clip.colour.bits > 8 and not is_deep(encoder.pixel_format):
         notes.append(f"{clip.colour.bits} bits reduced to 8, because {encoder.name} has no more")
     elif clip.colour.bits > 10:
         notes.append(f"{clip.colour.bits} bits reduced to 10")
@@ -241,4 +250,4 @@ def _losses(encoder: Encoder, clip: Clip) -> list[str]:
         raise OutputError(
             f"AVI has one fixed frame rate and {clip.path} a variable one; write .mkv or .mp4 to keep the times"
         )
-    return notes
+    return tuple(notes)

@@ -265,12 +265,17 @@ def _range(
     origin = Fraction(container.start_time or 0, av.time_base)
     shift = origin if container.format.name in _RUNNING_CLOCK else Fraction(0)
     begin = end = None
-    wanted = origin + Fraction(settings.start)
+    wanted = origin + _seconds(settings.start)
     if settings.start:
         shift, begin = wanted, -int(-wanted // time_base)
     if settings.duration is not None:
-        end = -int(-(wanted + Fraction(settings.duration)) // time_base)
+        end = -int(-(wanted + _seconds(settings.duration)) // time_base)
     return shift, begin, end
+
+
+def _seconds(value: float) -> Fraction:
+    """What was typed: 0.4 is nothing but close to the float."""
+    return Fraction(value).limit_denominator(1_000_000)
 
 
 def frame_aspect(stream: VideoStream) -> Fraction | None:

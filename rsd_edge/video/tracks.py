@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import AttachmentStream, Stream
+from av.stream import AttachmentStream, Discard, Stream
 
 from rsd_edge.video.formats import Container
 from rsd_edge.video.source import Clip, is_picture, opened
@@ -55,8 +55,8 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
     copied, notes = [], []
     with opened(clip.path) as source:
         for stream in source.streams:
-            if stream.index == clip.index:
-                continue
+            if stream.index == clip.index or stream.discard == Discard.all:
+                continue  # FFmpeg discards what it has read already, such as chapters that MP4 keeps in a track
             if stream.type == "video" and not is_picture(stream):
                 notes.append(f"video track {stream.index} left out: only the first one is enlarged")
             elif stream.type not in _COPIED and not is_picture(stream):
@@ -120,6 +120,8 @@ def copied_packets(
     wanted = [source.streams[index] for index in streams if source.streams[index].type != "attachment"]
     if not wanted:
         return
+    # Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known.
+    drop_priming = not container.negative_times and "matroska" not in source.format.name
     packets = source.demux(wanted)
     while True:
         try:
@@ -128,13 +130,13 @@ def copied_packets(
             return  # the same damage has ended the pictures, and been told
         if packet is None:
             return
-        moved = _moved(packet, clip, container, end)
+        moved = _moved(packet, clip, drop_priming, end)
         if moved is not None:
             packet.stream = streams[packet.stream.index]
             yield moved, packet
 
 
-def _moved(packet: Packet[Stream], clip: Clip, container: Container, end: Fraction | None) -> Fraction | None:
+def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:
     """Shift the packet's times; its place in the result in seconds, or None if it has none."""
     base = packet.time_base
     time = packet.pts if packet.dts is None else packet.dts
@@ -151,7 +153,7 @@ def _moved(packet: Packet[Stream], clip: Clip, container: Container, end: Fracti
     if is_picture(packet.stream):
         return max(seconds, Fraction(0))
     finished = time - shift + (packet.duration or 0) <= 0
-    if time < shift and (clip.begin is not None or (finished and not container.negative_times)):
+    if time < shift and (clip.begin is not None or (finished and drop_priming)):
         return None  # before the part that is wanted, or priming samples that this container cannot place before zero
     return seconds
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError, VideoInterrupted, VideoReadError
 from rsd_edge.stream.atomic import make_folder
+from rsd_edge.video.colour import is_deep
 from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
 from rsd_edge.video.encoder import Encoder, choose_encoder
 from rsd_edge.video.joining import Film, join
@@ -152,7 +153,7 @@ class VideoUpscaler:
     ) -> bool:
         """Decode, enlarge and encode what is not there yet, in three threads; False after Ctrl-C."""
         done = work.frames
-        deep = "10" in plan.encoder.pixel_format
+        deep = is_deep(plan.encoder.pixel_format)
         frames = timed_frames(plan.clip, done, self.settings.max_frames, deep, damage)
         source = Prefetch(frames, _AHEAD)
         sink = Sink(writer.add, _BEHIND)
