@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -152,8 +153,8 @@ def test_a_full_disk_while_encoding(source: Path, whole: list[int], monkeypatch:
 def test_a_full_disk_while_joining(source: Path, whole: list[int]) -> None:
     target = source.with_name("b.mp4")
     code = (
-        "import resource, sys\nsys.path.insert(0, sys.argv[1])\nfrom rsd_edge import *\n"
-        "from rsd_edge import VideoSettings, VideoUpscaler, OutputError\nfrom rsd_edge.video import upscaler\n"
+        "import resource, sys\nsys.path.insert(0, sys.argv[1])\nfrom rsd_edge import VideoSettings, VideoUpscaler, OutputError\n"
+        "from rsd_edge.video import upscaler\n"
         "from video_clips import cubic\njoin = upscaler.join\n"
         "def limited(film, path):\n    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n    join(film, path)\n"
         "upscaler.join = limited\n"
@@ -226,8 +227,10 @@ def test_other_settings_refuse_with_the_cure(source: Path) -> None:
 def test_another_engine_refuses(source: Path) -> None:
     target = source.with_name("b.mp4")
     interrupted(source, target)
-    with pytest.raises(OutputError, match="resolver Counting then, function now"):
-        VideoUpscaler(cubic, SETTINGS)(source, target)
+    engine = Counting()
+    engine.engine = SimpleNamespace(tile="208")  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match="tile None then, 208 now"):
+        VideoUpscaler(engine, SETTINGS)(source, target)
 
 
 def test_a_damaged_segment_is_told(source: Path) -> None:
@@ -255,7 +258,7 @@ def test_the_journal_tells_what_it_is_for(source: Path) -> None:
     first = json.loads((work_folder(target) / "journal.jsonl").read_text().splitlines()[0])
     assert first["settings"]["segment_frames"] == 4
     assert first["encoder"]["name"] == "libx264"
-    assert first["engine"] == {"resolver": "Counting"}
+    assert first["engine"] == {}
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1", "mpeg4"])
@@ -291,17 +294,18 @@ def test_queues_are_bounded_and_pass_errors_on() -> None:
         yield 1
         raise OSError("unplugged")
 
+    failing = Prefetch(broken(), 2)
     with pytest.raises(OSError, match="unplugged"):
-        list(Prefetch(broken(), 2))
+        list(failing)
 
     def refuse(item: int) -> None:
         raise ValueError(f"no room for {item}")
 
     sink: Sink[int] = Sink(refuse, 1)
+    sink.put(0)
+    time.sleep(0.1)
     with pytest.raises(ValueError, match="no room for 0"):
-        for number in range(10):
-            sink.put(number)
-            time.sleep(0.01)
+        sink.put(1)
     with pytest.raises(ValueError, match="no room for 0"):
         sink.finish()
     assert np.all([not thread.name.startswith("rsd-edge-") for thread in threading.enumerate() if thread.is_alive()])

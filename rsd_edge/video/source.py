@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from rsd_edge.errors import InputError, VideoReadError
@@ -44,6 +47,9 @@ _DEMUXERS = (
 
 _RUNNING_CLOCK = ("mpegts", "mpeg")
 """Formats whose first time means nothing."""
+
+_SLACK = Fraction(1, 10)
+"""Seconds by which the headers of intact files are off."""
 
 _RATES = (Fraction(1, 100), Fraction(1000))
 _USUAL_RATE = Fraction(25)
@@ -133,7 +139,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
 def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "cannot be read (permission denied); allow this user to read it"
-    if isinstance(error, av.InvalidDataError):
+    if isinstance(error, (av.InvalidDataError, av.EOFError)) or getattr(error, "errno", None) == errno.EIO:
         return "is no video that can be read, or is truncated or damaged; copy or download it again"
     return f"cannot be opened as a video ({getattr(error, 'strerror', None) or error}); copy it again or convert it"
 
@@ -147,7 +153,7 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise VideoReadError(f"{path} holds no video that can be decoded ({found} only); name a file with one")
 
 
-def is_picture(stream: av.stream.Stream) -> bool:
+def is_picture(stream: Stream) -> bool:
     """True for cover art, which files carry as a video of one frame."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
@@ -163,7 +169,10 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
         times = _Times()
         frame = None
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux():
+                times.see(packet)
+                if packet.stream.index != stream.index:
+                    continue
                 if frame is None:
                     frame = _first_frame(packet)
                 times.add(packet)
@@ -184,9 +193,19 @@ class _Times:
     def __init__(self) -> None:
         self.known: list[int] = []
         self.count = 0
+        self.stored = 0
+        """Frames, those included that are not to be shown."""
+        self.end = Fraction(0)
+        """Seconds at which the last packet of any stream ends."""
         self.broken = False
 
-    def add(self, packet: av.Packet[VideoStream]) -> None:
+    def see(self, packet: Packet[Stream]) -> None:
+        time = packet.dts if packet.pts is None else packet.pts
+        if packet.size and time is not None:
+            self.end = max(self.end, (time + (packet.duration or 0)) * packet.time_base)
+
+    def add(self, packet: Packet[Stream]) -> None:
+        self.stored += packet.size > 0
         if packet.size == 0 or packet.is_discard:
             return
         self.count += 1
@@ -201,12 +220,22 @@ class _Times:
         return (min(steps), max(steps)) if steps else (0, 0)
 
 
-def _first_frame(packet: av.Packet[VideoStream]) -> av.VideoFrame | None:
+def _first_frame(packet: Packet[Stream]) -> av.VideoFrame | None:
     try:
         frames = packet.decode()
     except av.FFmpegError:
         return None
-    return frames[0] if frames else None
+    return frames[0] if frames and isinstance(frames[0], av.VideoFrame) else None
+
+
+def _ends_early(container: InputContainer, stream: VideoStream, times: _Times) -> bool:
+    """True if the file's header tells of more than there is."""
+    if times.broken or times.stored < stream.frames:
+        return True
+    if container.duration is None:
+        return False
+    stated = Fraction((container.start_time or 0) + container.duration, av.time_base)
+    return stated - times.end > _SLACK
 
 
 def _clip(
@@ -234,8 +263,8 @@ def _clip(
     extra = list(turn_notes)
     if frame.interlaced_frame or (stream.codec_context.field_order or 0) in _INTERLACED:
         extra.append("interlaced video: combs are enlarged with the rest; deinterlace it first (ffmpeg -vf bwdif)")
-    if times.broken:
-        extra.append("the file is damaged or ends early; what can be read is enlarged")
+    if _ends_early(container, stream, times):
+        extra.append("the file is damaged or ends before its header says; what can be read is enlarged")
     if container.format.name in _RUNNING_CLOCK and not settings.start and shift:
         extra.append(f"times begin at zero instead of {float(shift):.3f} s, the file's arbitrary clock")
     aspect = frame_aspect(stream)

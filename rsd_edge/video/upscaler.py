@@ -235,9 +235,9 @@ def _missing(clip: Clip, frames: int) -> tuple[str, ...]:
 
 
 def _engine_identity(resolver: FrameResolver) -> dict[str, Any]:
-    """What tells two resolvers apart whose results differ."""
+    """What tells two `SuperResolver`s apart whose results differ; of anything else the caller has to know."""
     engine, choice = getattr(resolver, "engine", None), getattr(resolver, "choice", None)
     if engine is None:
-        return {"resolver": type(resolver).__name__}
+        return {}
     record = {key: value for key, value in (choice.record() if choice else {}).items() if key != "times_ms"}
     return {**record, "tile": str(engine.tile)}
