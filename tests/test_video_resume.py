@@ -153,7 +153,8 @@ def test_a_full_disk_while_encoding(source: Path, whole: list[int], monkeypatch:
 def test_a_full_disk_while_joining(source: Path, whole: list[int]) -> None:
     target = source.with_name("b.mp4")
     code = (
-        "import resource, sys\nsys.path.insert(0, sys.argv[1])\nfrom rsd_edge import VideoSettings, VideoUpscaler, OutputError\n"
+        "import resource, sys\nsys.path.insert(0, sys.argv[1])\n"
+        "from rsd_edge import VideoSettings, VideoUpscaler, OutputError\n"
         "from rsd_edge.video import upscaler\n"
         "from video_clips import cubic\njoin = upscaler.join\n"
         "def limited(film, path):\n    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n    join(film, path)\n"

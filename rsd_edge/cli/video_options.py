@@ -21,6 +21,9 @@ from rsd_edge.video.settings import FrameResolver, VideoResult, VideoSettings
 if TYPE_CHECKING:
     from rsd_edge.video.upscaler import VideoUpscaler
 
+_REFRESH = 10.0
+"""Times a second that a terminal is redrawn."""
+
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 _NAMES = ("codec", "crf", "preset", "start", "duration", "max_frames", "hdr", "video_io")
@@ -160,7 +163,9 @@ class _Display:
             TimeRemainingColumn(),
         )
         console = Console(stderr=True, force_terminal=terminal)
-        self._progress = Progress(*columns, console=console, disable=not terminal, transient=True)
+        self._progress = Progress(
+            *columns, console=console, disable=not terminal, transient=True, refresh_per_second=_REFRESH
+        )
         self._task = self._progress.add_task(job.source.name, total=None, frames="", rate="")
         self._first: tuple[int, float] | None = None
 
