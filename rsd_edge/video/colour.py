@@ -39,6 +39,8 @@ _FLAGS = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 
+_REDUCE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND  # to half the size as good, and more than twice as fast
+
 
 @dataclass(frozen=True)
 class Colour:
@@ -136,7 +138,7 @@ class FromBgr:
             dst_colorspace=matrix,
             src_color_range=self._colour.range,
             dst_color_range=self._colour.range,
-            interpolation=_FLAGS,
+            interpolation=_REDUCE,
             threads=1,
         )
         converted.colorspace, converted.color_range = self._colour.matrix, self._colour.range
