@@ -122,7 +122,26 @@ def _frame(recipe: Recipe, index: int, bits: int) -> av.VideoFrame:
         return av.VideoFrame.from_ndarray(image, format="bgr24").reformat(
             format="yuv444p", dst_colorspace=5, dst_color_range=1
         )
-    return av.VideoFrame.from_ndarray(planes(image, recipe, bits), format=recipe.pixel_format)
+    frame = av.VideoFrame(image.shape[1], image.shape[0], recipe.pixel_format)
+    rows = planes(image, recipe, bits)
+    flat, begin = rows.reshape(-1), 0
+    for plane in frame.planes:
+        part = flat[begin : begin + plane.width * plane.height].reshape(plane.height, plane.width)
+        padded = np.zeros((plane.height, plane.line_size // rows.itemsize), rows.dtype)
+        padded[:, : plane.width] = part
+        plane.update(padded.tobytes())
+        begin += part.size
+    return frame
+
+
+def stored(frame: av.VideoFrame) -> NDArray[Any]:
+    """4:2:0 planes, one below the other; the inverse of `planes`."""
+    dtype = np.dtype(np.uint16 if "10" in frame.format.name else np.uint8)
+    parts = []
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
+        parts.append(rows[:, : plane.width].reshape(-1))
+    return np.concatenate(parts).reshape(-1, frame.width)
 
 
 def _chapter(number: int, start: int, end: int, title: str) -> Any:
@@ -191,10 +210,10 @@ def read(path: Path) -> Content:
         context = video.codec_context
         return Content(
             times=[frame.pts * base for frame in frames],
-            hashes=[hash(frame.to_ndarray().tobytes()) for frame in frames],
+            hashes=[hash(stored(frame).tobytes()) for frame in frames],
             size=(frames[0].width, frames[0].height),
             end=max((frame.pts + (frame.duration or 0)) * base for frame in frames),
-            first=frames[0].to_ndarray(),
+            first=stored(frames[0]),
             pixel_format=frames[0].format.name,
             tags=(context.colorspace, context.color_range, context.color_primaries, context.color_trc),
             streams=[(s.type, s.codec_context.name if s.codec_context else "") for s in source.streams],

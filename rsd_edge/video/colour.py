@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from rsd_edge.opencv import cv2
@@ -35,11 +35,10 @@ _LUMA = {
 _HD_LINES = 720
 
 # swscale moves chroma between sample grids only, which it does exactly. Its own matrices are off by up to three levels.
-_FLAGS = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
-
-_REDUCE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND  # to half the size as good, and more than twice as fast
+# Its flags are numbers here because not every PyAV has names for all: bicubic and bilinear, then accurate rounding and
+# all chroma samples taken into account.
+_ENLARGE = 4 | 0x40000 | 0x2000 | 0x4000
+_REDUCE = 2 | 0x40000  # to half the size as good as bicubic, and more than twice as fast
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class ToBgr:
             dst_colorspace=_SWSCALE[self._colour.matrix],
             src_color_range=value_range,
             dst_color_range=value_range,
-            interpolation=_FLAGS,
+            interpolation=_ENLARGE,
             threads=1,
         )
 

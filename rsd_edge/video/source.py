@@ -261,7 +261,8 @@ def _clip(
     rate = stream.average_rate or stream.guessed_rate or _USUAL_RATE
     orientation, turn_notes = _orientation(frame)
     extra = list(turn_notes)
-    if frame.interlaced_frame or (stream.codec_context.field_order or 0) in _INTERLACED:
+    field_order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
+    if frame.interlaced_frame or field_order in _INTERLACED:
         extra.append("interlaced video: combs are enlarged with the rest; deinterlace it first (ffmpeg -vf bwdif)")
     if _ends_early(container, stream, times):
         extra.append("the file is damaged or ends before its header says; what can be read is enlarged")
