@@ -222,6 +222,7 @@ def test_a_terminal_shows_frames_and_speed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("rsd_edge.cli.video_options._REFRESH", 1000)
     assert rsd_edge("run", "in/clip.mp4", "-o", "out.mp4") == 0
     assert "clip.mp4" in terminal.getvalue()
+    assert "8 frames of 256x192 with libx264, very roughly 0 MB" in terminal.getvalue()
     assert "8/8" in terminal.getvalue()
     assert " fps" in terminal.getvalue()
 

@@ -10,12 +10,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from numpy.typing import NDArray
 from video_clips import PATCHES, TICKS, Content, Recipe, cubic, make, patch_colours, read
 
 from rsd_edge import VideoResult, VideoSettings, VideoUpscaler
 from rsd_edge.errors import InputError, OutputError, VideoReadError
 from rsd_edge.frames import PixelT
+from rsd_edge.video.settings import Forecast
 
 X264 = {"crf": "4", "preset": "ultrafast"}
 CODECS = {
@@ -250,6 +252,50 @@ def test_odd_sizes(tmp_path: Path) -> None:
     assert result.notes == ()
 
 
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_pixels_that_are_not_square(tmp_path: Path, container: str, rotation: int) -> None:
+    upscale(make(tmp_path / "a.mp4", Recipe(aspect=Fraction(16, 15), rotation=rotation)), f"b.{container}")
+    with av.open(str(tmp_path / f"b.{container}")) as opened:
+        assert opened.streams.video[0].sample_aspect_ratio == Fraction(*((16, 15) if not rotation else (15, 16)))
+
+
+def test_interlaced_films_are_named(tmp_path: Path) -> None:
+    recipe = Recipe(options={"x264-params": "interlaced=1", "crf": "4"}, size=(64, 64))
+    result, _ = upscale(make(tmp_path / "a.mp4", recipe), "b.mp4")
+    assert any("interlaced video: combs are enlarged" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_cover_pictures(tmp_path: Path, container: str) -> None:
+    plain = make(tmp_path / "plain.mp4", Recipe())
+    source = tmp_path / "a.mp4"
+    with av.open(str(plain)) as opened, av.open(str(source), "w") as output:
+        video = output.add_stream_from_template(opened.streams.video[0], opaque=True)
+        cover = output.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        for packet in opened.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+        for _ in (0,):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 32), 99, np.uint8), format="yuv420p")
+            output.mux(cover.encode(picture.reformat(format="yuvj420p")))
+            output.mux(cover.encode(None))
+    result, after = upscale(source, f"b.{container}")
+    check(read(plain), after, Fraction(1, 1000))
+    kept = ("video", "mjpeg") in after.streams
+    assert kept or any("cover picture 1 (mjpeg" in note for note in result.notes)
+    assert kept is (container == "mp4")
+
+
+def test_measured_rates_fit_into_avi(tmp_path: Path) -> None:
+    times = [round(index * 12800 / 25) + index % 2 for index in range(8)]  # 25 frames a second, give or take a tick
+    _, after = upscale(make(tmp_path / "a.mp4", Recipe(times=times)), "b.avi")
+    assert len(after.times) == 8
+
+
 @pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "avi"])
 def test_one_frame(tmp_path: Path, container: str) -> None:
     result, after = upscale(make(tmp_path / "a.mp4", Recipe(times=(0,))), f"b.{container}")
@@ -280,7 +326,11 @@ def test_parts(tmp_path: Path) -> None:
 def test_progress_and_result(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mp4", Recipe())
     calls: list[tuple[int, int | None, float]] = []
-    result = VideoUpscaler(cubic)(source, tmp_path / "b.mp4", progress=lambda *call: calls.append(call))
+    told: list[Forecast] = []
+    result = VideoUpscaler(cubic)(
+        source, tmp_path / "b.mp4", progress=lambda *call: calls.append(call), forecast=told.append
+    )
+    assert told == [Forecast(8, (256, 192), "libx264", round(8 * 256 * 192 * 0.12 / 8))]
     assert [call[:2] for call in calls] == [(i, 8) for i in range(1, 9)]
     assert 0 < calls[0][2] <= calls[-1][2] <= result.seconds
     assert (result.encoder, result.input_size, result.output_size) == ("libx264", (64, 48), (256, 192))

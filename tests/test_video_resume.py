@@ -176,10 +176,11 @@ def test_a_full_disk_while_joining(source: Path, whole: list[int]) -> None:
 
 
 def test_ctrl_c_leaves_something_to_play_and_goes_on(source: Path, whole: list[int]) -> None:
-    target, partial = source.with_name("b.mp4"), source.with_name("b.partial.mp4")
+    target, partial = source.with_name("b.mp4"), source.with_name("b.partial2.mp4")
+    source.with_name("b.partial.mp4").write_text("somebody else's")
     with pytest.raises(VideoInterrupted, match=rf"the first 0\.4 s are in {partial}; the same command goes on"):
         VideoUpscaler(Counting(11, KeyboardInterrupt()), SETTINGS)(source, target)
-    assert names(source.parent) == {"b.partial.mp4", work_folder(target).name}
+    assert names(source.parent) == {"b.partial.mp4", "b.partial2.mp4", work_folder(target).name}
     beginning = read(partial)
     assert beginning.hashes[:8] == whole[:8]  # the rest is of a segment that was closed early
     assert len(beginning.hashes) == 10
@@ -188,7 +189,7 @@ def test_ctrl_c_leaves_something_to_play_and_goes_on(source: Path, whole: list[i
     VideoUpscaler(again, SETTINGS)(source, target)
     assert again.calls == FRAMES - 8
     assert read(target).hashes == whole
-    assert names(source.parent) == {"b.mp4"}
+    assert names(source.parent) == {"b.mp4", "b.partial.mp4"}
 
 
 def test_ctrl_c_before_the_first_frame(source: Path) -> None:

@@ -42,6 +42,8 @@ class Recipe:
     chapters: Sequence[tuple[int, int, str]] = ()
     """In milliseconds."""
     tags: dict[str, str] = field(default_factory=dict)
+    aspect: Fraction | None = None
+    """Width to height of a pixel."""
     patch: bool = False
     """Flat patches, instead of a ramp with a bright square that moves."""
 
@@ -83,6 +85,8 @@ def make(path: Path, recipe: Recipe) -> Path:
         video.width, video.height = recipe.size
         video.pix_fmt, video.options = recipe.pixel_format, dict(recipe.options)
         video.codec_context.max_b_frames = recipe.b_frames
+        if recipe.aspect is not None:
+            video.codec_context.sample_aspect_ratio = recipe.aspect
         if recipe.tagged:
             video.codec_context.colorspace, video.codec_context.color_range = recipe.matrix, 2 if recipe.full else 1
             video.codec_context.color_primaries = recipe.matrix if recipe.matrix != 5 else 6

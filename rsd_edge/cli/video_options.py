@@ -16,7 +16,7 @@ from rsd_edge.errors import OutputError, RsdEdgeError, VideoInterrupted
 from rsd_edge.stream.atomic import is_disk_full
 from rsd_edge.stream.batch import FileResult, RunSettings, Status
 from rsd_edge.stream.discovery import Job
-from rsd_edge.video.settings import FrameResolver, VideoResult, VideoSettings
+from rsd_edge.video.settings import Forecast, FrameResolver, VideoResult, VideoSettings
 
 if TYPE_CHECKING:
     from rsd_edge.video.upscaler import VideoUpscaler
@@ -93,7 +93,7 @@ def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
     began = time.perf_counter()
     try:
         with _Display(job) as display:
-            made = upscaler(job.source, job.target, progress=display.show)
+            made = upscaler(job.source, job.target, progress=display.show, forecast=display.announce)
     except VideoInterrupted as interruption:
         _line(str(interruption))
         raise
@@ -177,6 +177,14 @@ class _Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def announce(self, forecast: Forecast) -> None:
+        """On a terminal, tell what is to come."""
+        size = "" if forecast.bytes is None else f", very roughly {forecast.bytes / 1e6:.0f} MB"
+        if not self._progress.disable:
+            width, height = forecast.size
+            text = f"{forecast.frames or '?'} frames of {width}x{height} with {forecast.encoder}{size}"
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, done: int, expected: int | None, seconds: float) -> None:
         """See Progress of VideoUpscaler."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import av
@@ -38,8 +39,6 @@ class Damage:
     packets: int = 0
     times: int = 0
     resized: int = 0
-    ended_early: bool = False
-    frames: int = field(default=0)
 
     def notes(self, clip: Clip) -> tuple[str, ...]:
         """In words."""
@@ -50,8 +49,6 @@ class Damage:
             found.append(f"{self.times} frames had no usable time; the usual step was taken")
         if self.resized:
             found.append(f"{self.resized} frames of another size were brought to {clip.width}x{clip.height}")
-        if self.ended_early:
-            found.append("the file ends early or is damaged; the result ends with the last frame that could be read")
         return tuple(found)
 
 
@@ -71,7 +68,6 @@ def timed_frames(clip: Clip, skip: int, limit: int | None, deep: bool, damage: D
             if limit is not None and count >= limit:
                 return
             count += 1
-            damage.frames = count
             if count <= skip:
                 continue
             damage.resized += (frame.width, frame.height) != (clip.width, clip.height)
@@ -108,15 +104,12 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> 
     while True:
         try:
             packet = next(packets, None)
-        except av.FFmpegError:
-            damage.ended_early = True
-            packet = None
+        except av.FFmpegError:  # noted when the file was surveyed
+            yield from _flushed(stream)
+            return
         if packet is None:
-            break
+            return
         yield from _frames_of(packet, damage)
-    if damage.ended_early:  # the demuxer's own last packet, which empties the decoder, did not come
-        with_errors = Damage()
-        yield from _flushed(stream, with_errors)
 
 
 def _frames_of(packet: Packet[VideoStream], damage: Damage) -> Iterator[av.VideoFrame]:
@@ -129,8 +122,7 @@ def _frames_of(packet: Packet[VideoStream], damage: Damage) -> Iterator[av.Video
     yield from frames
 
 
-def _flushed(stream: VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
-    try:
+def _flushed(stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """What the decoder still holds, where the demuxer's last packet, which would empty it, does not come."""
+    with suppress(av.FFmpegError):
         yield from stream.codec_context.decode(None)
-    except av.FFmpegError:
-        damage.packets += 1

@@ -208,10 +208,16 @@ def _pixel_format(codec: av.Codec, colour: Colour) -> str:
 def _time_base(name: str, clip: Clip, container: Container) -> Fraction:
     """The source's, unless the container or the encoder cannot have it."""
     if container.fixed_rate:
-        return 1 / clip.rate
+        return 1 / _tidy(clip.rate)
     if name == "mpeg4" and clip.time_base.denominator > _MPEG4_TICKS:
-        return 1 / clip.rate if clip.fixed_rate else Fraction(1, 1000)
+        return 1 / _tidy(clip.rate) if clip.fixed_rate else Fraction(1, 1000)
     return clip.time_base
+
+
+def _tidy(rate: Fraction) -> Fraction:
+    """The rate in small numbers, which MPEG-4 wants; measured ones have large numbers and mean the same."""
+    near = rate.limit_denominator(1001)
+    return near if near.numerator <= _MPEG4_TICKS else Fraction(round(rate))
 
 
 def _probe(encoder: Encoder) -> str:

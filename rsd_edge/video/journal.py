@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -49,6 +50,8 @@ class WorkFolder:
         self.target = target
         self.segments: list[Segment] = []
         self.complete = False
+        self.partial: Path | None = None
+        """Where an earlier run put what it had when it was interrupted."""
         make_folder(self.path)
         try:
             self._journal: IO[bytes] = open(self.path / "journal.jsonl", "a+b")  # noqa: SIM115 (held until close)
@@ -88,8 +91,24 @@ class WorkFolder:
         self._append({"complete": True})
         self.complete = True
 
+    def partial_path(self) -> Path:
+        """A place for the playable beginning of an interrupted result, where no file of another kind is.
+
+        Entered in the journal, so that the whole result can take its place. Raises OutputError.
+        """
+        if self.partial is None:
+            target, names = self.target, itertools.count(2)
+            path = target.with_name(f"{target.stem}.partial{target.suffix}")
+            while path.exists():
+                path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
+            self._append({"partial": path.name})
+            self.partial = path
+        return self.partial
+
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder, and what an interruption left to play."""
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _lock(self) -> None:
@@ -120,12 +139,14 @@ class WorkFolder:
             return
         self._check(lines[0], header)
         for entry in lines[1:]:
-            if entry.get("complete"):
+            if "complete" in entry:
                 self.complete = True
-            elif not self._take(entry["segment"]):
-                break
+            elif "partial" in entry:
+                self.partial = self.target.with_name(entry["partial"])
+            else:
+                self._take(entry["segment"])
 
-    def _take(self, entry: dict[str, Any]) -> bool:
+    def _take(self, entry: dict[str, Any]) -> None:
         """Count a segment of an earlier run if its file is as long as it was."""
         packets = tuple((size, time, key) for size, time, key in entry["packets"])
         segment = Segment(entry["file"], entry["frames"], entry["size"], packets, entry["end"])
@@ -133,7 +154,6 @@ class WorkFolder:
         if not path.is_file() or path.stat().st_size != segment.size:
             raise OutputError(f"{self.path} is damaged ({segment.file}); delete that folder to begin again")
         self.segments.append(segment)
-        return True
 
     def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
         other = [key for key in header if found.get(key) != header[key]]

@@ -82,6 +82,19 @@ class VideoSettings:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What is known of a result before the work begins."""
+
+    frames: int | None
+    """None where the file does not tell."""
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+    encoder: str
+    bytes: int | None
+    """Of the pictures, by experience with the encoder's quality; films differ by a factor of three and more."""
+
+
+@dataclass(frozen=True)
 class VideoResult:
     """What became of a video. Sizes are (width, height) in pixels, upright."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rsd_edge.video.joining import Film, join
 from rsd_edge.video.journal import Segment, WorkFolder, identity
 from rsd_edge.video.opencv_io import upscale_with_opencv
 from rsd_edge.video.segments import EnlargedFrame, SegmentWriter
-from rsd_edge.video.settings import FrameResolver, Progress, VideoResult, VideoSettings
+from rsd_edge.video.settings import Forecast, FrameResolver, Progress, VideoResult, VideoSettings
 from rsd_edge.video.source import Clip, survey
 from rsd_edge.video.threads import Prefetch, Sink
 from rsd_edge.video.tracks import Tracks, plan_tracks
@@ -65,11 +66,19 @@ class VideoUpscaler:
         self.resolver = resolver
         self.settings = settings or VideoSettings()
 
-    def __call__(self, source: Path | str, target: Path | str, *, progress: Progress | None = None) -> VideoResult:
+    def __call__(
+        self,
+        source: Path | str,
+        target: Path | str,
+        *,
+        progress: Progress | None = None,
+        forecast: Callable[[Forecast], None] | None = None,
+    ) -> VideoResult:
         """Enlarge a file.
 
         target: its suffix (.mp4, .mov, .m4v, .mkv, .webm, .avi) is the container.
         progress: called after each frame with frames done, frames expected or None, and seconds.
+        forecast: called once, before the work, with what the result will be like.
         Raises VideoReadError for a source that cannot be read, InputError for one that is refused, OutputError for a
         target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable.
         """
@@ -82,6 +91,9 @@ class VideoUpscaler:
         plan = self._plan(source, target)
         make_folder(target.parent)
         notes = (*plan.notes, *_check_room(plan, target))
+        if forecast is not None:
+            size = (plan.encoder.width, plan.encoder.height)
+            forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
         with WorkFolder(target, self._header(plan)) as work:
             earlier = work.frames
             damage = Damage()
@@ -92,7 +104,6 @@ class VideoUpscaler:
                 raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
             film = self._film(plan, work, work.segments)
             join(film, target)
-            partial_path(target).unlink(missing_ok=True)
             work.remove()
         return VideoResult(
             source=source,
@@ -193,15 +204,10 @@ class VideoUpscaler:
         if not segments:
             return f"{plan.clip.path}: interrupted before the first frame was done"
         film = self._film(plan, work, segments)
-        partial = partial_path(work.target)
+        partial = work.partial_path()
         join(film, partial)
         seconds = float(film.duration - film.begin)
         return f"{plan.clip.path}: the first {seconds:.1f} s are in {partial}; the same command goes on from there"
-
-
-def partial_path(target: Path) -> Path:
-    """Where the playable beginning of an interrupted result is put."""
-    return target.with_name(f"{target.stem}.partial{target.suffix}")
 
 
 def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
