@@ -206,7 +206,7 @@ def read(path: Path) -> Content:
         for packet in source.demux([s for s in source.streams if s.type != "attachment"]):
             if packet.stream is video:
                 frames += packet.decode()
-            elif packet.size:
+            elif packet.size and packet.pts is not None:
                 packets.setdefault(packet.stream.index, []).append(
                     (float(packet.pts * packet.time_base), bytes(packet))
                 )

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
@@ -38,6 +39,9 @@ _TECHNICAL = frozenset(
     )
 )
 """Tags that tell of the source's file and not of the film."""
+
+_PICTURES = {"mjpeg": (".jpg", "image/jpeg"), "png": (".png", "image/png")}
+"""Suffix and type of covers, by codec."""
 
 _CHAPTERS = ("mp4", "mov", "matroska", "webm")
 
@@ -73,6 +77,10 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
 
 def add_track(output: OutputContainer, stream: Stream) -> Stream:
     """A stream of the output for the packets of a source's. Raises what PyAV raises if the container refuses it."""
+    if is_picture(stream) and output.format.name == "matroska":
+        # There covers are attachments; as a track this one would be taken for a second film.
+        suffix, kind = _PICTURES[stream.codec_context.name]
+        return output.add_attachment(f"cover{suffix}", kind, _picture(stream))
     if isinstance(stream, AttachmentStream):
         name = stream.metadata.get("filename", f"attachment-{stream.index}")
         return output.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
@@ -80,6 +88,12 @@ def add_track(output: OutputContainer, stream: Stream) -> Stream:
     added.metadata.update(film_tags(stream.metadata))
     added.disposition = stream.disposition
     return added
+
+
+def _picture(stream: Stream) -> bytes:
+    """A cover as the file that it was, read apart so that no packet of the film is lost on the way."""
+    with opened(Path(stream.container.name)) as source:
+        return next((bytes(packet) for packet in source.demux(source.streams[stream.index]) if packet.size), b"")
 
 
 def film_tags(tags: dict[str, str]) -> dict[str, str]:
@@ -117,7 +131,7 @@ def copied_packets(
 
     end: seconds in the result behind which nothing is copied; None for all.
     """
-    wanted = [source.streams[index] for index in streams if source.streams[index].type != "attachment"]
+    wanted = [source.streams[index] for index, added in streams.items() if added.type != "attachment"]
     if not wanted:
         return
     # Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known.
@@ -139,6 +153,9 @@ def copied_packets(
 def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:
     """Shift the packet's times; its place in the result in seconds, or None if it has none."""
     base = packet.time_base
+    if packet.size and is_picture(packet.stream):
+        packet.pts = packet.dts = 0
+        return Fraction(0)
     time = packet.pts if packet.dts is None else packet.dts
     if packet.size == 0 or time is None:
         return None
@@ -150,8 +167,6 @@ def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction
     seconds = (time - shift) * base
     if end is not None and seconds >= end:
         return None
-    if is_picture(packet.stream):
-        return max(seconds, Fraction(0))
     finished = time - shift + (packet.duration or 0) <= 0
     if time < shift and (clip.begin is not None or (finished and drop_priming)):
         return None  # before the part that is wanted, or priming samples that this container cannot place before zero
@@ -167,7 +182,7 @@ def _fits(stream: Stream, container: Container) -> bool:
         add_track(output, stream)
         if stream.type in ("audio", "subtitle"):
             output.start_encoding()  # others cannot be the only stream of a file
-    except (av.FFmpegError, ValueError):
+    except (av.FFmpegError, ValueError, KeyError):
         return False
     return True
 
