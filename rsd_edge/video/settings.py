@@ -58,7 +58,7 @@ class VideoSettings:
     """av, or opencv for odd sources: video only, 8 bits, no resuming."""
     max_pixels: int = MAX_PIXELS
     """Largest input frame."""
-    segment_frames: int = 120
+    segment_frames: int = 60
     """Frames between two points from which an interrupted run can go on."""
 
     def __post_init__(self) -> None:

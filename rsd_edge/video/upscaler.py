@@ -30,8 +30,6 @@ from rsd_edge.video.tracks import Tracks, plan_tracks
 _AHEAD = 2
 _BEHIND = 1
 _TICK = 0.1
-_ROOM = 2
-"""The segments and the file that they are joined into are on the disk together."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,11 @@ class VideoUpscaler:
             return upscale_with_opencv(self.resolver, self.settings, source, target, progress)
         plan = self._plan(source, target)
         make_folder(target.parent)
-        notes = (*plan.notes, *_check_room(plan, target))
         if forecast is not None:
             size = (plan.encoder.width, plan.encoder.height)
             forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
         with WorkFolder(target, self._header(plan)) as work:
+            notes = (*plan.notes, *_check_room(plan, work))
             earlier = work.frames
             damage = Damage()
             if not work.complete:
@@ -218,16 +216,19 @@ def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
     return buffers
 
 
-def _check_room(plan: _Plan, target: Path) -> tuple[str, ...]:
+def _check_room(plan: _Plan, work: WorkFolder) -> tuple[str, ...]:
     """A note if the disk may become full. Raises OutputError if it surely will."""
-    predicted = plan.predicted_bytes
-    if predicted is None:
+    if plan.predicted_bytes is None or not plan.clip.frames:
         return ()
-    free = shutil.disk_usage(target.parent).free
-    words = f"about {_size(predicted)} expected and as much on the way, {_size(free)} free in {target.parent}"
-    if free < predicted:
-        raise OutputError(f"cannot write {target}: {words}; free some space or choose another folder")
-    return (f"{words}: this may not fit",) if free < _ROOM * predicted else ()
+    predicted, folder = plan.predicted_bytes, work.target.parent
+    missing = predicted * max(0, plan.clip.frames - work.frames) // plan.clip.frames
+    free = shutil.disk_usage(folder).free
+    words = f"about {_size(predicted)} expected and as much on the way, {_size(free)} free in {folder}"
+    if free < missing:
+        if not work.segments:
+            work.remove()
+        raise OutputError(f"cannot write {work.target}: {words}; free some space or choose another folder")
+    return (f"{words}: this may not fit",) if free < missing + predicted else ()
 
 
 def _size(count: int) -> str:
