@@ -320,6 +320,9 @@ def test_parts(tmp_path: Path) -> None:
     _, after = upscale(source, "b.mp4", max_frames=4)
     assert after.times == before.times[:4]
     assert after.packets[1][-1][0] < 0.16
+    for generous in ({"max_frames": 99}, {"duration": 50}):  # sound goes on to its own end
+        _, after = upscale(source, "b.mp4", **generous)
+        assert len(after.packets[1]) == len(before.packets[1])
     with pytest.raises(InputError, match=r"has no frame after 7 s: it is 0\.96 s long; lower --start"):
         upscale(source, "b.mp4", start=7)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -280,7 +280,7 @@ def test_segments_are_the_same_whatever_the_codec(source: Path, codec: str, monk
 def test_queues_are_bounded_and_pass_errors_on() -> None:
     taken = []
 
-    def numbers() -> Iterator[int]:
+    def numbers() -> Generator[int, None, None]:
         for number in range(100):
             taken.append(number)
             yield number
@@ -292,7 +292,7 @@ def test_queues_are_bounded_and_pass_errors_on() -> None:
     ahead.close()
     assert len(taken) < 8
 
-    def broken() -> Iterator[int]:
+    def broken() -> Generator[int, None, None]:
         yield 1
         raise OSError("unplugged")
 

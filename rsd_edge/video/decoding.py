@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,7 +52,9 @@ class Damage:
         return tuple(found)
 
 
-def timed_frames(clip: Clip, skip: int, limit: int | None, deep: bool, damage: Damage) -> Iterator[TimedFrame]:
+def timed_frames(
+    clip: Clip, skip: int, limit: int | None, deep: bool, damage: Damage
+) -> Generator[TimedFrame, None, None]:
     """Decode, leave out the first `skip` frames of the part that is wanted, and convert the others up to `limit`.
 
     skip, limit: counted from the first frame that is wanted. deep: 16 bits. Damage is counted on the way.

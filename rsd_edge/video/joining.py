@@ -33,18 +33,14 @@ class Film:
     folder: Path
     """Of the segments' files."""
     segments: Sequence[Segment]
-    cut: bool
-    """The result ends before the source does, so the copied tracks end with it."""
+    end: Fraction | None
+    """Seconds in the result behind which nothing is copied; None where it ends as the source does."""
 
     @property
     def duration(self) -> Fraction:
-        """Seconds from zero to the end of the last frame."""
-        return self.segments[-1].end * self.encoder.time_base
-
-    @property
-    def begin(self) -> Fraction:
-        """Seconds at which the first frame is shown."""
-        return min(time for _, time, _ in self.segments[0].packets) * self.encoder.time_base
+        """Seconds from the first frame to the end of the last."""
+        first = min(time for _, time, _ in self.segments[0].packets)
+        return (self.segments[-1].end - first) * self.encoder.time_base
 
 
 def join(film: Film, target: Path) -> None:
@@ -78,10 +74,9 @@ def _write(film: Film, path: Path) -> None:
         video = _add_video(film, source, output)
         copied = {index: add_track(output, source.streams[index]) for index in film.tracks.copied}
         output.metadata.update(film_tags(source.metadata))
-        end = film.duration if film.cut else None
-        copy_chapters(source, output, film.clip.shift, end)
+        copy_chapters(source, output, film.clip.shift, film.end)
         output.start_encoding()
-        others = copied_packets(source, copied, film.clip, container, end)
+        others = copied_packets(source, copied, film.clip, container, film.end)
         for _, packet in heapq.merge(_video_packets(film, video), others, key=lambda entry: entry[0]):
             output.mux(packet)
 

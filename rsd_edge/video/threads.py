@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,9 +13,9 @@ _TICK = 0.1
 
 
 class Prefetch(Generic[T]):
-    """Iterates over what another thread takes out of an iterator; an exception there is raised here."""
+    """Iterates over what another thread takes out of a generator; an exception there is raised here."""
 
-    def __init__(self, items: Iterator[T], ahead: int) -> None:
+    def __init__(self, items: Generator[T, None, None], ahead: int) -> None:
         """ahead: items waiting at most; one more is in the works."""
         self._items = items
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(ahead)
@@ -45,6 +45,8 @@ class Prefetch(Generic[T]):
             self._put((None, None))
         except BaseException as error:  # whatever it is, it belongs to the thread that waits
             self._put((None, error))
+        finally:
+            self._items.close()  # with the file that it reads
 
     def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
         while not self._stopped.is_set():

@@ -107,7 +107,7 @@ class VideoUpscaler:
             source=source,
             target=target,
             frames=work.frames,
-            duration=float(film.duration - film.begin),
+            duration=float(film.duration),
             input_size=plan.clip.upright_size,
             output_size=(plan.encoder.width, plan.encoder.height),
             encoder=plan.encoder.name,
@@ -138,8 +138,11 @@ class VideoUpscaler:
         }
 
     def _film(self, plan: _Plan, work: WorkFolder, segments: list[Segment]) -> Film:
-        cut = self.settings.duration is not None or self.settings.max_frames is not None or not work.complete
-        return Film(plan.clip, plan.encoder, plan.tracks, work.path, tuple(segments), cut)
+        clip = plan.clip
+        end = None if clip.end is None else clip.end * clip.time_base - clip.shift
+        if not work.complete or work.frames == self.settings.max_frames:
+            end = segments[-1].end * plan.encoder.time_base
+        return Film(clip, plan.encoder, plan.tracks, work.path, tuple(segments), end)
 
     def _encode(self, plan: _Plan, work: WorkFolder, damage: Damage, progress: Progress | None, began: float) -> None:
         writer = SegmentWriter(work, plan.encoder, self.settings.segment_frames)
@@ -204,7 +207,7 @@ class VideoUpscaler:
         film = self._film(plan, work, segments)
         partial = work.partial_path()
         join(film, partial)
-        seconds = float(film.duration - film.begin)
+        seconds = float(film.duration)
         return f"{plan.clip.path}: the first {seconds:.1f} s are in {partial}; the same command goes on from there"
 
 
