@@ -4,7 +4,8 @@
 
 The clip is made here: a photograph that a window of 320x180 moves over, H.264. Path and engine take turns, so that
 whatever else the machine does meets both. *alone* is `submit` and `collect` on the tiles of a frame and nothing around
-them; *resolver* is the frame path, with nothing decoded or encoded.
+them; *resolver* is the frame path, with nothing decoded or encoded. Where neighbours take the processor away, frames
+per second say little, and processor time for each frame more.
 """
 
 from __future__ import annotations
@@ -51,28 +52,37 @@ def make_clip(path: Path, width: int, height: int, frames: int) -> None:
         output.mux(stream.encode(None))
 
 
-def engine_alone(resolver: SuperResolver, width: int, height: int, frames: int) -> float:
-    """Frames per second of the bare engine on the tiles of such frames, its noise given."""
+Pace = tuple[float, float]
+"""Frames per second, and milliseconds of processor time for each frame, all threads together."""
+
+
+@contextmanager
+def pace_of(frames: int, paces: list[Pace]) -> Iterator[None]:
+    """Append the pace of what is done while this is open."""
+    wall, processor = time.perf_counter(), time.process_time()
+    yield
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    paces.append((frames / wall, 1000 * processor / frames))
+
+
+def engine_alone(resolver: SuperResolver, width: int, height: int, frames: int) -> None:
+    """The bare engine on the tiles of such frames, its noise given."""
     engine = resolver.engine
     plan = plan_tiles(height, width, engine.tile)
     rng = np.random.default_rng(0)
     lq = rng.uniform(-1, 1, (1, 3, plan.tile_h, plan.tile_w)).astype(np.float32)
     noise = rng.standard_normal((1, engine.spec.model.noise_channels, plan.tile_h, plan.tile_w)).astype(np.float32)
     detail = np.empty((1, 4 * plan.tile_h, 4 * plan.tile_w, 3), np.float32)
-    began = time.perf_counter()
     for _ in range(frames * plan.count):
         engine.collect(engine.submit(lq, noise, detail))
-    return frames / (time.perf_counter() - began)
 
 
-def resolver_alone(resolver: SuperResolver, width: int, height: int, frames: int) -> float:
-    """Frames per second of the frame path."""
+def resolver_alone(resolver: SuperResolver, width: int, height: int, frames: int) -> None:
+    """The frame path."""
     frame = cv2.resize(read_image(PHOTO), (width, height), interpolation=cv2.INTER_CUBIC)
     out = np.empty((4 * height, 4 * width, 3), np.uint8)
-    began = time.perf_counter()
     for _ in range(frames):
         resolver(frame, out=out)
-    return frames / (time.perf_counter() - began)
 
 
 @contextmanager
@@ -102,27 +112,31 @@ def measure(
     with av.open(str(clip)) as opened:
         stream = opened.streams.video[0]
         width, height, frames = stream.width, stream.height, stream.frames
-    speeds: dict[str, list[float]] = {"alone": [], "resolver": [], "video": []}
+    paces: dict[str, list[Pace]] = {"alone": [], "resolver": [], "video": []}
     with SuperResolver.load(name, precision=precision, backend="onnxruntime", threads=threads) as resolver:
         resolver.warm_up(height, width)
-        encoder = ""
+        upscaler = VideoUpscaler(resolver, settings)
         with memory_watch(0.5) as memory:
             for turn in range(rounds):
-                speeds["alone"].append(engine_alone(resolver, width, height, max(1, frames // 2)))
-                speeds["resolver"].append(resolver_alone(resolver, width, height, max(1, frames // 2)))
-                result = VideoUpscaler(resolver, settings)(clip, clip.with_name(f"{name}-{turn}.mp4"))
-                speeds["video"].append(result.frames / result.seconds)
-                encoder = result.encoder
-        tile = str(resolver.engine.tile)
-    middle = {kind: round(statistics.median(values), 3) for kind, values in speeds.items()}
+                share = max(1, frames // 2)
+                with pace_of(share, paces["alone"]):
+                    engine_alone(resolver, width, height, share)
+                with pace_of(share, paces["resolver"]):
+                    resolver_alone(resolver, width, height, share)
+                with pace_of(frames, paces["video"]):
+                    result = upscaler(clip, clip.with_name(f"{name}-{turn}.mp4"))
+        tile = resolver.engine.tile.size
+    middle = {kind: statistics.median(speed for speed, _ in turns) for kind, turns in paces.items()}
+    processor = {kind: statistics.median(spent for _, spent in turns) for kind, turns in paces.items()}
     return {
         "engine": f"{name} {precision} onnxruntime",
         "tile": tile,
-        "encoder": encoder,
-        "frames_per_second": middle,
-        "every_turn": {kind: [round(value, 3) for value in values] for kind, values in speeds.items()},
+        "encoder": result.encoder,
+        "frames_per_second": {kind: round(value, 3) for kind, value in middle.items()},
+        "processor_ms_per_frame": {kind: round(value, 1) for kind, value in processor.items()},
+        "every_turn": {kind: [[round(value, 3) for value in turn] for turn in turns] for kind, turns in paces.items()},
         "video_to_alone": round(middle["video"] / middle["alone"], 3),
-        "video_to_resolver": round(middle["video"] / middle["resolver"], 3),
+        "video_to_alone_by_processor_time": round(processor["alone"] / processor["video"], 3),
         "memory_mb": memory,
     }
 

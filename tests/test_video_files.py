@@ -297,6 +297,13 @@ def test_measured_rates_fit_into_avi(tmp_path: Path) -> None:
     assert len(after.times) == 8
 
 
+def test_names_that_look_like_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "a.mp4", Recipe()).rename(tmp_path / "http:a ü %d.mp4")
+    VideoUpscaler(cubic)("http:a ü %d.mp4", "file:b.mp4")
+    assert len(read(tmp_path / "file:b.mp4").times) == 8
+
+
 @pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "avi"])
 def test_one_frame(tmp_path: Path, container: str) -> None:
     result, after = upscale(make(tmp_path / "a.mp4", Recipe(times=(0,))), f"b.{container}")

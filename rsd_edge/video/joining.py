@@ -69,7 +69,7 @@ def _write(film: Film, path: Path) -> None:
     options = {"movflags": "+faststart"} if container.name in ("mp4", "mov") else {}
     with (
         opened(film.clip.path) as source,
-        av.open(str(path), "w", format=container.name, container_options=options) as output,
+        av.open(str(path.absolute()), "w", format=container.name, container_options=options) as output,
     ):
         video = _add_video(film, source, output)
         copied = {index: add_track(output, source.streams[index]) for index in film.tracks.copied}

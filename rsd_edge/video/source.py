@@ -126,8 +126,9 @@ def opened(path: Path) -> Iterator[InputContainer]:
         if path.stat().st_size == 0:
             raise VideoReadError(f"{path} is empty; copy or download it again")
         options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_DEMUXERS)}
-        # A tag that is not valid UTF-8 must not stop a film.
-        container = av.open(str(path), container_options=options, metadata_errors="replace")
+        # Absolute, because FFmpeg takes what stands before a colon for a protocol. A tag that is not valid UTF-8 must
+        # not stop a film.
+        container = av.open(str(path.absolute()), container_options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError, OSError) as error:
         if isinstance(error, VideoReadError):
             raise
