@@ -74,8 +74,10 @@ def upscale_with_opencv(
 def _reader(source: Path) -> Iterator[Any]:
     if not source.is_file():
         raise VideoReadError(f"{source} does not exist; check the spelling")
+    # OpenCV's own FFmpeg writes to stderr, and only this variable, read when it first starts, makes it quiet.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        capture = cv2.VideoCapture(str(source))
+        capture = cv2.VideoCapture(str(source.absolute()))
     except cv2.error as error:
         raise VideoReadError(f"{source} cannot be opened by OpenCV ({error.err}); try --video-io av") from None
     try:
@@ -108,7 +110,9 @@ def _writer(target: Path, code: str, rate: float) -> Iterator[Any]:
     def write(image: NDArray[Any]) -> tuple[int, int]:
         height, width = (side + side % 2 for side in image.shape[:2])
         if not writers:
-            writers.append(cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*code), rate, (width, height)))
+            writers.append(
+                cv2.VideoWriter(str(partial.absolute()), cv2.VideoWriter.fourcc(*code), rate, (width, height))
+            )
             if not writers[0].isOpened():
                 raise OutputError(f"cannot write {target}: OpenCV has no encoder for it; try --video-io av")
         bottom, right = height - image.shape[0], width - image.shape[1]
