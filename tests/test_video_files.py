@@ -105,6 +105,13 @@ def test_variable_rate_b_frames_and_a_late_start(tmp_path: Path, container: str)
     assert all(abs(time - ticks * TICKS) <= tick for time, ticks in zip(after.times, times, strict=True))
 
 
+def test_avi_has_no_late_start(tmp_path: Path) -> None:
+    recipe = Recipe(times=range(6400, 6400 + 8 * 512, 512))
+    result, after = upscale(make(tmp_path / "a.mp4", recipe), "b.avi")
+    assert "AVI begins at zero: the first frame is shown for the 0.50 s before it too" in result.notes
+    assert after.times == [0, *(Fraction(index + 12, 25) + Fraction(1, 25) for index in range(1, 8))]
+
+
 def test_avi_refuses_a_variable_rate(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mp4", Recipe(times=VARIABLE))
     with pytest.raises(OutputError, match=r"AVI has one fixed frame rate .* write \.mkv or \.mp4"):

@@ -252,6 +252,9 @@ def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
         notes.append(f"{clip.colour.bits} bits reduced to 10")
     if encoder.codec == "mpeg4":
         notes.append("MPEG-4 part 2 cannot tag colours: players guess the matrix")
+    late = clip.first * clip.time_base - clip.shift
+    if encoder.container.fixed_rate and late >= 1 / clip.rate:
+        notes.append(f"AVI begins at zero: the first frame is shown for the {float(late):.2f} s before it too")
     if encoder.container.fixed_rate and not clip.fixed_rate:
         raise OutputError(
             f"AVI has one fixed frame rate and {clip.path} a variable one; write .mkv or .mp4 to keep the times"

@@ -5,6 +5,7 @@ Because nothing passes from one segment to the next, an interrupted run encodes 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class SegmentWriter:
 
     def add(self, frame: EnlargedFrame) -> None:
         """Encode one frame. Raises OutputError for a full disk or an encoder that fails."""
-        time = round(frame.time / self._encoder.time_base)
+        # Halves always up: rounded to even, times that lie between two ticks would be unevenly far apart.
+        time = math.floor(frame.time / self._encoder.time_base + Fraction(1, 2))
         if self._last is not None:
             time = max(time, self._last + 1)  # two times may round to one tick
         self._last = time

@@ -93,6 +93,8 @@ class Clip:
     """All frames are equally far apart, to one tick."""
     frames: int | None
     """Expected; None where the file does not tell."""
+    first: int
+    """Time of the first frame, as far as the file tells."""
     begin: int | None
     """First time that is wanted; None for all."""
     end: int | None
@@ -279,6 +281,7 @@ def _clip(
         rate=rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE,
         fixed_rate=longest - shortest <= max(1, round(longest / 100)),
         frames=expected,
+        first=min(wanted, default=0),
         begin=begin,
         end=end,
         shift=shift,
