@@ -17,7 +17,7 @@ from video_clips import Recipe, cubic, make, read
 from rsd_edge import VideoSettings, VideoUpscaler
 from rsd_edge.errors import VideoReadError
 
-SECONDS_EACH = 5
+SECONDS_EACH = 20
 """Against hanging. A sound clip of this size takes 0.1 s, and a mutation may add frames, but only so many."""
 
 TRY_ALL = """

@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_something_to_play_and_goes_on(source: Path, whole: list[i
 def test_ctrl_c_before_the_first_frame(source: Path) -> None:
     with pytest.raises(VideoInterrupted, match="interrupted before the first frame was done"):
         VideoUpscaler(Counting(1, KeyboardInterrupt()), SETTINGS)(source, source.with_name("b.mp4"))
-    assert names(source.parent) == {".b.mp4.rsd-edge"}
+    assert names(source.parent) == set()
 
 
 def test_a_second_ctrl_c_ends_at_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +224,18 @@ def test_other_settings_refuse_with_the_cure(source: Path) -> None:
     source.write_bytes(source.read_bytes() + b"\0")
     with pytest.raises(OutputError, match="another input"):
         VideoUpscaler(cubic, SETTINGS)(source, target)
+
+
+def test_nothing_done_binds_nobody(source: Path, whole: list[int]) -> None:
+    target = source.with_name("b.mp4")
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Counting(1, ValueError("stop")), SETTINGS)(source, target)
+    assert names(source.parent) == set()
+    interrupted(source, target)  # with one segment; a killed run may leave none
+    journal = work_folder(target) / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines()[0].replace('"seed": 0', '"seed": 9') + "\n")
+    VideoUpscaler(Counting(), SETTINGS)(source, target)
+    assert read(target).hashes == whole
 
 
 def test_another_engine_refuses(source: Path) -> None:

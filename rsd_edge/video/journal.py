@@ -71,6 +71,8 @@ class WorkFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._journal.close()
+        if not self.segments and self.partial is None:
+            self.remove()  # there is nothing to go on from
 
     @property
     def frames(self) -> int:
@@ -134,6 +136,9 @@ class WorkFolder:
             lines.append(entry)
             good += len(line)
         self._journal.truncate(good)  # what a crash left of a last line
+        if len(lines) == 1:  # a run that was killed before anything was done binds nobody
+            self._journal.truncate(0)
+            lines = []
         if not lines:
             self._append({"version": _VERSION, **header})
             return

@@ -98,7 +98,6 @@ class VideoUpscaler:
             if not work.complete:
                 self._encode(plan, work, damage, progress, began)
             if not work.segments:
-                work.remove()
                 raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
             film = self._film(plan, work, work.segments)
             join(film, target)
@@ -228,8 +227,6 @@ def _check_room(plan: _Plan, work: WorkFolder) -> tuple[str, ...]:
     free = shutil.disk_usage(folder).free
     words = f"about {_size(predicted)} expected and as much on the way, {_size(free)} free in {folder}"
     if free < missing:
-        if not work.segments:
-            work.remove()
         raise OutputError(f"cannot write {work.target}: {words}; free some space or choose another folder")
     return (f"{words}: this may not fit",) if free < missing + predicted else ()
 
