@@ -18,8 +18,12 @@ if TYPE_CHECKING:
         ModelError,
         OutputError,
         RsdEdgeError,
+        VideoInterrupted,
+        VideoReadError,
     )
     from rsd_edge.pipeline import SuperResolver
+    from rsd_edge.video.settings import VideoResult, VideoSettings
+    from rsd_edge.video.upscaler import VideoUpscaler
 
 __version__ = "0.1.0"
 
@@ -32,15 +36,27 @@ __all__ = [
     "OutputError",
     "RsdEdgeError",
     "SuperResolver",
+    "VideoInterrupted",
+    "VideoReadError",
+    "VideoResult",
+    "VideoSettings",
+    "VideoUpscaler",
     "__version__",
 ]
+
+
+_MODULES = {
+    "SuperResolver": "rsd_edge.pipeline",
+    "VideoResult": "rsd_edge.video.settings",
+    "VideoSettings": "rsd_edge.video.settings",
+    "VideoUpscaler": "rsd_edge.video.upscaler",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'rsd_edge' has no attribute '{name}'")
-    module = "rsd_edge.pipeline" if name == "SuperResolver" else "rsd_edge.errors"
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "rsd_edge.errors")), name)
 
 
 def __dir__() -> list[str]:

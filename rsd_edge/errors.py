@@ -17,6 +17,14 @@ class ImageReadError(InputError):
     """An image file is missing, empty, truncated, too large or not an image."""
 
 
+class VideoReadError(InputError):
+    """A video file is missing, empty, damaged beyond use, too large or not a video."""
+
+
+class VideoInterrupted(KeyboardInterrupt):
+    """Ctrl-C within a video; the message says what was saved. Given again, the same command goes on."""
+
+
 class OutputError(RsdEdgeError, OSError):
     """A result cannot be written: unwritable folder, full disk, unsupported format."""
 

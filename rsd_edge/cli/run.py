@@ -1,4 +1,4 @@
-"""`rsd-edge run`: image files and folders in, upscaled files out."""
+"""`rsd-edge run`: image files, videos and folders in, upscaled files out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
+from rsd_edge.cli.video_options import run_videos, take_video_options, video_options
 from rsd_edge.errors import InputError
 from rsd_edge.pipeline import SuperResolver
 from rsd_edge.specs import Backend
@@ -24,6 +25,7 @@ from rsd_edge.stream.atomic import make_folder, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
+from rsd_edge.video.formats import is_video
 
 _FORMATS = ("png", "jpg", "webp", "bmp", "tif")
 _SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
@@ -81,6 +83,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option(
     "--report", "report_path", metavar="JSON", type=click.Path(path_type=Path), help="Settings, versions and results."
 )
+@video_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -92,26 +95,29 @@ def command(
     report_path: Path | None,
     **options: Any,
 ) -> int:
-    """Upscale images. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF.
+    """Upscale images and videos. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF, MP4, MKV...
 
     Gray stays gray, transparency is kept, 16 bits stay 16 where the result is PNG or TIFF, and EXIF, XMP and colour
     profile go along; a warning says what a format cannot hold. PNG, TIFF and BMP are written while they are made, so
     that memory does not grow with them.
 
-    OUT is a file if it ends in an image suffix, otherwise a folder. Files that fail are reported, the others go on, and
-    the exit code is then 2.
+    OUT is a file if it ends in an image or video suffix, otherwise a folder. Files that fail are reported, the others
+    go on, and the exit code is then 2.
     """
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     if sum(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in _SIZES) > 1:
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
+    for_videos = take_video_options(options)
     settings = RunSettings(**options)
     jobs = plan_jobs(inputs, output, recursive=recursive, suffix=f".{suffix}")
     if context.get_parameter_source("suffix") is not ParameterSource.DEFAULT:
-        _check_format(jobs, suffix)
+        _check_format([job for job in jobs if not is_video(job.target)], suffix)
+    if (settings.size or settings.max_side) and any(is_video(job.source) for job in jobs):
+        raise InputError("--size and --max-side are for images; give videos a --scale, or run them apart")
     if report_path is not None:
         make_folder(report_path.parent)
     with _load(settings) as resolver:
-        results = _run_images(jobs, resolver, settings, report_path)
+        results = _run(jobs, resolver, settings, for_videos, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):
         click.echo(_summary(results, output), err=True)
@@ -133,17 +139,24 @@ def _load(settings: RunSettings) -> SuperResolver:
     return resolver
 
 
-def _run_images(
-    jobs: Sequence[Job], resolver: SuperResolver, settings: RunSettings, report_path: Path | None
+def _run(
+    jobs: Sequence[Job],
+    resolver: SuperResolver,
+    settings: RunSettings,
+    for_videos: Mapping[str, Any],
+    report_path: Path | None,
 ) -> list[FileResult]:
-    """Run the jobs with a display, and report on them."""
+    """Run the jobs, images first, with a display, and report on them."""
+    images, videos = [[job for job in jobs if is_video(job.source) is wanted] for wanted in (False, True)]
     engine = resolver.choice.record() if resolver.choice else {}
     results: list[FileResult] = []
     try:
-        with _Display(len(jobs)) as display:
-            for result in run_jobs(jobs, resolver, settings, display):
+        with _Display(len(images)) as display:
+            for result in run_jobs(images, resolver, settings, display):
                 results.append(result)
                 display.show(result)
+        for result in run_videos(videos, resolver, settings, for_videos):
+            results.append(result)
     finally:  # an interrupted run has an account as well
         if report_path is not None:
             write_json(report_path, report(results, settings, engine))
@@ -221,7 +234,7 @@ class _Display(Observer):
 def _summary(results: Sequence[FileResult], output: Path) -> str:
     counts = [f"{count(results, status)} {status.value}" for status in Status if count(results, status)]
     seconds = sum(result.seconds for result in results)
-    sizes = [result.output_size for result in results if result.output_size is not None]
-    megapixels = sum(width * height for width, height in sizes) / 1e6
+    sizes = [(*result.output_size, result.frames) for result in results if result.output_size is not None]
+    megapixels = sum(width * height * frames for width, height, frames in sizes) / 1e6
     rate = f", {megapixels / seconds:.2f} Mpx/s" if megapixels else ""
     return f"{', '.join(counts)} in {seconds:.1f} s{rate}: {output}"

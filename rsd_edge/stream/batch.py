@@ -97,13 +97,16 @@ class FileResult:
     """What kind of image the source is: format, mode, bits, alpha, metadata."""
     written: Mapping[str, Any] | None = None
     """The same of the result, and the metadata that it lacks."""
+    frames: int = 1
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What a report tells of a video beside this."""
 
     @property
     def megapixels_per_second(self) -> float | None:
         """Output megapixels for each second, or None unless the file is done."""
         if self.output_size is None or self.seconds == 0:
             return None
-        return self.output_size[0] * self.output_size[1] / 1e6 / self.seconds
+        return self.output_size[0] * self.output_size[1] * self.frames / 1e6 / self.seconds
 
 
 class Observer:
@@ -232,6 +235,7 @@ def _entry(result: FileResult) -> dict[str, Any]:
         "megapixels_per_second": None if rate is None else round(rate, 4),
         "error": result.error,
         "notes": list(result.notes),
+        **result.details,
     }
 
 

@@ -10,13 +10,17 @@ from pathlib import Path
 
 from rsd_edge.errors import ImageReadError, InputError, OutputError
 from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
+from rsd_edge.video.formats import CONTAINERS, VIDEO_SUFFIXES, is_video, result_suffix
 
 _OTHER_IMAGE_SUFFIXES = (".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf")
 
 
+_MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One image to read and the file to write."""
+    """One image or video to read and the file to write."""
 
     source: Path
     target: Path
@@ -25,13 +29,14 @@ class Job:
 
 
 def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, suffix: str = ".png") -> list[Job]:
-    """Pair every input image with its output file, in a stable order.
+    """Pair every input image or video with its output file, in a stable order.
 
-    A folder stands for the images in it, known by their suffix, and with `recursive` for those in all its sub-folders;
-    hidden files, and the output folder where it lies inside, are left out. `output` is a file if it ends in an image
-    suffix, and then there must be one input, a file. Otherwise it is a folder: results take the name of their source
-    with the new suffix and keep its place in the tree, below the name of its folder if several folders were given.
-    Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
+    A folder stands for the images and videos in it, known by their suffix, and with `recursive` for those in all its
+    sub-folders; hidden files, and the output folder where it lies inside, are left out. `output` is a file if it ends
+    in an image or video suffix, and then there must be one input, a file. Otherwise it is a folder: results take the
+    name of their source with the new suffix (videos keep theirs where it can be written, and get .mkv where not) and
+    keep its place in the tree, below the name of its folder if several folders were given. Sources that would share a
+    result get their old suffix into the name (a_jpg.png, a_png.png).
 
     Raises ImageReadError if the only input is missing, InputError for a folder without images, a single output file for
     several inputs, and results that still collide, OutputError for an image format that cannot be written and for a
@@ -43,33 +48,45 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     target = output.suffix.lower()
     if target in _OTHER_IMAGE_SUFFIXES:
         check_suffix(output)
-    if target in IMAGE_SUFFIXES and not output.is_dir():
+    if target in _MEDIA and not output.is_dir():
         jobs = [Job(_only_file(inputs, output), output)]
+        _check_kind(jobs[0])
     else:
         jobs = _apart([Job(source, output / name) for source, name in _sources(inputs, output, recursive, suffix)])
     _protect_inputs(jobs)
     return jobs
 
 
-def images_in(folder: Path, *, recursive: bool = False, leave_out: Path | None = None, cure: str = "") -> list[Path]:
-    """The image files of a folder, known by their suffix, sorted.
+def images_in(
+    folder: Path,
+    *,
+    recursive: bool = False,
+    leave_out: Path | None = None,
+    cure: str = "",
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+) -> list[Path]:
+    """The image files of a folder, known by their suffix, sorted; `suffixes` tells what else counts.
 
     Raises InputError if there are none; `cure` is what the caller has to offer beside another folder.
     """
-    found = sorted(_walk(folder, recursive, leave_out))
+    found = sorted(_walk(folder, recursive, leave_out, suffixes))
     if not found:
-        raise InputError(f"{folder} contains no images ({' '.join(IMAGE_SUFFIXES)}); name a folder that does{cure}")
+        others = [suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES]
+        more = f" or videos ({' '.join(others)})" if others else ""
+        raise InputError(
+            f"{folder} contains no images ({' '.join(IMAGE_SUFFIXES)}){more}; name a folder that does{cure}"
+        )
     return found
 
 
-def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, recursive: bool, leave_out: Path | None, suffixes: Sequence[str]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be listed ({error.strerror}); allow this user to read it")
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            if not name.startswith(".") and path.suffix.lower() in suffixes and path.is_file():
                 yield path
         kept = [name for name in folders if recursive and not name.startswith(".")]
         folders[:] = [name for name in kept if leave_out is None or Path(parent, name).resolve() != leave_out]
@@ -89,18 +106,30 @@ def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str)
     seen = set()
     for path in inputs:
         if not path.is_dir():
-            pairs = [(path, Path(path.with_suffix(suffix).name))]
+            pairs = [(path, Path(_result_name(path, suffix).name))]
         elif path.resolve() == into:
             raise InputError(f"{path} is both input and output: results would be inputs next time; choose another -o")
         else:
             below = Path(path.resolve().name) if len(folders) > 1 else Path()
             deeper = "" if recursive else ", or add --recursive for its sub-folders"
-            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper)
-            pairs = [(image, below / image.relative_to(path).with_suffix(suffix)) for image in images]
+            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=_MEDIA)
+            pairs = [(image, below / _result_name(image.relative_to(path), suffix)) for image in images]
         for source, name in pairs:
             if (source.resolve(), name) not in seen:
                 seen.add((source.resolve(), name))
                 yield source, name
+
+
+def _result_name(source: Path, suffix: str) -> Path:
+    return source.with_suffix(result_suffix(source) if is_video(source) else suffix)
+
+
+def _check_kind(job: Job) -> None:
+    """A video does not become an image, and an image no video."""
+    if is_video(job.source) and not is_video(job.target):
+        raise OutputError(f"{job.source} is a video and {job.target} an image; end -o in {', '.join(CONTAINERS)}")
+    if is_video(job.target) and not is_video(job.source):
+        raise OutputError(f"{job.source} is no video by its name and {job.target} is one; end both alike")
 
 
 def _apart(jobs: list[Job]) -> list[Job]:

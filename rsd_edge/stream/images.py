@@ -183,7 +183,7 @@ def _read_bytes(path: Path) -> bytes:
 def _cure(reason: str) -> str:
     incomplete = "truncated" in reason or "damaged" in reason
     if "video" in reason:
-        return "this version enlarges images only; extract its frames first"
+        return "name it after its format, such as .mp4 or .mkv, to have it enlarged as one"
     return "copy or download it again" if incomplete else f"convert it to {_FORMATS}"
 
 

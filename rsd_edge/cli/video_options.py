@@ -1,0 +1,196 @@
+"""What `rsd-edge run` offers for videos, and its loop over them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rsd_edge.errors import OutputError, RsdEdgeError, VideoInterrupted
+from rsd_edge.stream.atomic import is_disk_full
+from rsd_edge.stream.batch import FileResult, RunSettings, Status
+from rsd_edge.stream.discovery import Job
+from rsd_edge.video.settings import Forecast, FrameResolver, VideoResult, VideoSettings
+
+if TYPE_CHECKING:
+    from rsd_edge.video.upscaler import VideoUpscaler
+
+_REFRESH = 10.0
+"""Times a second that a terminal is redrawn."""
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+_NAMES = ("codec", "crf", "preset", "start", "duration", "max_frames", "hdr", "video_io")
+
+_OPTIONS = (
+    click.option("--codec", metavar="NAME", help="Of videos: h264, hevc, av1, vp9, mpeg4, or an FFmpeg encoder."),
+    click.option("--crf", type=float, help="Quality of videos, lower is better and larger; 18 for H.264."),
+    click.option("--preset", metavar="NAME", help="Speed of the video encoder, in its own words."),
+    click.option("--start", default=0.0, type=float, metavar="SECONDS", help="Where to begin in videos."),
+    click.option("--duration", type=float, metavar="SECONDS", help="How much of videos to take."),
+    click.option("--max-frames", type=int, help="Frames of videos at most."),
+    click.option(
+        "--hdr", default="refuse", show_default=True, type=click.Choice(["refuse", "pass"]), help="PQ and HLG videos."
+    ),
+    click.option(
+        "--video-io",
+        default="av",
+        show_default=True,
+        type=click.Choice(["av", "opencv"]),
+        help="opencv reads odd sources, without sound.",
+    ),
+)
+
+
+def video_options(command: CommandT) -> CommandT:
+    """Add the options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_video_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of videos from those of a command and return them. Raises InputError for bad values."""
+    taken = {name: options.pop(name) for name in _NAMES}
+    taken["io"] = taken.pop("video_io")
+    VideoSettings(**taken)  # bad values are told before an engine is loaded
+    return taken
+
+
+def run_videos(
+    jobs: Sequence[Job], resolver: FrameResolver, settings: RunSettings, options: Mapping[str, Any]
+) -> Iterator[FileResult]:
+    """Enlarge videos one after the other and yield what became of each; failures, notes and results go to stderr.
+
+    A file that fails does not stop the others; a full disk does. After Ctrl-C what is playable is told.
+    """
+    if not jobs:
+        return
+    from rsd_edge.video.upscaler import VideoUpscaler  # FFmpeg's libraries, which images do not need
+
+    shared = {name: getattr(settings, name) for name in ("seed", "strength", "scale", "max_pixels")}
+    upscaler = VideoUpscaler(resolver, VideoSettings(**shared, **options))
+    stopped = False
+    for job in jobs:
+        if stopped:
+            yield FileResult(job, Status.NOT_STARTED, error="not started because the disk is full")
+            continue
+        if settings.skip_existing and job.target.exists():
+            yield FileResult(job, Status.SKIPPED)
+            continue
+        result, stopped = _run_job(job, upscaler)
+        yield result
+
+
+def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
+    """The result, and whether to stop."""
+    began = time.perf_counter()
+    try:
+        with _Display(job) as display:
+            made = upscaler(job.source, job.target, progress=display.show, forecast=display.announce)
+    except VideoInterrupted as interruption:
+        _line(str(interruption))
+        raise
+    except (RsdEdgeError, MemoryError) as error:
+        message = str(error)
+        if isinstance(error, MemoryError):
+            message = f"not enough memory for {job.source}; close other programs or lower --scale"
+        _line(f"error: {message}")
+        full = isinstance(error, OutputError) and is_disk_full(error)
+        if full:
+            _line("what is done is kept; the same command goes on once there is room")
+        return FileResult(job, Status.FAILED, seconds=time.perf_counter() - began, error=message), full
+    notes = (*made.notes, *([job.note] if job.note else []))
+    for note in notes:
+        _line(f"warning: {job.source}: {note}")
+    _line(_summary(made))
+    return _file_result(job, made, notes), False
+
+
+def _file_result(job: Job, made: VideoResult, notes: tuple[str, ...]) -> FileResult:
+    rate = made.frames_per_second
+    details = {
+        "frames": made.frames,
+        "new_frames": made.new_frames,
+        "frames_per_second": None if rate is None else round(rate, 3),
+        "duration": round(made.duration, 6),
+        "encoder": made.encoder,
+        "bytes": made.bytes,
+    }
+    return FileResult(
+        job,
+        Status.DONE,
+        made.input_size,
+        made.output_size,
+        made.seconds,
+        notes=notes,
+        frames=made.new_frames,
+        details=details,
+    )
+
+
+def _summary(made: VideoResult) -> str:
+    (width, height), (large_width, large_height) = made.input_size, made.output_size
+    rate = made.frames_per_second
+    speed = "" if rate is None else f", {rate:.2f} fps"
+    return (
+        f"{made.target}: {made.frames} frames, {width}x{height} to {large_width}x{large_height}, {made.encoder}, "
+        f"{made.bytes / 1e6:.1f} MB in {made.seconds:.1f} s{speed}"
+    )
+
+
+def _line(text: str) -> None:
+    click.echo(" ".join(text.split()), err=True)
+
+
+class _Display:
+    """On a terminal, a bar with frames, rate and time left for one video."""
+
+    def __init__(self, job: Job) -> None:
+        # Not left to rich: it also takes a pipe for a terminal where an environment variable says so.
+        terminal = sys.stderr.isatty()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[frames]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True, force_terminal=terminal)
+        self._progress = Progress(
+            *columns, console=console, disable=not terminal, transient=True, refresh_per_second=_REFRESH
+        )
+        self._task = self._progress.add_task(job.source.name, total=None, frames="", rate="")
+        self._first: tuple[int, float] | None = None
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def announce(self, forecast: Forecast) -> None:
+        """On a terminal, tell what is to come."""
+        size = "" if forecast.bytes is None else f", very roughly {forecast.bytes / 1e6:.0f} MB"
+        if not self._progress.disable:
+            width, height = forecast.size
+            text = f"{forecast.frames or '?'} frames of {width}x{height} with {forecast.encoder}{size}"
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, done: int, expected: int | None, seconds: float) -> None:
+        """See Progress of VideoUpscaler."""
+        # The frames of an earlier run and the time before the first one say nothing about the speed.
+        first_done, first_seconds = self._first = self._first or (done, seconds)
+        passed = seconds - first_seconds
+        rate = f"{(done - first_done) / passed:.2f} fps" if passed > 0 else ""
+        frames = f"{done}/{'?' if expected is None else expected}"
+        self._progress.update(self._task, completed=done, total=expected, frames=frames, rate=rate)

@@ -1,0 +1,262 @@
+"""Which encoder a result gets, proved by encoding a few frames, and how it is set up each time it starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+
+from rsd_edge.errors import OutputError
+from rsd_edge.machine import usable_cores
+from rsd_edge.video.colour import Colour, FromBgr, is_deep
+from rsd_edge.video.formats import CONTAINERS, Container
+from rsd_edge.video.settings import VideoSettings
+from rsd_edge.video.source import Clip
+
+_ENCODERS = {
+    "h264": ("libx264", "h264_nvenc", "h264_qsv", "h264_videotoolbox", "libopenh264"),
+    "hevc": ("libx265", "hevc_nvenc", "hevc_qsv", "hevc_videotoolbox"),
+    "av1": ("libsvtav1", "libaom-av1", "av1_nvenc", "av1_qsv"),
+    "vp9": ("libvpx-vp9",),
+    "mpeg4": ("mpeg4",),
+}
+"""Of each codec, by preference: on the processor first, because those are the same everywhere."""
+
+_GLOBAL_HEADER = 1 << 22
+_QSCALE = 1 << 1
+_QP_TO_LAMBDA = 118
+_MOST_THREADS = 8
+"""More would only keep more large frames in memory."""
+
+_MPEG4_TICKS = 65535
+"""A second of MPEG-4 part 2 has no more."""
+
+_PROBE_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one encoder names quality and speed, and what it gets by default."""
+
+    crf: float
+    bits_per_pixel: float
+    """Rough, at that quality, of enlarged film: for the prediction of the size."""
+    preset: str | None = None
+    preset_option: str | None = None
+    crf_option: str = "crf"
+    fixed: tuple[tuple[str, str], ...] = ()
+    presets: tuple[str, ...] = ()
+    """All that there are, where they have names."""
+
+
+_X26X = ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"]
+_KINDS = {
+    # Faster presets than usual: the engine and the encoder share the processor.
+    "libx264": _Kind(18, 0.12, "veryfast", "preset", presets=tuple(_X26X)),
+    "libx265": _Kind(20, 0.08, "superfast", "preset", fixed=(("x265-params", "log-level=none"),), presets=tuple(_X26X)),
+    "libsvtav1": _Kind(28, 0.06, "10", "preset"),
+    "libaom-av1": _Kind(28, 0.06, "8", "cpu-used"),
+    "libvpx-vp9": _Kind(26, 0.08, "6", "cpu-used", fixed=(("deadline", "realtime"), ("row-mt", "1"))),
+    "mpeg4": _Kind(3, 0.3),
+}
+_HARDWARE = _Kind(20, 0.12, None, "preset", "cq", (("rc", "vbr"),))
+_OTHER = _Kind(20, 0.15, None, "preset")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A set-up that can be started again and again, each time with a keyframe."""
+
+    name: str
+    codec: str
+    container: Container
+    width: int
+    """Even."""
+    height: int
+    pixel_format: str
+    time_base: Fraction
+    rate: Fraction
+    colour: Colour
+    sample_aspect: Fraction | None
+    options: tuple[tuple[str, str], ...]
+    quality: float
+    bits_per_pixel: float
+
+    def set_up(self, context: VideoCodecContext) -> None:
+        """Give a fresh context these settings."""
+        context.width, context.height, context.pix_fmt = self.width, self.height, self.pixel_format
+        context.time_base, context.framerate = self.time_base, self.rate
+        context.colorspace, context.color_range = self.colour.matrix, self.colour.range
+        context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
+        context.thread_count = min(usable_cores(), _MOST_THREADS)
+        if self.sample_aspect is not None:
+            context.sample_aspect_ratio = self.sample_aspect
+        if self.name == "mpeg4":
+            context.flags |= _QSCALE
+            context.global_quality = round(self.quality * _QP_TO_LAMBDA)
+        if self.codec == "hevc" and self.container.name in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # the only spelling that Apple's players take
+        if self.container.name != "avi":
+            context.flags |= _GLOBAL_HEADER
+        context.options = dict(self.options)
+
+    def start(self) -> VideoCodecContext:
+        """An open context, whose first packet will be a keyframe. Raises OutputError if it does not open."""
+        context = av.CodecContext.create(self.name, "w")
+        assert isinstance(context, VideoCodecContext)
+        self.set_up(context)
+        try:
+            context.open()
+        except (av.FFmpegError, ValueError) as error:
+            raise OutputError(f"{self.name} does not start at {self.width}x{self.height} ({error})") from None
+        return context
+
+
+def choose_encoder(
+    clip: Clip, target: Path, size: tuple[int, int], settings: VideoSettings
+) -> tuple[Encoder, tuple[str, ...]]:
+    """The encoder for a result of `size` (width, height, even), and notes about what it cannot keep.
+
+    Raises OutputError if no encoder works, the container does not take it, or AVI cannot hold the frames' times.
+    """
+    container = CONTAINERS.get(target.suffix.lower())
+    if container is None:
+        known = ", ".join(CONTAINERS)
+        raise OutputError(f"cannot write {target}: '{target.suffix}' is no video format here; use one of {known}")
+    refused, shallow = [], None
+    for codec in (settings.codec,) if settings.codec else container.codecs:
+        for name in _ENCODERS.get(codec, (codec,)):
+            encoder, why = _try(name, clip, container, size, settings)
+            if encoder is None:
+                refused.append(f"{name} {why}")
+            elif clip.colour.bits <= 8 or is_deep(encoder.pixel_format):
+                return encoder, _losses(encoder, clip)
+            else:
+                shallow = shallow or encoder
+                break  # another encoder of the same codec is no better reason to leave the processor
+    if shallow is not None:
+        return shallow, _losses(shallow, clip)
+    other = "choose another --codec" if settings.codec else "try another suffix"
+    raise OutputError(f"cannot encode {target}: {'; '.join(refused)}; {other} or a smaller --scale")
+
+
+def _try(
+    name: str, clip: Clip, container: Container, size: tuple[int, int], settings: VideoSettings
+) -> tuple[Encoder | None, str]:
+    """The encoder if it proves to work, or why not."""
+    try:
+        codec = av.Codec(name, "w")
+    except (av.FFmpegError, ValueError):
+        return None, "is not in this FFmpeg"
+    if codec.type != "video":
+        return None, "is no video encoder"
+    kind = _KINDS.get(name) or (_HARDWARE if name.endswith(("_nvenc", "_qsv")) else _OTHER)
+    if settings.preset is not None and kind.preset_option is None:
+        return None, "has no presets"
+    if settings.preset is not None and kind.presets and settings.preset not in kind.presets:
+        raise OutputError(f"{name} has no preset '{settings.preset}'; it has {', '.join(kind.presets)}")
+    if name == "libsvtav1":
+        # It writes to stderr by itself, and only this variable, read when it first starts, makes it quiet.
+        os.environ.setdefault("SVT_LOG", "1")
+    encoder = Encoder(
+        name=name,
+        codec=str(codec.canonical_name),
+        container=container,
+        width=size[0],
+        height=size[1],
+        pixel_format=_pixel_format(codec, clip.colour),
+        time_base=_time_base(name, clip, container),
+        rate=clip.rate,
+        colour=clip.colour,
+        sample_aspect=clip.sample_aspect,
+        options=_options(name, kind, container, settings),
+        quality=kind.crf if settings.crf is None else settings.crf,
+        bits_per_pixel=kind.bits_per_pixel,
+    )
+    why = _probe(encoder)
+    return (None, why) if why else (encoder, "")
+
+
+def _options(name: str, kind: _Kind, container: Container, settings: VideoSettings) -> tuple[tuple[str, str], ...]:
+    options = dict(kind.fixed)
+    quality = kind.crf if settings.crf is None else settings.crf
+    if name != "mpeg4":
+        options[kind.crf_option] = f"{quality:g}"
+    preset = settings.preset or kind.preset
+    if preset is not None and kind.preset_option is not None:
+        options[kind.preset_option] = preset
+    if container.fixed_rate and name == "libx264":
+        options["bf"] = "0"  # AVI has no times to put frames into another order
+    return tuple(sorted(options.items()))
+
+
+def _pixel_format(codec: av.Codec, colour: Colour) -> str:
+    """4:2:0, which at four times the size keeps more chroma than the source had, in 10 bits where it has them."""
+    known = [video_format.name for video_format in codec.video_formats or ()]
+    wanted = ("yuv420p10le", "p010le") if colour.bits > 8 else ()
+    for name in (*wanted, "yuv420p", "nv12"):
+        if name in known:
+            return str(name)
+    return "yuv420p"
+
+
+def _time_base(name: str, clip: Clip, container: Container) -> Fraction:
+    """The source's, unless the container or the encoder cannot have it."""
+    if container.fixed_rate:
+        return 1 / _tidy(clip.rate)
+    if name == "mpeg4" and clip.time_base.denominator > _MPEG4_TICKS:
+        return 1 / _tidy(clip.rate) if clip.fixed_rate else Fraction(1, 1000)
+    return clip.time_base
+
+
+def _tidy(rate: Fraction) -> Fraction:
+    """The rate in small numbers, which MPEG-4 wants; measured ones have large numbers and mean the same."""
+    near = rate.limit_denominator(1001)
+    return near if near.numerator <= _MPEG4_TICKS else Fraction(round(rate))
+
+
+def _probe(encoder: Encoder) -> str:
+    """Encode a few frames; why that failed, or nothing."""
+    deep = is_deep(encoder.pixel_format)
+    flat = np.full((encoder.height, encoder.width, 3), 128, np.uint16 if deep else np.uint8)
+    try:
+        output = av.open(os.devnull, "w", format=encoder.container.name)
+        try:
+            output.add_stream(encoder.name, rate=encoder.rate)
+        finally:
+            del output  # never started, so there is nothing to close
+        context = encoder.start()
+        frame = FromBgr(encoder.colour, encoder.pixel_format)(flat)
+        packets = []
+        for i in range(_PROBE_FRAMES):
+            frame.pts, frame.time_base = i * max(1, round(1 / (encoder.rate * encoder.time_base))), encoder.time_base
+            packets += context.encode(frame)
+        packets += context.encode(None)
+    except ValueError as error:
+        return f"does not fit ({error})"
+    except (av.FFmpegError, OutputError) as error:
+        return f"does not work here ({error})"
+    return "" if len(packets) == _PROBE_FRAMES else "lost frames of a probe"
+
+
+def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
+    notes = []
+    if clip.colour.bits > 8 and not is_deep(encoder.pixel_format):
+        notes.append(f"{clip.colour.bits} bits reduced to 8, because {encoder.name} has no more")
+    elif clip.colour.bits > 10:
+        notes.append(f"{clip.colour.bits} bits reduced to 10")
+    if encoder.codec == "mpeg4":
+        notes.append("MPEG-4 part 2 cannot tag colours: players guess the matrix")
+    late = clip.first * clip.time_base - clip.shift
+    if encoder.container.fixed_rate and late >= 1 / clip.rate:
+        notes.append(f"AVI begins at zero: the first frame is shown for the {float(late):.2f} s before it too")
+    if encoder.container.fixed_rate and not clip.fixed_rate:
+        raise OutputError(
+            f"AVI has one fixed frame rate and {clip.path} a variable one; write .mkv or .mp4 to keep the times"
+        )
+    return tuple(notes)

@@ -1,0 +1,207 @@
+"""The folder beside a result in which an interrupted run is kept: encoded segments, and a journal that lists them.
+
+The journal is lines of JSON. The first states what is made of what, with which engine; each further one a finished
+segment; the last one that all are there. A line counts when it is whole, and is written after what it tells of.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from rsd_edge.errors import OutputError
+from rsd_edge.stream.atomic import make_folder, output_error
+
+_VERSION = 1
+_SAMPLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Packets from one keyframe up to the next segment, in a file of nothing but their bytes."""
+
+    file: str
+    frames: int
+    size: int
+    packets: tuple[tuple[int, int, bool], ...]
+    """(bytes, time, keyframe) in the order of decoding; times in ticks of the encoder."""
+    end: int
+    """Time at which its last frame ends."""
+
+
+class WorkFolder:
+    """An open work folder, locked against a second run; use it as a context."""
+
+    def __init__(self, target: Path, header: Mapping[str, Any]) -> None:
+        """Open or make the folder of a target.
+
+        Raises OutputError if another run is at it, or if it holds a run with another header.
+        """
+        self.path = target.with_name(f".{target.name}.rsd-edge")
+        self.target = target
+        self.segments: list[Segment] = []
+        self.complete = False
+        self.partial: Path | None = None
+        """Where an earlier run put what it had when it was interrupted."""
+        make_folder(self.path)
+        try:
+            self._journal: IO[bytes] = open(self.path / "journal.jsonl", "a+b")  # noqa: SIM115 (held until close)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        try:
+            self._lock()
+            self._load(json.loads(json.dumps(header)))
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def __enter__(self) -> WorkFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.close()
+        if not self.segments and self.partial is None:
+            self.remove()  # there is nothing to go on from
+
+    @property
+    def frames(self) -> int:
+        """Frames in finished segments."""
+        return sum(segment.frames for segment in self.segments)
+
+    def next_file(self) -> Path:
+        """Where the next segment goes."""
+        return self.path / f"{len(self.segments):06d}.packets"
+
+    def commit(self, segment: Segment) -> None:
+        """Count a segment, whose file is on the disk, as finished. Raises OutputError."""
+        self._append({"segment": asdict(segment)})
+        self.segments.append(segment)
+
+    def commit_all(self) -> None:
+        """Note that no segment will follow. Raises OutputError."""
+        self._append({"complete": True})
+        self.complete = True
+
+    def partial_path(self) -> Path:
+        """A place for the playable beginning of an interrupted result, where no file of another kind is.
+
+        Entered in the journal, so that the whole result can take its place. Raises OutputError.
+        """
+        if self.partial is None:
+            target, names = self.target, itertools.count(2)
+            path = target.with_name(f"{target.stem}.partial{target.suffix}")
+            while path.exists():
+                path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
+            self._append({"partial": path.name})
+            self.partial = path
+        return self.partial
+
+    def remove(self) -> None:
+        """Delete the folder, and what an interruption left to play."""
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{self.target} is being written by another run; wait for it or choose another -o"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: two runs at once are the user's to avoid
+
+    def _load(self, header: dict[str, Any]) -> None:
+        self._journal.seek(0)
+        lines, good = [], 0
+        for line in self._journal:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            lines.append(entry)
+            good += len(line)
+        self._journal.truncate(good)  # what a crash left of a last line
+        if len(lines) == 1:  # a run that was killed before anything was done binds nobody
+            self._journal.truncate(0)
+            lines = []
+        if not lines:
+            self._append({"version": _VERSION, **header})
+            return
+        self._check(lines[0], header)
+        for entry in lines[1:]:
+            if "complete" in entry:
+                self.complete = True
+            elif "partial" in entry:
+                self.partial = self.target.with_name(entry["partial"])
+            else:
+                self._take(entry["segment"])
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        """Count a segment of an earlier run if its file is as long as it was."""
+        packets = tuple((size, time, key) for size, time, key in entry["packets"])
+        segment = Segment(entry["file"], entry["frames"], entry["size"], packets, entry["end"])
+        path = self.path / segment.file
+        if not path.is_file() or path.stat().st_size != segment.size:
+            raise OutputError(f"{self.path} is damaged ({segment.file}); delete that folder to begin again")
+        self.segments.append(segment)
+
+    def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
+        other = [key for key in header if found.get(key) != header[key]]
+        if found.get("version") != _VERSION:
+            other.append("version")
+        if not other:
+            return
+        words = []
+        for key in other:
+            old, new = found.get(key), header.get(key)
+            if isinstance(old, dict) and isinstance(new, dict):
+                words += [f"{name} {old.get(name)} then, {new[name]} now" for name in new if old.get(name) != new[name]]
+            else:
+                words.append(f"another {key}")
+        raise OutputError(
+            f"{self.path} holds an interrupted run that differs ({', '.join(words)}); repeat its command to go on, or "
+            "delete that folder to begin again"
+        )
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        position = self._journal.seek(0, os.SEEK_END)
+        try:
+            self._journal.write(f"{json.dumps(entry)}\n".encode())
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+        except OSError as error:
+            self._forget(position)
+            raise output_error(self.target, error) from error
+
+    def _forget(self, position: int) -> None:
+        """Give up a line that did not fit; its rest, if any, is found and dropped by the next run."""
+        try:
+            self._journal.truncate(position)
+        except OSError:
+            return
+
+
+def identity(path: Path) -> str:
+    """A digest that tells files apart without reading all of a film: length, first and last megabyte."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_SAMPLE))
+        file.seek(max(0, size - _SAMPLE))
+        digest.update(file.read())
+    return digest.hexdigest()

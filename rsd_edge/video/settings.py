@@ -1,0 +1,120 @@
+"""What a caller may ask of a video, and what it gets back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from numpy.typing import NDArray
+
+from rsd_edge.errors import InputError
+from rsd_edge.frames import PixelT
+
+MAX_PIXELS = 50_000_000
+
+Progress = Callable[[int, int | None, float], None]
+"""Called with frames done, frames expected (None where the file does not tell) and seconds since the start."""
+
+
+class FrameResolver(Protocol):
+    """What videos need of `SuperResolver`."""
+
+    def __call__(
+        self,
+        image_bgr: NDArray[PixelT],
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        out: NDArray[PixelT] | None = None,
+    ) -> NDArray[PixelT]:
+        """(h, w, 3) BGR, uint8 or uint16 -> (round(scale * h), round(scale * w), 3) of the same dtype."""
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """Everything that decides what a video becomes, the engine apart."""
+
+    seed: int = 0
+    strength: float = 1.0
+    scale: float = 4.0
+    codec: str | None = None
+    """h264, hevc, av1, vp9, mpeg4, or the name of an FFmpeg encoder; None for what suits the container."""
+    crf: float | None = None
+    """Constant quality of the encoder, lower is better and larger; None for its default here."""
+    preset: str | None = None
+    """Speed of the encoder in its own words; None for the default here."""
+    start: float = 0.0
+    """Seconds to leave out at the beginning."""
+    duration: float | None = None
+    """Seconds to take; None for all."""
+    max_frames: int | None = None
+    hdr: str = "refuse"
+    """refuse, or pass: treat PQ and HLG values like any others and keep the tags."""
+    io: str = "av"
+    """av, or opencv for odd sources: video only, 8 bits, no resuming."""
+    max_pixels: int = MAX_PIXELS
+    """Largest input frame."""
+    segment_frames: int = 60
+    """Frames between two points from which an interrupted run can go on."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scale <= 4:
+            raise InputError(f"scale is {self.scale:g}; it must lie between 1 and 4")
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
+        if not (math.isfinite(self.start) and self.start >= 0):
+            raise InputError(f"start is {self.start:g}; give seconds, 0 or more")
+        if self.duration is not None and not (math.isfinite(self.duration) and self.duration > 0):
+            raise InputError(f"duration is {self.duration:g}; give seconds, more than 0")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise InputError(f"crf is {self.crf:g}; it must lie between 0 and 63, and 18 to 28 is usual")
+        for name in ("max_frames", "max_pixels", "segment_frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name, known in (("hdr", ("refuse", "pass")), ("io", ("av", "opencv"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is '{getattr(self, name)}'; it must be one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of a result before the work begins."""
+
+    frames: int | None
+    """None where the file does not tell."""
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+    encoder: str
+    bytes: int | None
+    """Of the pictures, by experience with the encoder's quality; films differ by a factor of three and more."""
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What became of a video. Sizes are (width, height) in pixels, upright."""
+
+    source: Path
+    target: Path
+    frames: int
+    """In the result, those of earlier runs included."""
+    duration: float
+    """Of the result's video in seconds."""
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
+    encoder: str
+    bytes: int
+    seconds: float
+    """Of this run."""
+    new_frames: int
+    """Enlarged in this run."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Of this run, or None if nothing was left to enlarge."""
+        return self.new_frames / self.seconds if self.new_frames and self.seconds else None

@@ -1,0 +1,194 @@
+"""What of a source besides its pictures goes into a result: audio, subtitles, attachments, chapters, tags."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import AttachmentStream, Discard, Stream
+
+from rsd_edge.video.formats import Container
+from rsd_edge.video.source import Clip, is_picture, opened
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter  # exists for type checkers only
+
+_COPIED = ("audio", "subtitle", "attachment")
+_TECHNICAL = frozenset(
+    (
+        "encoder",
+        "major_brand",
+        "minor_version",
+        "compatible_brands",
+        "duration",
+        "rotate",
+        "bps",
+        "number_of_frames",
+        "number_of_bytes",
+        "vendor_id",
+        "_statistics_writing_app",
+        "_statistics_writing_date_utc",
+        "_statistics_tags",
+    )
+)
+"""Tags that tell of the source's file and not of the film."""
+
+_PICTURES = {"mjpeg": (".jpg", "image/jpeg"), "png": (".png", "image/png")}
+"""Suffix and type of covers, by codec."""
+
+_CHAPTERS = ("mp4", "mov", "matroska", "webm")
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Which streams of the source are copied, by their index."""
+
+    copied: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def plan_tracks(clip: Clip, container: Container) -> Tracks:
+    """Try each stream in the container. Raises VideoReadError if the source cannot be opened any more."""
+    copied, notes = [], []
+    with opened(clip.path) as source:
+        for stream in source.streams:
+            if stream.index == clip.index or stream.discard == Discard.all:
+                continue  # FFmpeg discards what it has read already, such as chapters that MP4 keeps in a track
+            if stream.type == "video" and not is_picture(stream):
+                notes.append(f"video track {stream.index} left out: only the first one is enlarged")
+            elif stream.type not in _COPIED and not is_picture(stream):
+                notes.append(f"{stream.type} track {stream.index} left out")
+            elif _fits(stream, container):
+                copied.append(stream.index)
+            else:
+                cure = "" if container.name == "matroska" else "; .mkv takes more"
+                notes.append(f"{_describe(stream)} left out: .{container.name} does not take it{cure}")
+        if source.chapters() and container.name not in _CHAPTERS:
+            notes.append(f"chapters left out: .{container.name} has none")
+    return Tracks(tuple(copied), tuple(notes))
+
+
+def add_track(output: OutputContainer, stream: Stream) -> Stream:
+    """A stream of the output for the packets of a source's. Raises what PyAV raises if the container refuses it."""
+    if is_picture(stream) and output.format.name == "matroska":
+        # There covers are attachments; as a track this one would be taken for a second film.
+        suffix, kind = _PICTURES[stream.codec_context.name]
+        return output.add_attachment(f"cover{suffix}", kind, _picture(stream))
+    if isinstance(stream, AttachmentStream):
+        name = stream.metadata.get("filename", f"attachment-{stream.index}")
+        return output.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
+    added = output.add_stream_from_template(stream, opaque=True)
+    added.metadata.update(film_tags(stream.metadata))
+    added.disposition = stream.disposition
+    return added
+
+
+def _picture(stream: Stream) -> bytes:
+    """A cover as the file that it was, read apart so that no packet of the film is lost on the way."""
+    with opened(Path(stream.container.name)) as source:
+        return next((bytes(packet) for packet in source.demux(source.streams[stream.index]) if packet.size), b"")
+
+
+def film_tags(tags: dict[str, str]) -> dict[str, str]:
+    """Those that are as true of the result."""
+    return {key: value for key, value in tags.items() if key.lower().partition("-")[0] not in _TECHNICAL}
+
+
+def copy_chapters(source: InputContainer, output: OutputContainer, shift: Fraction, end: Fraction | None) -> None:
+    """Chapters with times as in the result; those before its beginning or behind its end are left out."""
+    kept: list[Chapter] = []
+    for chapter in source.chapters():
+        base = chapter["time_base"] or Fraction(1, 1000)
+        first, last = chapter["start"] - round(shift / base), chapter["end"] - round(shift / base)
+        if last <= 0 or (end is not None and first * base >= end):
+            continue
+        last = last if end is None else min(last, round(end / base))
+        first = max(0, first)
+        kept.append(
+            {
+                "id": chapter["id"],
+                "start": first,
+                "end": max(last, first),
+                "time_base": base,
+                "metadata": chapter["metadata"],
+            }
+        )
+    if kept:
+        output.set_chapters(kept)
+
+
+def copied_packets(
+    source: InputContainer, streams: dict[int, Stream], clip: Clip, container: Container, end: Fraction | None
+) -> Iterator[tuple[Fraction, Packet[Stream]]]:
+    """(seconds, packet for the output) of all copied streams, in the order of the file.
+
+    end: seconds in the result behind which nothing is copied; None for all.
+    """
+    wanted = [source.streams[index] for index, added in streams.items() if added.type != "attachment"]
+    if not wanted:
+        return
+    # Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known.
+    drop_priming = not container.negative_times and "matroska" not in source.format.name
+    packets = source.demux(wanted)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:
+            return  # the same damage has ended the pictures, and been told
+        if packet is None:
+            return
+        moved = _moved(packet, clip, drop_priming, end)
+        if moved is not None:
+            packet.stream = streams[packet.stream.index]
+            yield moved, packet
+
+
+def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:
+    """Shift the packet's times; its place in the result in seconds, or None if it has none."""
+    base = packet.time_base
+    if packet.size and is_picture(packet.stream):
+        packet.pts = packet.dts = 0
+        return Fraction(0)
+    time = packet.pts if packet.dts is None else packet.dts
+    if packet.size == 0 or time is None:
+        return None
+    shift = round(clip.shift / base)
+    if packet.pts is not None:
+        packet.pts -= shift
+    if packet.dts is not None:
+        packet.dts -= shift
+    seconds = (time - shift) * base
+    if end is not None and seconds >= end:
+        return None
+    finished = time - shift + (packet.duration or 0) <= 0
+    if time < shift and (clip.begin is not None or (finished and drop_priming)):
+        return None  # before the part that is wanted, or priming samples that this container cannot place before zero
+    return seconds
+
+
+def _fits(stream: Stream, container: Container) -> bool:
+    """Whether the container takes the stream, found out by beginning a file with it."""
+    output = av.open(io.BytesIO(), "w", format=container.name)
+    try:
+        if stream.type == "attachment" and container.name != "matroska":
+            return False
+        add_track(output, stream)
+        if stream.type in ("audio", "subtitle"):
+            output.start_encoding()  # others cannot be the only stream of a file
+    except (av.FFmpegError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _describe(stream: Stream) -> str:
+    codec = getattr(stream.codec_context, "name", "unknown codec")
+    language = stream.metadata.get("language")
+    what = "cover picture" if is_picture(stream) else f"{stream.type} track"
+    return f"{what} {stream.index} ({codec}{f', {language}' if language else ''})"

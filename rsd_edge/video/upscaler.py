@@ -1,0 +1,250 @@
+"""`VideoUpscaler`: a video file in, an enlarged one out, with everything else that was in it."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsd_edge.errors import OutputError, VideoInterrupted, VideoReadError
+from rsd_edge.stream.atomic import make_folder
+from rsd_edge.video.colour import is_deep
+from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
+from rsd_edge.video.encoder import Encoder, choose_encoder
+from rsd_edge.video.joining import Film, join
+from rsd_edge.video.journal import Segment, WorkFolder, identity
+from rsd_edge.video.opencv_io import upscale_with_opencv
+from rsd_edge.video.segments import EnlargedFrame, SegmentWriter
+from rsd_edge.video.settings import Forecast, FrameResolver, Progress, VideoResult, VideoSettings
+from rsd_edge.video.source import Clip, survey
+from rsd_edge.video.threads import Prefetch, Sink
+from rsd_edge.video.tracks import Tracks, plan_tracks
+
+_AHEAD = 2
+_BEHIND = 1
+_TICK = 0.1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    clip: Clip
+    encoder: Encoder
+    tracks: Tracks
+    size: tuple[int, int]
+    """Of enlarged frames, before they are made even."""
+    notes: tuple[str, ...]
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        """Of the pictures, roughly; None where the file does not tell its length."""
+        if self.clip.frames is None:
+            return None
+        return round(self.clip.frames * self.encoder.width * self.encoder.height * self.encoder.bits_per_pixel / 8)
+
+
+class VideoUpscaler:
+    """Enlarges video files with one resolver.
+
+        with SuperResolver.load("edge-n") as resolver:
+            result = VideoUpscaler(resolver, VideoSettings(crf=20))("clip.mp4", "clip_x4.mp4")
+
+    Frames stream through in bounded memory. What is finished is kept beside the target until the result is whole, so
+    that the same call goes on after a crash; it is left to one call at a time.
+    """
+
+    def __init__(self, resolver: FrameResolver, settings: VideoSettings | None = None) -> None:
+        """resolver: a `SuperResolver`, or anything that is called like one."""
+        self.resolver = resolver
+        self.settings = settings or VideoSettings()
+
+    def __call__(
+        self,
+        source: Path | str,
+        target: Path | str,
+        *,
+        progress: Progress | None = None,
+        forecast: Callable[[Forecast], None] | None = None,
+    ) -> VideoResult:
+        """Enlarge a file.
+
+        target: its suffix (.mp4, .mov, .m4v, .mkv, .webm, .avi) is the container.
+        progress: called after each frame with frames done, frames expected or None, and seconds.
+        forecast: called once, before the work, with what the result will be like.
+        Raises VideoReadError for a source that cannot be read, InputError for one that is refused, OutputError for a
+        target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable.
+        """
+        source, target = Path(source), Path(target)
+        began = time.perf_counter()
+        if target.exists() and source.exists() and target.samefile(source):
+            raise OutputError(f"{target} is the input; choose another -o")
+        if self.settings.io == "opencv":
+            return upscale_with_opencv(self.resolver, self.settings, source, target, progress)
+        plan = self._plan(source, target)
+        make_folder(target.parent)
+        if forecast is not None:
+            size = (plan.encoder.width, plan.encoder.height)
+            forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
+        with WorkFolder(target, self._header(plan)) as work:
+            notes = (*plan.notes, *_check_room(plan, work))
+            earlier = work.frames
+            damage = Damage()
+            if not work.complete:
+                self._encode(plan, work, damage, progress, began)
+            if not work.segments:
+                raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
+            film = self._film(plan, work, work.segments)
+            join(film, target)
+            work.remove()
+        return VideoResult(
+            source=source,
+            target=target,
+            frames=work.frames,
+            duration=float(film.duration),
+            input_size=plan.clip.upright_size,
+            output_size=(plan.encoder.width, plan.encoder.height),
+            encoder=plan.encoder.name,
+            bytes=target.stat().st_size,
+            seconds=time.perf_counter() - began,
+            new_frames=work.frames - earlier,
+            notes=(*notes, *damage.notes(plan.clip), *_missing(plan.clip, work.frames)),
+        )
+
+    def _plan(self, source: Path, target: Path) -> _Plan:
+        clip = survey(source, self.settings)
+        width, height = (round(side * self.settings.scale) for side in clip.upright_size)
+        even = (width + width % 2, height + height % 2)
+        encoder, notes = choose_encoder(clip, target, even, self.settings)
+        if even != (width, height):
+            notes = (*notes, f"{width}x{height} made {even[0]}x{even[1]} by doubling the edge, because 4:2:0 is even")
+        tracks = plan_tracks(clip, encoder.container)
+        return _Plan(clip, encoder, tracks, (width, height), (*clip.notes, *notes, *tracks.notes))
+
+    def _header(self, plan: _Plan) -> dict[str, Any]:
+        """What must be the same for a run to go on: all that decides which packets come out."""
+        encoder = asdict(plan.encoder)
+        return {
+            "settings": {key: value for key, value in asdict(self.settings).items() if key != "max_pixels"},
+            "input": identity(plan.clip.path),
+            "engine": _engine_identity(self.resolver),
+            "encoder": {key: str(value) for key, value in encoder.items()},
+        }
+
+    def _film(self, plan: _Plan, work: WorkFolder, segments: list[Segment]) -> Film:
+        clip = plan.clip
+        end = None if clip.end is None else clip.end * clip.time_base - clip.shift
+        if not work.complete or work.frames == self.settings.max_frames:
+            end = segments[-1].end * plan.encoder.time_base
+        return Film(clip, plan.encoder, plan.tracks, work.path, tuple(segments), end)
+
+    def _encode(self, plan: _Plan, work: WorkFolder, damage: Damage, progress: Progress | None, began: float) -> None:
+        writer = SegmentWriter(work, plan.encoder, self.settings.segment_frames)
+        try:
+            if self._stream(plan, work, writer, damage, progress, began):
+                writer.finish()
+            else:
+                raise VideoInterrupted(self._save(plan, work, writer))
+        finally:
+            writer.abandon()
+
+    def _stream(
+        self,
+        plan: _Plan,
+        work: WorkFolder,
+        writer: SegmentWriter,
+        damage: Damage,
+        progress: Progress | None,
+        began: float,
+    ) -> bool:
+        """Decode, enlarge and encode what is not there yet, in three threads; False after Ctrl-C."""
+        done = work.frames
+        deep = is_deep(plan.encoder.pixel_format)
+        frames = timed_frames(plan.clip, done, self.settings.max_frames, deep, damage)
+        source = Prefetch(frames, _AHEAD)
+        sink = Sink(writer.add, _BEHIND)
+        buffers = _buffers(plan.size, deep)
+        try:
+            for frame in source:
+                sink.put(self._enlarge(plan.clip, frame, buffers, sink))
+                done += 1
+                if progress is not None:
+                    progress(done, plan.clip.frames, time.perf_counter() - began)
+        except KeyboardInterrupt:
+            return False  # a second one, in what follows, is not caught
+        finally:
+            # Also after an error: what has been enlarged is encoded, and no thread is left behind.
+            source.close()
+            sink.finish()
+        return True
+
+    def _enlarge(
+        self, clip: Clip, frame: TimedFrame, buffers: queue.Queue[NDArray[Any]], sink: Sink[EnlargedFrame]
+    ) -> EnlargedFrame:
+        while True:
+            try:
+                out = buffers.get(timeout=_TICK)
+                break
+            except queue.Empty:
+                sink.check()
+        settings = self.settings
+        self.resolver(frame.pixels, seed=settings.seed, strength=settings.strength, scale=settings.scale, out=out)
+        seconds = frame.time * clip.time_base - clip.shift
+        return EnlargedFrame(seconds, frame.duration * clip.time_base, out, lambda: buffers.put(out))
+
+    def _save(self, plan: _Plan, work: WorkFolder, writer: SegmentWriter) -> str:
+        """Make what is done playable, under a name of its own; what to tell about it."""
+        rest = writer.break_off()
+        segments = [*work.segments, *([rest] if rest else [])]
+        if not segments:
+            return f"{plan.clip.path}: interrupted before the first frame was done"
+        film = self._film(plan, work, segments)
+        partial = work.partial_path()
+        join(film, partial)
+        seconds = float(film.duration)
+        return f"{plan.clip.path}: the first {seconds:.1f} s are in {partial}; the same command goes on from there"
+
+
+def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
+    """Arrays for results: one in the works, those that wait, and one that is being converted."""
+    buffers: queue.Queue[NDArray[Any]] = queue.Queue()
+    for _ in range(_BEHIND + 2):
+        buffers.put(np.empty((size[1], size[0], 3), np.uint16 if deep else np.uint8))
+    return buffers
+
+
+def _check_room(plan: _Plan, work: WorkFolder) -> tuple[str, ...]:
+    """A note if the disk may become full. Raises OutputError if it surely will."""
+    if plan.predicted_bytes is None or not plan.clip.frames:
+        return ()
+    predicted, folder = plan.predicted_bytes, work.target.parent
+    missing = predicted * max(0, plan.clip.frames - work.frames) // plan.clip.frames
+    free = shutil.disk_usage(folder).free
+    words = f"about {_size(predicted)} expected and as much on the way, {_size(free)} free in {folder}"
+    if free < missing:
+        raise OutputError(f"cannot write {work.target}: {words}; free some space or choose another folder")
+    return (f"{words}: this may not fit",) if free < missing + predicted else ()
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _missing(clip: Clip, frames: int) -> tuple[str, ...]:
+    if clip.frames is None or frames >= clip.frames:
+        return ()
+    return (f"{frames} of {clip.frames} frames could be read",)
+
+
+def _engine_identity(resolver: FrameResolver) -> dict[str, Any]:
+    """What tells two `SuperResolver`s apart whose results differ; of anything else the caller has to know."""
+    engine, choice = getattr(resolver, "engine", None), getattr(resolver, "choice", None)
+    if engine is None:
+        return {}
+    record = {key: value for key, value in (choice.record() if choice else {}).items() if key != "times_ms"}
+    return {**record, "tile": str(engine.tile)}

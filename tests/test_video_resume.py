@@ -1,0 +1,325 @@
+"""Interrupted runs: killed, out of room, stopped by hand."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from video_clips import Recipe, cubic, make, read
+
+from rsd_edge import VideoInterrupted, VideoSettings, VideoUpscaler
+from rsd_edge.errors import OutputError
+from rsd_edge.frames import PixelT
+from rsd_edge.stream.atomic import is_disk_full
+from rsd_edge.video import segments as segments_module
+from rsd_edge.video.threads import Prefetch, Sink
+
+FRAMES = 20
+SETTINGS = VideoSettings(segment_frames=4)
+
+SLOW_RUN = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from rsd_edge import VideoSettings, VideoUpscaler
+from video_clips import cubic
+
+def slow(image, **options):
+    time.sleep(0.05)
+    return cubic(image, **options)
+
+settings = VideoSettings(segment_frames=4)
+VideoUpscaler(slow, settings)(sys.argv[2], sys.argv[3], progress=lambda done, *_: print(done, flush=True))
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    options = {"crf": "10", "preset": "fast"}
+    return make(tmp_path / "a.mp4", Recipe(times=range(0, FRAMES * 512, 512), options=options, audio=("aac",)))
+
+
+@pytest.fixture
+def whole(source: Path) -> list[int]:
+    """Hashes of the frames that a run without interruption makes."""
+    VideoUpscaler(cubic, SETTINGS)(source, source.with_name("whole.mp4"))
+    return read(source.with_name("whole.mp4")).hashes
+
+
+class Counting:
+    """Bicubic that counts its frames and may do something at one of them."""
+
+    def __init__(self, at: int = 0, error: BaseException | None = None) -> None:
+        self.calls, self._at, self._error = 0, at, error
+
+    def __call__(self, image: NDArray[PixelT], **options: Any) -> NDArray[PixelT]:
+        self.calls += 1
+        if self.calls == self._at and self._error is not None:
+            raise self._error
+        return cubic(image, **options)
+
+
+def work_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.rsd-edge")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"a.mp4", "whole.mp4"}
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on(source: Path, whole: list[int], kill: signal.Signals) -> None:
+    target = source.with_name("b.mp4")
+    tests = str(Path(__file__).parent)
+    with subprocess.Popen([sys.executable, "-c", SLOW_RUN, tests, source, target], stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if int(line) == 11:
+                run.send_signal(kill)
+                break
+    assert not target.exists()
+    lines = (work_folder(target) / "journal.jsonl").read_text().splitlines()
+    assert 1 <= len(lines) - 1 <= 2
+    again = Counting()
+    result = VideoUpscaler(again, SETTINGS)(source, target)
+    assert again.calls == FRAMES - 4 * (len(lines) - 1) == result.new_frames
+    assert result.frames == FRAMES
+    assert read(target).hashes == whole
+    assert names(source.parent) == {"b.mp4"}
+
+
+def test_a_torn_journal_and_a_torn_segment_do_no_harm(source: Path, whole: list[int]) -> None:
+    target = source.with_name("b.mp4")
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Counting(14, ValueError("stop")), SETTINGS)(source, target)
+    folder = work_folder(target)
+    with (folder / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"segment": {"file": "0000')
+    (folder / "000003.packets").write_bytes(b"half of a segment")
+    assert not target.exists()
+    again = Counting()
+    VideoUpscaler(again, SETTINGS)(source, target)
+    assert again.calls == FRAMES - 12
+    assert read(target).hashes == whole
+
+
+class FullDisk:
+    """A file that takes some bytes and no more."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_while_encoding(source: Path, whole: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    target = source.with_name("b.mp4")
+    opened = []
+
+    def limited(path: Path, mode: str) -> Any:
+        opened.append(path)
+        file = open(path, mode)  # noqa: SIM115 (closed by its owner)
+        return FullDisk(file) if len(opened) == 3 else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments_module, "open", limited, raising=False)
+        with pytest.raises(OutputError, match=r"b\.mp4: the disk is full; free some space") as raised:
+            VideoUpscaler(cubic, SETTINGS)(source, target)
+    assert is_disk_full(raised.value)
+    assert not target.exists()
+    again = Counting()
+    VideoUpscaler(again, SETTINGS)(source, target)
+    assert again.calls == FRAMES - 8
+    assert read(target).hashes == whole
+    assert names(source.parent) == {"b.mp4"}
+
+
+def test_a_full_disk_while_joining(source: Path, whole: list[int]) -> None:
+    target = source.with_name("b.mp4")
+    code = (
+        "import resource, sys\nsys.path.insert(0, sys.argv[1])\n"
+        "from rsd_edge import VideoSettings, VideoUpscaler, OutputError\n"
+        "from rsd_edge.video import upscaler\n"
+        "from video_clips import cubic\njoin = upscaler.join\n"
+        "def limited(film, path):\n    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n    join(film, path)\n"
+        "upscaler.join = limited\n"
+        "try:\n    VideoUpscaler(cubic, VideoSettings(segment_frames=4))(sys.argv[2], sys.argv[3])\n"
+        "except OutputError as error:\n    print(error)\n"
+    )
+    tests = str(Path(__file__).parent)
+    run = subprocess.run(
+        [sys.executable, "-c", code, tests, source, target], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith(f"cannot write {target}: File too large")
+    assert names(source.parent) == {work_folder(target).name}
+    assert "joined.part" not in names(work_folder(target))
+    again = Counting()
+    result = VideoUpscaler(again, SETTINGS)(source, target)
+    assert (again.calls, result.new_frames, result.frames) == (0, 0, FRAMES)
+    assert read(target).hashes == whole
+
+
+def test_ctrl_c_leaves_something_to_play_and_goes_on(source: Path, whole: list[int]) -> None:
+    target, partial = source.with_name("b.mp4"), source.with_name("b.partial2.mp4")
+    source.with_name("b.partial.mp4").write_text("somebody else's")
+    with pytest.raises(VideoInterrupted, match=rf"the first 0\.4 s are in {partial}; the same command goes on"):
+        VideoUpscaler(Counting(11, KeyboardInterrupt()), SETTINGS)(source, target)
+    assert names(source.parent) == {"b.partial.mp4", "b.partial2.mp4", work_folder(target).name}
+    beginning = read(partial)
+    assert beginning.hashes[:8] == whole[:8]  # the rest is of a segment that was closed early
+    assert len(beginning.hashes) == 10
+    assert 0.3 < beginning.packets[1][-1][0] < 0.4
+    again = Counting()
+    VideoUpscaler(again, SETTINGS)(source, target)
+    assert again.calls == FRAMES - 8
+    assert read(target).hashes == whole
+    assert names(source.parent) == {"b.mp4", "b.partial.mp4"}
+
+
+def test_ctrl_c_before_the_first_frame(source: Path) -> None:
+    with pytest.raises(VideoInterrupted, match="interrupted before the first frame was done"):
+        VideoUpscaler(Counting(1, KeyboardInterrupt()), SETTINGS)(source, source.with_name("b.mp4"))
+    assert names(source.parent) == set()
+
+
+def test_a_second_ctrl_c_ends_at_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rsd_edge.video.upscaler.join", again)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        VideoUpscaler(Counting(11, KeyboardInterrupt()), SETTINGS)(source, source.with_name("b.mp4"))
+    assert not isinstance(raised.value, VideoInterrupted)
+    assert names(source.parent) == {".b.mp4.rsd-edge"}
+
+
+def interrupted(source: Path, target: Path) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Counting(6, ValueError("stop")), SETTINGS)(source, target)
+
+
+def test_other_settings_refuse_with_the_cure(source: Path) -> None:
+    target = source.with_name("b.mp4")
+    interrupted(source, target)
+    other = VideoSettings(segment_frames=4, seed=3, crf=30)
+    with pytest.raises(OutputError, match=r"seed 0 then, 3 now, crf None then, 30 now.* repeat its command") as raised:
+        VideoUpscaler(cubic, other)(source, target)
+    assert "delete that folder to begin again" in str(raised.value)
+    source.write_bytes(source.read_bytes() + b"\0")
+    with pytest.raises(OutputError, match="another input"):
+        VideoUpscaler(cubic, SETTINGS)(source, target)
+
+
+def test_nothing_done_binds_nobody(source: Path, whole: list[int]) -> None:
+    target = source.with_name("b.mp4")
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Counting(1, ValueError("stop")), SETTINGS)(source, target)
+    assert names(source.parent) == set()
+    interrupted(source, target)  # with one segment; a killed run may leave none
+    journal = work_folder(target) / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines()[0].replace('"seed": 0', '"seed": 9') + "\n")
+    VideoUpscaler(Counting(), SETTINGS)(source, target)
+    assert read(target).hashes == whole
+
+
+def test_another_engine_refuses(source: Path) -> None:
+    target = source.with_name("b.mp4")
+    interrupted(source, target)
+    engine = Counting()
+    engine.engine = SimpleNamespace(tile="208")  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match="tile None then, 208 now"):
+        VideoUpscaler(engine, SETTINGS)(source, target)
+
+
+def test_a_damaged_segment_is_told(source: Path) -> None:
+    target = source.with_name("b.mp4")
+    interrupted(source, target)
+    (work_folder(target) / "000000.packets").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"is damaged \(000000\.packets\); delete that folder to begin again"):
+        VideoUpscaler(Counting(), SETTINGS)(source, target)
+
+
+def test_two_runs_at_once_are_refused(source: Path) -> None:
+    target = source.with_name("b.mp4")
+
+    def second(image: NDArray[PixelT], **options: Any) -> NDArray[PixelT]:
+        with pytest.raises(OutputError, match="is being written by another run; wait for it"):
+            VideoUpscaler(cubic, SETTINGS)(source, target)
+        return cubic(image, **options)
+
+    VideoUpscaler(second, SETTINGS)(source, target)
+
+
+def test_the_journal_tells_what_it_is_for(source: Path) -> None:
+    target = source.with_name("b.mp4")
+    interrupted(source, target)
+    first = json.loads((work_folder(target) / "journal.jsonl").read_text().splitlines()[0])
+    assert first["settings"]["segment_frames"] == 4
+    assert first["encoder"]["name"] == "libx264"
+    assert first["engine"] == {}
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1", "mpeg4"])
+def test_segments_are_the_same_whatever_the_codec(source: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVT_LOG", "1")
+    settings = VideoSettings(segment_frames=6, codec=codec)
+    target, other = source.with_name("b.mkv"), source.with_name("c.mkv")
+    VideoUpscaler(Counting(), settings)(source, other)
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Counting(9, ValueError("stop")), settings)(source, target)
+    again = Counting()
+    VideoUpscaler(again, settings)(source, target)
+    assert again.calls == FRAMES - 6
+    assert read(target).hashes == read(other).hashes
+
+
+def test_queues_are_bounded_and_pass_errors_on() -> None:
+    taken = []
+
+    def numbers() -> Generator[int, None, None]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    ahead = Prefetch(numbers(), 2)
+    time.sleep(0.2)
+    assert len(taken) <= 4
+    assert next(iter(ahead)) == 0
+    ahead.close()
+    assert len(taken) < 8
+
+    def broken() -> Generator[int, None, None]:
+        yield 1
+        raise OSError("unplugged")
+
+    failing = Prefetch(broken(), 2)
+    with pytest.raises(OSError, match="unplugged"):
+        list(failing)
+
+    def refuse(item: int) -> None:
+        raise ValueError(f"no room for {item}")
+
+    sink: Sink[int] = Sink(refuse, 1)
+    sink.put(0)
+    time.sleep(0.1)
+    with pytest.raises(ValueError, match="no room for 0"):
+        sink.put(1)
+    with pytest.raises(ValueError, match="no room for 0"):
+        sink.finish()
+    assert np.all([not thread.name.startswith("rsd-edge-") for thread in threading.enumerate() if thread.is_alive()])
