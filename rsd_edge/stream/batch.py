@@ -240,7 +240,7 @@ def _entry(result: FileResult) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("numpy", "opencv-python", "onnxruntime", "openvino")
+    packages = ("numpy", "opencv-python", "av", "onnxruntime", "openvino")
     installed = {item: version for item in packages if (version := _version(item))}
     return {"python": platform.python_version(), "platform": platform.platform(), **installed}
 
