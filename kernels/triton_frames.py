@@ -47,19 +47,32 @@ def cubic_tap(k, TAP: tl.constexpr):
 
 
 @triton.jit
-def bicubic_base(FRAME, y_out, x_out, height, width, c: tl.constexpr, inside):
-    """The bicubic x4 enlargement at output row y_out (a scalar) and columns x_out, as OpenCV rounds it. Int32."""
-    k_y, k_x = (2 * (y_out % 4) + 5) % 8, (2 * (x_out % 4) + 5) % 8
-    top, left = y_out // 4 - 2 + (y_out % 4) // 2, x_out // 4 - 2 + (x_out % 4) // 2
-    total = tl.zeros_like(x_out)
-    for i in tl.static_range(4):
-        y = tl.minimum(tl.maximum(top + i, 0), height - 1)
-        row = tl.zeros_like(x_out)
-        for j in tl.static_range(4):
-            x = tl.minimum(tl.maximum(left + j, 0), width - 1)
-            level = tl.load(FRAME + (y.to(tl.int64) * width + x) * 3 + c, mask=inside, other=0).to(tl.int32)
-            row += cubic_tap(k_x, j) * level
-        total += cubic_tap(k_y, i) * row
+def phase_tap(phase, TAP: tl.constexpr):
+    """Weight of LR pixel TAP - 2 beside its own for the four outputs of an LR pixel: taps 0 to 4, one of them 0."""
+    k = (2 * phase + 5) % 8
+    early, late = 0 * k, 0 * k
+    if TAP < 4:
+        early = cubic_tap(k, TAP)
+    if TAP > 0:
+        late = cubic_tap(k, TAP - 1)
+    return tl.where(phase < 2, early, late)
+
+
+@triton.jit
+def bicubic_base(FRAME, y_out, x_low, phase, height, width, c, inside):
+    """The bicubic x4 enlargement at output row y_out (a scalar), as OpenCV rounds it: int32 (LR columns, 4).
+
+    x_low: LR columns; phase: 0 to 3. Columns first, so that the four outputs of an LR pixel share what is read.
+    """
+    total = tl.zeros_like(x_low[:, None] + phase[None, :])
+    for j in tl.static_range(5):
+        x = tl.minimum(tl.maximum(x_low + (j - 2), 0), width - 1) * 3 + c
+        column = tl.zeros_like(x_low)
+        for i in tl.static_range(5):
+            y = tl.minimum(tl.maximum(y_out // 4 + (i - 2), 0), height - 1)
+            level = tl.load(FRAME + y.to(tl.int64) * width * 3 + x, mask=inside, other=0).to(tl.int32)
+            column += phase_tap(y_out % 4, i) * level
+        total += phase_tap(phase, j)[None, :] * column[:, None]
     return tl.minimum(tl.maximum((total + (1 << 21)) >> 22, 0), 255)
 
 
@@ -87,7 +100,9 @@ def merge_tiles(
     """Grid (output rows, tile columns x blocks of a core's columns). DETAIL: (tiles, 3, 4 tile_h, 4 tile_w)."""
     y = tl.program_id(0)
     column = tl.program_id(1) // blocks
-    local = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    low, phase = (tl.program_id(1) % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4), tl.arange(0, 4)
+    x_low = stride_x * column + low
+    local = 4 * low[:, None] + phase[None, :]
     x = 4 * stride_x * column + local
     inside = (local < 4 * stride_x) & (x < 4 * width)
     row = y // (4 * stride_y)
@@ -108,8 +123,8 @@ def merge_tiles(
             faded = own_x * tl.load(source + below + at, mask=inside, other=0.0).to(tl.float32)
             faded += other_x * tl.load(source + below + beside, mask=fading, other=0.0).to(tl.float32)
             value = own_y * value + other_y * faded
-        base = bicubic_base(FRAME, y, x, height, width, c, inside)
+        base = bicubic_base(FRAME, y, x_low, phase, height, width, c, x_low < width)
         # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
         level = (base.to(tl.float32) + gain * value + 12582912.0) - 12582912.0
         level = tl.minimum(tl.maximum(level, 0.0), 255.0)
-        tl.store(OUT + (y.to(tl.int64) * (4 * width) + x) * 3 + c, level.to(tl.uint8), mask=inside)
+        tl.store(OUT + y.to(tl.int64) * (12 * width) + c + x * 3, level.to(tl.uint8), mask=inside)
