@@ -64,6 +64,8 @@ def bicubic_base(FRAME, y_out, x_low, phase, height, width, c, inside):
 
     x_low: LR columns; phase: 0 to 3. Columns first, so that the four outputs of an LR pixel share what is read.
     """
+    up = y_out % 4
+    weights = (phase_tap(up, 0), phase_tap(up, 1), phase_tap(up, 2), phase_tap(up, 3), phase_tap(up, 4))
     total = tl.zeros_like(x_low[:, None] + phase[None, :])
     for j in tl.static_range(5):
         x = tl.minimum(tl.maximum(x_low + (j - 2), 0), width - 1) * 3 + c
@@ -71,7 +73,7 @@ def bicubic_base(FRAME, y_out, x_low, phase, height, width, c, inside):
         for i in tl.static_range(5):
             y = tl.minimum(tl.maximum(y_out // 4 + (i - 2), 0), height - 1)
             level = tl.load(FRAME + y.to(tl.int64) * width * 3 + x, mask=inside, other=0).to(tl.int32)
-            column += phase_tap(y_out % 4, i) * level
+            column += weights[i] * level
         total += phase_tap(phase, j)[None, :] * column[:, None]
     return tl.minimum(tl.maximum((total + (1 << 21)) >> 22, 0), 255)
 

@@ -19,11 +19,15 @@ from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
 from rsd_edge.kernels.noise_field import noise_field, seed_tensor
 from rsd_edge.kernels.noising import forward_noise, forward_noise_drawn, posterior_step, prior_input
 from rsd_edge.kernels.norm_act import group_norm_silu
+from rsd_edge.kernels.reference import group_norm_silu as group_norm_silu_definition
 from rsd_edge.kernels.rsd import rsd_terms
 from rsd_edge.kernels.tables import StepTables
 from rsd_edge.noise import NoiseField
 from rsd_edge.specs import TileSpec
 from rsd_edge.tiling import plan_tiles
+
+# Where a block reaches beyond the data, SiLU sees what nothing is stored of, and NumPy warns.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 # bfloat16 is left to tests/gpu: NumPy, on which the interpreter runs, has none, and rounds it otherwise.
 DTYPES = (torch.float32, torch.float16)
@@ -130,8 +134,10 @@ def test_rsd_terms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 def test_group_norm_silu(dtype: torch.dtype, layout: torch.memory_format, channels: int, groups: int) -> None:
     x = (images(1, (2, channels, 13, 17))[0] + 5).to(dtype).contiguous(memory_format=layout)
     weight, bias = torch.linspace(0.5, 2, channels), torch.linspace(-1, 1, channels)
-    got, expected = both(lambda name: group_norm_silu(x, weight, bias, groups, implementation=name))
+    got = group_norm_silu(x, weight, bias, groups, implementation="triton")
     assert got.stride() == x.stride()
+    # In float64: on channels_last, torch's own float32 statistics are less precise than the kernel's.
+    expected = group_norm_silu_definition(x.double(), weight.double(), bias.double(), groups, 1e-6).to(dtype)
     # One more rounding than elsewhere: x * scale + shift, both of which reach 10 because the mean is 5.
     torch.testing.assert_close(got, expected, atol=2e-5 if dtype == torch.float32 else 8e-3, rtol=0)
 
@@ -183,7 +189,7 @@ def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
     assert torch.equal(got, expected)
     shape = (plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w)
     detail = torch.tensor(rng.normal(0, 0.4, shape).astype(np.float32))
-    for dtype in DTYPES[: 1 + (height == 2)]:
+    for dtype in DTYPES[height == 2 :][:1]:
         arguments = detail.to(dtype), frame, torch.tensor([0.7]), plan
         got, expected = both(lambda name, arguments=arguments: merge_tiles(*arguments, implementation=name))
         # Four weighted details are added in another order, so a sum at a tie may round the other way.
