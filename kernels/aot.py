@@ -160,7 +160,15 @@ def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:
     """Stack and spilled bytes, and registers, in the words of ptxas."""
     source = folder / "kernel.ptx"
     source.write_text(ptx)
-    command = [_tool(sm).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={_gpu_name(sm)}", str(source), "-o", os.devnull]
+    command = [
+        _tool(sm).path,
+        "-v",
+        "--regAllocOptLevel=2",
+        f"--gpu-name={_gpu_name(sm)}",
+        str(source),
+        "-o",
+        os.devnull,
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     sizes, registers = _RESOURCES.search(said), _REGISTERS.search(said)
     if sizes is None or registers is None:

@@ -91,9 +91,7 @@ def _(frame: Tensor, numbers: list[int], dtype: torch.dtype, implementation: str
 
 
 @torch.library.custom_op("rsd_edge::merge_tiles", mutates_args=())
-def _merge_tiles(
-    detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[int], implementation: str
-) -> Tensor:
+def _merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[int], implementation: str) -> Tensor:
     plan = _plan(numbers)
     if implementation == "reference":
         return reference_frames.merge_tiles(detail, frame, strength, plan)

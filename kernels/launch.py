@@ -86,7 +86,9 @@ class KernelPack:
         self._kernels = {_key(entry): entry for entry in manifest["kernels"] if entry["sm"] == sm}
         if not self._kernels:
             built = ", ".join(str(number) for number in sorted({entry["sm"] for entry in manifest["kernels"]}))
-            raise ModelError(f"{folder} has no kernels for sm_{sm}, only for {built}; run: rsd-edge build-kernels --sm {sm}")
+            raise ModelError(
+                f"{folder} has no kernels for sm_{sm}, only for {built}; run: rsd-edge build-kernels --sm {sm}"
+            )
         self._functions: dict[tuple[str, str | None, bool], Any] = {}
 
     def launch(
@@ -108,9 +110,7 @@ class KernelPack:
         entry = aligned if _fits(aligned, arguments) else self._entry(name, dtype, False)
         values, types = _pack(entry, arguments)
         grid = _grid(entry, {**arguments, **sizes})
-        self._driver.launch(
-            self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types
-        )
+        self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
 
     def _entry(self, name: str, dtype: str | None, aligned: bool) -> dict[str, Any]:
         entry: dict[str, Any] | None = self._kernels.get((name, dtype, aligned))
@@ -140,7 +140,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} holds no kernels that can be read: {error}; run rsd-edge build-kernels") from error
     if version != FORMAT:
-        raise ModelError(f"{folder} has format {version}, this version reads {FORMAT}; run rsd-edge build-kernels again")
+        raise ModelError(
+            f"{folder} has format {version}, this version reads {FORMAT}; run rsd-edge build-kernels again"
+        )
     return manifest
 
 
@@ -167,7 +169,9 @@ def _pack(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> tup
     for argument in entry["arguments"]:
         value, kind = arguments[argument["name"]], argument["type"]
         if kind == "i32" and not -_INT32_LIMIT <= value < _INT32_LIMIT:
-            raise InputError(f"kernel {entry['name']}: {argument['name']} is {value}, beyond 32 bits; use smaller batches")
+            raise InputError(
+                f"kernel {entry['name']}: {argument['name']} is {value}, beyond 32 bits; use smaller batches"
+            )
         pointer = kind.startswith("*")
         values.append(int(value) if pointer or kind.startswith("i") else float(value))
         types.append(ctypes.c_void_p if pointer else _C_TYPES[kind])

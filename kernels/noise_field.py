@@ -61,9 +61,7 @@ def check_field(seeds: Tensor, origins: Tensor, samples: int) -> None:
 
 
 @torch.library.custom_op("rsd_edge::noise_field", mutates_args=())
-def _noise_field(
-    seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, implementation: str
-) -> Tensor:
+def _noise_field(seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, implementation: str) -> Tensor:
     if implementation == "reference":
         return reference_field(seeds, origins, channels, height, width)
     out = torch.empty(len(seeds), channels, height, width, device=seeds.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rsd_edge.errors import InputError
 from rsd_edge.kernels import reference
-from rsd_edge.kernels.implementation import check_implementation, check_images, triton_kernels
+from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
 from rsd_edge.kernels.noise_field import BLOCK, MAX_SAMPLES, check_field, reference_field, table_tensor
 from rsd_edge.kernels.tables import StepTables
 
@@ -257,9 +257,7 @@ def _posterior_step(
 ) -> Tensor:
     channels = x_t.shape[1]
     if implementation == "reference":
-        x_prev, scaled = reference.posterior_step(
-            x_t, x0_hat, eps, xt_coef[t], x0_coef[t], std[t], next_scale[t]
-        )
+        x_prev, scaled = reference.posterior_step(x_t, x0_hat, eps, xt_coef[t], x0_coef[t], std[t], next_scale[t])
         network_input[:, :channels] = scaled
         return x_prev.contiguous()
     x_t = x_t.contiguous()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsd_edge.errors import InputError
 from rsd_edge.kernels import reference
-from rsd_edge.kernels.implementation import check_implementation, check_images, triton_kernels
+from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 
 SPAN_BLOCK = 4096
@@ -56,8 +56,10 @@ def _group_norm_silu(
     if implementation == "reference":
         return reference.group_norm_silu(x, weight, bias, groups, epsilon).contiguous(memory_format=layout)
     weight, bias = weight.contiguous(), bias.contiguous()
-    return _channels_last(x, weight, bias, groups, epsilon) if layout is torch.channels_last else _contiguous(
-        x, weight, bias, groups, epsilon
+    return (
+        _channels_last(x, weight, bias, groups, epsilon)
+        if layout is torch.channels_last
+        else _contiguous(x, weight, bias, groups, epsilon)
     )
 
 

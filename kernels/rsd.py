@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from rsd_edge.kernels import reference
-from rsd_edge.kernels.implementation import check_implementation, check_images, triton_kernels
+from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
 
 BLOCK = 2048
 
 
-def rsd_terms(
-    f_star: Tensor, f_phi: Tensor, z0_hat: Tensor, *, implementation: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def rsd_terms(f_star: Tensor, f_phi: Tensor, z0_hat: Tensor, *, implementation: str) -> tuple[Tensor, Tensor, Tensor]:
     """Three means over the elements of each sample, float32 (n,).
 
     difference: ||f* - z0_hat||^2 - ||f_phi - z0_hat||^2 (Proposition 3.1). fake: ||f_phi - z0_hat||^2, so that the

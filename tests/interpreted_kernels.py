@@ -93,7 +93,11 @@ def test_forward_noise_drawn(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prior_input(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     n, zc, h, w = shape
-    (z_y,), (lq,), (noise,) = images(1, shape, dtype), images(1, (n, 3, h, w), dtype), images(1, (n, zc + 1, h, w), dtype)
+    (z_y,), (lq,), (noise,) = (
+        images(1, shape, dtype),
+        images(1, (n, 3, h, w), dtype),
+        images(1, (n, zc + 1, h, w), dtype),
+    )
     check(*both(lambda name: prior_input(z_y, lq, noise, mean_scale=0.4, noise_scale=0.9, implementation=name)))
 
 

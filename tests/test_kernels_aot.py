@@ -85,9 +85,7 @@ def test_the_manifest_says_how_to_launch(built: Path) -> None:
     assert len(manifest["kernels"]) == 2 * 2 * len(FEW)
     for entry in manifest["kernels"]:
         assert hashlib.sha256((built / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
-    (entry,) = (
-        e for e in manifest["kernels"] if (e["name"], e["sm"], e["aligned"]) == ("prior_input-c4", 87, True)
-    )
+    (entry,) = (e for e in manifest["kernels"] if (e["name"], e["sm"], e["aligned"]) == ("prior_input-c4", 87, True))
     assert entry["entry"] == "prior_input"
     names = ["Z_Y", "LQ", "NOISE", "OUT", "mean_scale", "noise_scale", "pixels"]
     assert [argument["name"] for argument in entry["arguments"]] == names
