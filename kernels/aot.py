@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, without a GPU: cubins by architecture, and a manifest that says how to launch them."""
+"""Kernels compiled ahead of time, without a GPU: cubins by architecture, and a manifest that says how to launch."""
 
 from __future__ import annotations
 

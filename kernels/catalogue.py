@@ -60,10 +60,10 @@ def _noising() -> Iterator[KernelSpec]:
     )  # fmt: skip
     shared = "X0:*D Y:*D {eps}OUT:*D T:*i64 ETA:*fp32 SIGMA:*fp32 {scale}{field}pixels:i32/16 width:i32"
     for zc in LATENT_CHANNELS:
-        constants = {"CHANNELS": zc, "BLOCK": 1024}
+        constants: dict[str, int | bool | None] = {"CHANNELS": zc, "BLOCK": 1024}
         for scaled in (False, True):
             suffix, scale = ("-scaled", "SCALE:*fp32 ") if scaled else ("", "")
-            unscaled: dict[str, None] = {} if scaled else {"SCALE": None}
+            unscaled: dict[str, int | bool | None] = {} if scaled else {"SCALE": None}
             given = shared.format(eps="EPS:*D ", scale=scale, field="")
             drawn = shared.format(eps="", scale=scale, field="SEEDS:*i64 ORIGINS:*i32 TABLE:*i16 ")
             yield KernelSpec(

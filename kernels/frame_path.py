@@ -28,7 +28,7 @@ from rsd_edge.specs import ModelSpec, TileSpec
 from rsd_edge.tiling import TilePlan, plan_tiles
 
 Network: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(lq (n, 3, h, w), noise (n, noise_channels, h, w)) -> detail (n, 3, 4h, 4w): RGB, as rsd_edge.models.edge.EdgeTile."""
+"""(lq (n, 3, h, w), noise (n, noise_channels, h, w)) -> detail (n, 3, 4h, 4w) in RGB, as models.edge.EdgeTile does."""
 
 _WARM_UPS = 3
 """Runs before a capture: libraries choose algorithms and allocate on their first calls, which a graph cannot hold."""
@@ -87,7 +87,7 @@ class CudaFramePath:
         else:
             with self._lock:
                 space = self._space_for(plan_tiles(height, width, self._tile))
-                space.load(frame, field.seed, strength)
+                space.load(frame.view(np.uint8), field.seed, strength)
                 np.copyto(out, space.result())
         if progress is not None:
             progress(1, 1)
@@ -106,7 +106,7 @@ class CudaFramePath:
         noise = noise_field(
             space.seeds, space.origins, channels, plan.tile_h, plan.tile_w, implementation=implementation
         ).to(self._dtype)
-        batches = zip(lq.split(self._tile.batch), noise.split(self._tile.batch), strict=True)
+        batches = zip(torch.split(lq, self._tile.batch), torch.split(noise, self._tile.batch), strict=True)
         details = [self._network(*batch) for batch in batches]
         detail = details[0] if len(details) == 1 else torch.cat(details)
         return merge_tiles(detail, space.frame, space.strength, plan, implementation=implementation)
@@ -148,7 +148,7 @@ class _Space:
 
     def _capture(self, device: torch.device) -> None:
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream(device)
+            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(aside):
                 for _ in range(_WARM_UPS):

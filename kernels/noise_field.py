@@ -36,8 +36,8 @@ def noise_field(
     """Standard normal samples, float32 (n, channels, height, width).
 
     seeds: int64 (n,), from `seed_tensor`. origins: int32 (n, 2), the row and the column, in LR pixels of the frame, of
-    each sample's first pixel; may be negative. Sample i is NoiseField(seed i).normal(channels, *origin i, height, width).
-    Raises InputError, and what `check_implementation` raises.
+    each sample's first pixel; may be negative. Sample i is NoiseField(seed i).normal(channels, *origin i, height,
+    width). Raises InputError, and what `check_implementation` raises.
     """
     check_field(seeds, origins, len(seeds))
     if min(channels, height, width) < 1:

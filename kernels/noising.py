@@ -1,8 +1,8 @@
 """The residual-shift steps as operators: forward noising, prior into the network's input, posterior step.
 
 Tensors are float32, float16 or bfloat16 (n, c, h, w) on one device. Kernels work on contiguous memory; anything else is
-copied first. Timesteps t are int64 (n,), 0-based, below T: values are not read on the way, since that would wait for the
-device, and an index beyond the tables is undefined.
+copied first. Timesteps t are int64 (n,), 0-based, below T: values are not read on the way, since that would wait for
+the device, and what an index beyond the tables gives is undefined.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _forward_noise(
     scale: Tensor | None,
     implementation: str,
 ) -> Tensor:
-    n, channels, height, width = x0.shape
+    _, channels, height, width = x0.shape
     if implementation == "reference":
         if eps is None:
             assert seeds is not None

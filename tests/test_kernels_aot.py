@@ -155,8 +155,8 @@ def test_launch_counts_products_of_sizes(built: Path) -> None:
 
 def test_launch_refuses_what_does_not_fit(built: Path, tmp_path: Path) -> None:
     pack = KernelPack(built, 87, RecordingDriver())
+    arguments = {("pixel" if name == "pixels" else name): value for name, value in PRIOR.items()}
     with pytest.raises(InputError, match=r"lacks arguments \['pixels'\] and does not know \['pixel'\]"):
-        arguments = {("pixel" if name == "pixels" else name): value for name, value in PRIOR.items()}
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, arguments=arguments)
     with pytest.raises(InputError, match="needs the size 'n'"):
         pack.launch("prior_input-c4", dtype="fp16", sizes={}, arguments=PRIOR)
@@ -164,7 +164,7 @@ def test_launch_refuses_what_does_not_fit(built: Path, tmp_path: Path) -> None:
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, arguments={**PRIOR, "pixels": 1 << 31})
     with pytest.raises(InputError, match="grid of"):
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 70000}, arguments=PRIOR)
-    with pytest.raises(InputError, match="no kernel prior_input-c4 for fp32; the folder has .*prior_input-c4 fp16"):
+    with pytest.raises(InputError, match=r"no kernel prior_input-c4 for fp32; the folder has .*prior_input-c4 fp16"):
         pack.launch("prior_input-c4", dtype="fp32", sizes={"n": 1}, arguments=PRIOR)
     with pytest.raises(ModelError, match="no kernels for sm_120, only for 87, 90"):
         KernelPack(built, 120, RecordingDriver())

@@ -66,7 +66,7 @@ def test_the_frame_is_that_of_the_numpy_path(
     got = path(frame, seed=2**63 + 11, strength=strength)
     expected = NumpyFramePath(engine)(frame, seed=2**63 + 11, strength=strength)
     differences = np.abs(got.astype(int) - expected.astype(int))
-    # Sums at a tie round by the order of addition, and OpenCV's vectors round its own cubic sums: one grey level, rarely.
+    # Sums at a tie round by the order of addition, and OpenCV's vectors round cubic sums their way: one level, rarely.
     assert differences.max() <= 1
     assert differences.mean() < 1e-3
 

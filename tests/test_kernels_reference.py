@@ -235,7 +235,7 @@ def test_one_percent_of_a_coefficient_shows(name: str) -> None:
 def test_asking_for_triton_without_a_gpu_says_so() -> None:
     pytest.importorskip("triton")
     x0, y, eps = images(3)
-    with pytest.raises(BackendError, match="needs tensors on a CUDA device, not on 'cpu'.*'reference'"):
+    with pytest.raises(BackendError, match=r"needs tensors on a CUDA device, not on 'cpu'.*'reference'"):
         forward_noise(x0, y, eps, T, StepTables.of(), implementation="triton")
 
 
@@ -243,11 +243,11 @@ def test_wrong_arguments_are_named() -> None:
     tables, (x0, y, eps) = StepTables.of(), images(3)
     with pytest.raises(InputError, match="implementation is 'cuda'"):
         forward_noise(x0, y, eps, T, tables, implementation="cuda")
-    with pytest.raises(InputError, match="y is torch.float16"):
+    with pytest.raises(InputError, match=r"y is torch\.float16"):
         forward_noise(x0, y.half(), eps, T, tables, implementation="reference")
-    with pytest.raises(InputError, match="t is torch.int32"):
+    with pytest.raises(InputError, match=r"t is torch\.int32"):
         forward_noise(x0, y, eps, T.int(), tables, implementation="reference")
-    with pytest.raises(InputError, match="pass eps.detach"):
+    with pytest.raises(InputError, match=r"pass eps\.detach"):
         forward_noise(x0, y, eps.requires_grad_(), T, tables, implementation="reference")
     with pytest.raises(InputError, match="network_input"):
         posterior_step(x0, y, eps.detach(), T, tables, torch.zeros(3, 2, 5, 7), implementation="reference")
