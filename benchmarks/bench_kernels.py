@@ -19,10 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no CUDA device"),
-]
 pytest.importorskip("triton")
 
 from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
@@ -33,6 +29,11 @@ from rsd_edge.kernels.rsd import rsd_terms
 from rsd_edge.kernels.tables import StepTables
 from rsd_edge.specs import TileSpec
 from rsd_edge.tiling import plan_tiles
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no CUDA device"),
+]
 
 CALLS, ROUNDS = 20, 7
 """Calls between two events, so that an idle stream does not time the host; the median of the rounds counts."""

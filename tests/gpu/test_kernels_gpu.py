@@ -12,10 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels were not run on a GPU"),
-]
 pytest.importorskip("triton")
 
 from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
@@ -28,6 +24,11 @@ from rsd_edge.kernels.tables import StepTables
 from rsd_edge.noise import NoiseField
 from rsd_edge.specs import ModelSpec, TileSpec
 from rsd_edge.tiling import plan_tiles
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels were not run on a GPU"),
+]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((3, 4, 65, 67), (3, 3, 128, 128))
