@@ -1,4 +1,7 @@
-"""Which code runs a kernel: its torch definition or Triton. The caller says so; nothing is guessed."""
+"""Which code runs a kernel: its torch definition or Triton. The caller says so; nothing is guessed.
+
+Triton launches on the current CUDA device: with several, make that of the tensors current (`torch.cuda.device`).
+"""
 
 from __future__ import annotations
 

@@ -181,8 +181,8 @@ def test_memory_that_is_not_contiguous() -> None:
     [
         # The interpreter takes a second for ten rows of the result, so frames are tiny.
         (1, 2, TileSpec(size=12, halo=4, feather=2)),
-        (6, 7, TileSpec(size=12, halo=4, feather=2, fixed=True)),  # seams both ways, short last cores
-        (2, 5, TileSpec(size=12, halo=4, feather=0, fixed=True)),  # a border without a fade
+        (5, 5, TileSpec(size=12, halo=4, feather=2, fixed=True)),  # seams both ways, short last cores
+        (1, 5, TileSpec(size=12, halo=4, feather=0, fixed=True)),  # a border without a fade
     ],
 )
 def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
@@ -193,7 +193,7 @@ def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
     assert torch.equal(got, expected)
     shape = (plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w)
     detail = torch.tensor(rng.normal(0, 0.4, shape).astype(np.float32))
-    for dtype in DTYPES[height == 2 :][:1]:
+    for dtype in DTYPES[(height, width) == (1, 5) :][:1]:
         arguments = detail.to(dtype), frame, torch.tensor([0.7]), plan
         got, expected = both(lambda name, arguments=arguments: merge_tiles(*arguments, implementation=name))
         # Four weighted details are added in another order, so a sum at a tie may round the other way.
