@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,7 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
     sm: 90 for sm_90; dtype: fp32, fp16 or bf16. aligned: pointers and the marked scalars are multiples of 16. Raises
     InputError for an architecture that ptxas does not know, BackendError under Triton's interpreter.
     """
-    if sm not in ARCHITECTURES:
-        raise InputError(f"sm_{sm} is unknown; it must be one of {', '.join(map(str, ARCHITECTURES))}")
+    _check_architecture(sm)
     function = getattr(triton_kernels(spec.module), spec.function)
     if not isinstance(function, JITFunction):
         raise BackendError("kernels cannot be compiled under Triton's interpreter; unset TRITON_INTERPRET")
@@ -66,7 +64,13 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
     with knobs.cache.scope(), knobs.compilation.scope(), tempfile.TemporaryDirectory() as folder:
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
-        built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": spec.num_warps})
+        try:
+            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": spec.num_warps})
+        except (triton.TritonError, RuntimeError) as error:
+            raise BackendError(
+                f"kernel {spec.name} {dtype} does not compile for sm_{sm}: {' '.join(str(error).split())[:300]}; "
+                "use the version of Triton in constraints.txt"
+            ) from error
         ptx, cubin = built.asm["ptx"], built.asm["cubin"]
         stack, spills, registers = _resources(ptx, sm, Path(folder))
     return Compiled(
@@ -88,7 +92,6 @@ def build_kernels(
     *,
     dtypes: Iterable[str] = DTYPES,
     only: Iterable[KernelSpec] | None = None,
-    progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Write `output`/sm_<n>/<kernel>.cubin and `output`/manifest.json; returns the manifest.
 
@@ -99,32 +102,45 @@ def build_kernels(
     wanted, chosen = sorted(set(architectures)), sorted(set(dtypes), key=DTYPES.index)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"cannot write {output}: it exists; choose a new folder or remove it")
+    for sm in wanted:
+        _check_architecture(sm)
     make_folder(output.parent)
-    with tempfile.TemporaryDirectory(prefix=".rsd-edge-", dir=output.parent) as temporary:
-        fresh = Path(temporary) / "kernels"
-        entries = []
-        for sm in wanted:
-            make_folder(fresh / f"sm_{sm}")
-            for spec in catalogue() if only is None else only:
-                for dtype in chosen if spec.typed else DTYPES[:1]:
-                    for aligned in (True, False):
-                        entries.append(_write(fresh, spec, dtype, sm, aligned))
-                progress(f"sm_{sm} {spec.name}")
-        manifest = {
-            "format": FORMAT,
-            "triton": triton.__version__,
-            "ptxas": {tool.name: tool.version for tool in _tools(wanted)},
-            "sources": _source_hashes(),
-            "kernels": entries,
-        }
-        write_json(fresh / MANIFEST, manifest)
-        try:
+    specs = tuple(catalogue() if only is None else only)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".rsd-edge-", dir=output.parent) as temporary:
+            fresh = Path(temporary) / "kernels"
+            entries = [entry for sm in wanted for entry in _write_architecture(fresh, sm, specs, chosen)]
+            manifest = {
+                "format": FORMAT,
+                "triton": triton.__version__,
+                "ptxas": {tool.name: tool.version for tool in _tools(wanted)},
+                "sources": _source_hashes(),
+                "kernels": entries,
+            }
+            write_json(fresh / MANIFEST, manifest)
             if output.exists():
                 output.rmdir()
-            shutil.move(fresh, output)
-        except OSError as error:
-            raise output_error(output, error) from error
+            fresh.rename(output)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(output, error) from error
     return manifest
+
+
+def _check_architecture(sm: int) -> None:
+    if sm not in ARCHITECTURES:
+        raise InputError(f"sm_{sm} is unknown; it must be one of {', '.join(map(str, ARCHITECTURES))}")
+
+
+def _write_architecture(
+    folder: Path, sm: int, specs: Sequence[KernelSpec], dtypes: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    make_folder(folder / f"sm_{sm}")
+    for spec in specs:
+        for dtype in dtypes if spec.typed else DTYPES[:1]:
+            for aligned in (True, False):
+                yield _write(folder, spec, dtype, sm, aligned)
 
 
 @dataclass(frozen=True)
@@ -160,16 +176,9 @@ def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:
     """Stack and spilled bytes, and registers, in the words of ptxas."""
     source = folder / "kernel.ptx"
     source.write_text(ptx)
-    command = [
-        _tool(sm).path,
-        "-v",
-        "--regAllocOptLevel=2",
-        f"--gpu-name={_gpu_name(sm)}",
-        str(source),
-        "-o",
-        os.devnull,
-    ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    options = ["-v", "--regAllocOptLevel=2", f"--gpu-name={_gpu_name(sm)}"]  # those with which Triton calls it
+    command = [_tool(sm).path, *options, str(source), "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     sizes, registers = _RESOURCES.search(said), _REGISTERS.search(said)
     if sizes is None or registers is None:
         raise BackendError(f"ptxas did not report registers and spills for sm_{sm}; it said: {' '.join(said.split())}")

@@ -53,7 +53,10 @@ class CudaDriver:
             ) from error
         self._cuda: Any = driver
         self._modules: list[Any] = []
-        self._check(driver.cuInit(0))
+        try:
+            self._check(driver.cuInit(0))
+        except RuntimeError as error:  # the driver's library is missing
+            raise BackendError(f"CUDA cannot be used here: {error}; install NVIDIA's driver") from error
 
     def load(self, cubin: bytes, entry: str) -> Any:
         """See Driver."""
