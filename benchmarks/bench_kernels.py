@@ -4,7 +4,7 @@
 
 Bytes are counted: every input read and every output written, as often as the kernel does so; the minimum is once each.
 Training sizes are beyond the L2 cache; frames of 1 to 64 tiles run as a CUDA graph, as they do in CudaFramePath.
-Without a GPU nothing is run, and the report of pytest says so.
+Without a GPU nothing is run, and the report of pytest says so. The command is meant to take less than ten minutes.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def test_a_damaged_cubin_is_not_loaded(built: Path, tmp_path: Path) -> None:
     assert not driver.loaded
 
 
-LAUNCH_ALONE = """
+WITHOUT_TRITON = """
 import sys
 
 class Blocker:
@@ -191,6 +191,8 @@ class Blocker:
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocker())
+"""
+LAUNCH = """
 from pathlib import Path
 from rsd_edge.kernels.launch import KernelPack
 KernelPack(Path(sys.argv[1]), 87, None)
@@ -199,9 +201,22 @@ KernelPack(Path(sys.argv[1]), 87, None)
 
 def test_the_launcher_needs_neither_triton_nor_torch(built: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", LAUNCH_ALONE, str(built)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_TRITON + LAUNCH, str(built)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_building_without_triton_says_what_to_install(tmp_path: Path) -> None:
+    build = "from rsd_edge.cli import main\nmain(['build-kernels', '--sm', '87', '-o', 'kernels'])"
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON + build], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: rsd-edge build-kernels needs 'triton'; run: pip install 'rsd-edge[kernels]'\n"
 
 
 def test_the_command_refuses_before_it_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
