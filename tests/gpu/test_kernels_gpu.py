@@ -115,6 +115,16 @@ def test_group_norm_silu(dtype: torch.dtype, layout: torch.memory_format, channe
     assert got.stride() == x.stride()
 
 
+def test_opcheck_with_the_kernels() -> None:
+    tables, (x0, y, eps) = StepTables.of(device="cuda"), images(3, SHAPES[0])
+    learning = [value.clone().requires_grad_() for value in (x0, y)]
+    coefficients = (tables.eta, tables.sigma, tables.input_scale)
+    torch.library.opcheck(
+        torch.ops.rsd_edge.forward_noise, (*learning, eps, None, None, steps(), *coefficients, "triton")
+    )
+    torch.library.opcheck(torch.ops.rsd_edge.rsd_terms, (*learning, eps, "triton"))
+
+
 def test_compiled_training_step_equals_the_eager_one() -> None:
     tables, (x0, y, eps) = StepTables.of(device="cuda"), images(3, SHAPES[1])
 
