@@ -26,6 +26,7 @@ _COMMANDS = {
     "run": _Entry("rsd_edge.cli.run", "Upscale images and folders of images."),
     "eval": _Entry("rsd_edge.cli.evaluate", "Score upscaled images against their references."),
     "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
+    "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
     "distill": _Entry("rsd_edge.cli.distill", "Train: autoencoder, teacher, student, finetune."),
 }
 

@@ -1,0 +1,197 @@
+"""Launch kernels that were compiled ahead of time. Needs neither Triton nor torch: cuda-bindings, and a GPU.
+
+    pack = KernelPack(Path("kernels"), sm=87, driver=CudaDriver())
+    pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, stream=stream,
+                arguments={"Z_Y": pointer, ..., "pixels": 4096})
+
+Pointers are device addresses. The driver's context must be current in the calling thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+POINTER_ALIGNMENT = 16
+
+_C_TYPES: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+_INT32_LIMIT = 1 << 31
+_MAX_GRID = ((1 << 31) - 1, 65535, 65535)
+
+
+class Driver(Protocol):
+    """What a launch needs of CUDA."""
+
+    def load(self, cubin: bytes, entry: str) -> Any:
+        """A function of a cubin, in the current context."""
+
+    def launch(
+        self, function: Any, grid: tuple[int, int, int], threads: int, shared: int, stream: int,
+        values: Sequence[Any], types: Sequence[Any],
+    ) -> None:  # fmt: skip
+        """Start it on a stream; `types` are the ctypes of `values`."""
+
+
+class CudaDriver:
+    """The real one, through cuda-bindings. Raises MissingDependencyError without it, BackendError if CUDA fails."""
+
+    def __init__(self) -> None:
+        try:
+            from cuda.bindings import driver
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "launching kernels needs cuda-bindings; run: pip install 'rsd-edge[cubins]'"
+            ) from error
+        self._cuda: Any = driver
+        self._modules: list[Any] = []
+        try:
+            self._check(driver.cuInit(0))
+        except RuntimeError as error:  # the driver's library is missing
+            raise BackendError(f"CUDA cannot be used here: {error}; install NVIDIA's driver") from error
+
+    def load(self, cubin: bytes, entry: str) -> Any:
+        """See Driver."""
+        module = self._check(self._cuda.cuModuleLoadData(cubin))
+        self._modules.append(module)
+        return self._check(self._cuda.cuModuleGetFunction(module, entry.encode()))
+
+    def launch(
+        self, function: Any, grid: tuple[int, int, int], threads: int, shared: int, stream: int,
+        values: Sequence[Any], types: Sequence[Any],
+    ) -> None:  # fmt: skip
+        """See Driver."""
+        parameters = (tuple(values), tuple(types))
+        self._check(self._cuda.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, parameters, 0))
+
+    def _check(self, answer: tuple[Any, ...]) -> Any:
+        status, *results = answer
+        if int(status) != 0:
+            raise BackendError(f"CUDA refused: {status.name}; see that the kernels were built for this GPU")
+        return results[0] if results else None
+
+
+class KernelPack:
+    """The kernels of one architecture in a folder that `rsd-edge build-kernels` wrote."""
+
+    def __init__(self, folder: Path, sm: int, driver: Driver) -> None:
+        """sm: 87 for sm_87. Raises ModelError for a folder that is missing, damaged or built for something else."""
+        self._folder, self._driver = folder, driver
+        manifest = _read_manifest(folder)
+        self._kernels = {_key(entry): entry for entry in manifest["kernels"] if entry["sm"] == sm}
+        if not self._kernels:
+            built = ", ".join(str(number) for number in sorted({entry["sm"] for entry in manifest["kernels"]}))
+            raise ModelError(
+                f"{folder} has no kernels for sm_{sm}, only for {built}; run: rsd-edge build-kernels --sm {sm}"
+            )
+        self._functions: dict[tuple[str, str | None, bool], Any] = {}
+
+    def launch(
+        self,
+        name: str,
+        *,
+        dtype: str | None = None,
+        sizes: Mapping[str, int],
+        arguments: Mapping[str, int | float],
+        stream: int = 0,
+    ) -> None:
+        """Start a kernel.
+
+        dtype: fp32, fp16 or bf16; None for a kernel that knows only one. sizes: what the grid is counted in and
+        `arguments` does not hold, such as n. arguments: device addresses and numbers, by name. The aligned build is
+        taken where all of them allow it; both give the same values. Raises InputError, ModelError, BackendError.
+        """
+        aligned = self._entry(name, dtype, True)
+        entry = aligned if _fits(aligned, arguments) else self._entry(name, dtype, False)
+        values, types = _pack(entry, arguments)
+        grid = _grid(entry, {**arguments, **sizes})
+        self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
+
+    def _entry(self, name: str, dtype: str | None, aligned: bool) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self._kernels.get((name, dtype, aligned))
+        if entry is None:
+            known = sorted({f"{kernel} {kind or ''}".strip() for kernel, kind, _ in self._kernels})
+            raise InputError(f"there is no kernel {name} for {dtype}; the folder has {', '.join(known)}")
+        return entry
+
+    def _function(self, entry: dict[str, Any]) -> Any:
+        key = _key(entry)
+        if key not in self._functions:
+            path = self._folder / entry["file"]
+            try:
+                cubin = path.read_bytes()
+            except OSError as error:
+                raise ModelError(f"cannot read {path}: {error.strerror}; run rsd-edge build-kernels again") from error
+            if hashlib.sha256(cubin).hexdigest() != entry["sha256"]:
+                raise ModelError(f"{path} is damaged: its hash differs; run rsd-edge build-kernels again")
+            self._functions[key] = self._driver.load(cubin, entry["entry"])
+        return self._functions[key]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        version = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} holds no kernels that can be read: {error}; run rsd-edge build-kernels") from error
+    if version != FORMAT:
+        raise ModelError(
+            f"{folder} has format {version}, this version reads {FORMAT}; run rsd-edge build-kernels again"
+        )
+    return manifest
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, str | None, bool]:
+    return entry["name"], entry["dtype"], entry["aligned"]
+
+
+def _fits(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> bool:
+    return all(
+        arguments.get(argument["name"], 0) % argument["multiple_of"] == 0
+        for argument in entry["arguments"]
+        if argument["multiple_of"] > 1
+    )
+
+
+def _pack(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> tuple[list[Any], list[Any]]:
+    """Values and ctypes in the kernel's order, with null for the scratch memory that no kernel here uses."""
+    names = [argument["name"] for argument in entry["arguments"]]
+    if set(names) != set(arguments):
+        missing, unknown = sorted(set(names) - set(arguments)), sorted(set(arguments) - set(names))
+        raise InputError(f"kernel {entry['name']} lacks arguments {missing} and does not know {unknown}")
+    values: list[Any] = []
+    types: list[Any] = []
+    for argument in entry["arguments"]:
+        value, kind = arguments[argument["name"]], argument["type"]
+        if kind == "i32" and not -_INT32_LIMIT <= value < _INT32_LIMIT:
+            raise InputError(
+                f"kernel {entry['name']}: {argument['name']} is {value}, beyond 32 bits; use smaller batches"
+            )
+        pointer = kind.startswith("*")
+        values.append(int(value) if pointer or kind.startswith("i") else float(value))
+        types.append(ctypes.c_void_p if pointer else _C_TYPES[kind])
+    scratch = entry["scratch_pointers"]
+    return values + [0] * scratch, types + [ctypes.c_void_p] * scratch
+
+
+def _grid(entry: Mapping[str, Any], sizes: Mapping[str, int | float]) -> tuple[int, int, int]:
+    axes = []
+    for axis in entry["grid"]:
+        try:
+            product = math.prod(int(sizes[size]) for size in axis["sizes"])
+        except KeyError as error:
+            raise InputError(f"kernel {entry['name']} needs the size {error} for its grid; pass it in sizes") from None
+        axes.append(-(-product // axis["per"]))
+    axes += [1] * (3 - len(axes))
+    for count, limit in zip(axes, _MAX_GRID, strict=True):
+        if not 1 <= count <= limit:
+            raise InputError(f"kernel {entry['name']} has a grid of {axes}; CUDA takes 1 to {_MAX_GRID}")
+    return axes[0], axes[1], axes[2]

@@ -1,0 +1,132 @@
+"""Frames to tiles and back in Triton. Frames are uint8 (h, w, 3) BGR; tiles and detail are RGB planes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def reflect(at, length):
+    """Coordinates reflected in the end pixels, which are not repeated (2 1 0 1 2), for ever."""
+    period = tl.maximum(2 * length - 2, 1)
+    at = ((at % period) + period) % period
+    return tl.minimum(at, tl.where(length > 1, period - at, 0))
+
+
+@triton.jit
+def frame_tiles(
+    FRAME, OUT, height, width, columns, tile_h, tile_w, stride_y, stride_x, halo, pixels, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (blocks of a tile's pixels, tiles). OUT: (tiles, 3, tile_h * tile_w), in [-1, 1]."""
+    tile = tl.program_id(1)
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < pixels
+    y = reflect((tile // columns) * stride_y - halo + offset // tile_w, height)
+    x = reflect((tile % columns) * stride_x - halo + offset % tile_w, width)
+    source = FRAME + (y.to(tl.int64) * width + x) * 3
+    target = OUT + tile.to(tl.int64) * 3 * pixels + offset
+    for c in tl.static_range(3):
+        level = tl.load(source + (2 - c), mask=inside, other=0).to(tl.float32)
+        # The rounding of NumPy's division; the default one may be two units in the last place away.
+        tl.store(target + c * pixels, tl.div_rn(level, 127.5) - 1.0, mask=inside)
+
+
+@triton.jit
+def cubic_tap(k, TAP: tl.constexpr):
+    """OpenCV's weight (a = -0.75) of a tap for a sample k eighths beyond tap 1, times 2048: an integer, exactly."""
+    if TAP == 0:
+        weight = -3 * k * (8 - k) * (8 - k)
+    elif TAP == 1:
+        weight = (5 * k - 72) * k * k + 2048
+    elif TAP == 2:
+        weight = (5 * (8 - k) - 72) * (8 - k) * (8 - k) + 2048
+    else:
+        weight = -3 * k * k * (8 - k)
+    return weight
+
+
+@triton.jit
+def phase_tap(phase, TAP: tl.constexpr):
+    """Weight of LR pixel TAP - 2 beside its own for the four outputs of an LR pixel: taps 0 to 4, one of them 0."""
+    k = (2 * phase + 5) % 8
+    early, late = 0 * k, 0 * k
+    if TAP < 4:
+        early = cubic_tap(k, TAP)
+    if TAP > 0:
+        late = cubic_tap(k, TAP - 1)
+    return tl.where(phase < 2, early, late)
+
+
+@triton.jit
+def bicubic_base(FRAME, y_out, x_low, phase, height, width, c, inside):
+    """The bicubic x4 enlargement at output row y_out (a scalar), as OpenCV rounds it: int32 (LR columns, 4).
+
+    x_low: LR columns; phase: 0 to 3. Columns first, so that the four outputs of an LR pixel share what is read.
+    """
+    up = y_out % 4
+    weights = (phase_tap(up, 0), phase_tap(up, 1), phase_tap(up, 2), phase_tap(up, 3), phase_tap(up, 4))
+    total = tl.zeros_like(x_low[:, None] + phase[None, :])
+    for j in tl.static_range(5):
+        x = tl.minimum(tl.maximum(x_low + (j - 2), 0), width - 1) * 3 + c
+        column = tl.zeros_like(x_low)
+        for i in tl.static_range(5):
+            y = tl.minimum(tl.maximum(y_out // 4 + (i - 2), 0), height - 1)
+            level = tl.load(FRAME + y.to(tl.int64) * width * 3 + x, mask=inside, other=0).to(tl.int32)
+            column += weights[i] * level
+        total += phase_tap(phase, j)[None, :] * column[:, None]
+    return tl.minimum(tl.maximum((total + (1 << 21)) >> 22, 0), 255)
+
+
+@triton.jit
+def seam(at, index, count, core, fade):
+    """For output coordinate `at` in a core: weight of its own tile, weight of a neighbour, index of the neighbour.
+
+    core, fade: output pixels of a core, and of the cross-fade on each side of its borders. Weights are multiples of
+    2^-12, as in rsd_edge/tiling.py.
+    """
+    local = at - index * core
+    before = tl.where(index > 0, tl.where(local < fade, 1, 0), 0)
+    after = tl.where(index + 1 < count, tl.where(local >= core - fade, 1, 0), 0)
+    place = tl.where(before == 1, local + fade, local - core + fade).to(tl.float32)
+    rise = tl.floor((place + 0.5) * (4096.0 / tl.maximum(2 * fade, 1).to(tl.float32)) + 0.5) * (1.0 / 4096.0)
+    own = tl.where(before == 1, rise, tl.where(after == 1, 1.0 - rise, 1.0))
+    return own, 1.0 - own, index - before + after
+
+
+@triton.jit
+def merge_tiles(
+    DETAIL, FRAME, OUT, STRENGTH, height, width, rows, columns, tile_h, tile_w, stride_y, stride_x, halo, feather,
+    blocks, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (output rows, tile columns x blocks of a core's columns). DETAIL: (tiles, 3, 4 tile_h, 4 tile_w)."""
+    y = tl.program_id(0)
+    column = tl.program_id(1) // blocks
+    low, phase = (tl.program_id(1) % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4), tl.arange(0, 4)
+    x_low = stride_x * column + low
+    local = 4 * low[:, None] + phase[None, :]
+    x = 4 * stride_x * column + local
+    inside = (local < 4 * stride_x) & (x < 4 * width)
+    row = y // (4 * stride_y)
+    own_y, other_y, row_beside = seam(y, row, rows, 4 * stride_y, 4 * feather)
+    own_x, other_x, column_beside = seam(x, column, columns, 4 * stride_x, 4 * feather)
+    fading = inside & (column_beside != column)
+    line, plane = 4 * tile_w, 16 * tile_h * tile_w
+    here = (row.to(tl.int64) * columns + column) * 3 * plane + (y - 4 * (row * stride_y - halo)) * line
+    below = (row_beside.to(tl.int64) * columns + column) * 3 * plane + (y - 4 * (row_beside * stride_y - halo)) * line
+    at = local + 4 * halo
+    beside = (column_beside - column).to(tl.int64) * 3 * plane + x - 4 * (column_beside * stride_x - halo)
+    gain = tl.load(STRENGTH) * 127.5
+    for c in tl.static_range(3):
+        source = DETAIL + (2 - c) * plane
+        value = own_x * tl.load(source + here + at, mask=inside, other=0.0).to(tl.float32)
+        value += other_x * tl.load(source + here + beside, mask=fading, other=0.0).to(tl.float32)
+        if row_beside != row:
+            faded = own_x * tl.load(source + below + at, mask=inside, other=0.0).to(tl.float32)
+            faded += other_x * tl.load(source + below + beside, mask=fading, other=0.0).to(tl.float32)
+            value = own_y * value + other_y * faded
+        base = bicubic_base(FRAME, y, x_low, phase, height, width, c, x_low < width)
+        # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
+        level = (base.to(tl.float32) + gain * value + 12582912.0) - 12582912.0
+        level = tl.minimum(tl.maximum(level, 0.0), 255.0)
+        tl.store(OUT + y.to(tl.int64) * (12 * width) + c + x * 3, level.to(tl.uint8), mask=inside)

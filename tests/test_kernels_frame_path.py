@@ -1,0 +1,155 @@
+"""The frame path of the GPU, with the reference implementation on the CPU, against NumpyFramePath."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rsd_edge.backends import TileEngine, open_engine
+from rsd_edge.bundle import load_bundle
+from rsd_edge.errors import BackendError, InputError
+from rsd_edge.frames import bicubic_x4
+from rsd_edge.kernels import reference_frames
+from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
+from rsd_edge.kernels.frame_path import CudaFramePath
+from rsd_edge.opencv import cv2
+from rsd_edge.pipeline import NumpyFramePath
+from rsd_edge.specs import TileSpec
+from rsd_edge.tiling import TileReader, plan_tiles
+from rsd_edge.zoo import __file__ as zoo_file
+
+Photo = Callable[[int, int], NDArray[np.uint8]]
+TILE = TileSpec(size=48, halo=16, feather=4, batch=2)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TileEngine]:
+    """edge-n, as it ships."""
+    from pathlib import Path
+
+    bundle = load_bundle(Path(zoo_file).parent / "edge-n" / "fp32")
+    with open_engine(bundle.graph_path, bundle.spec, tile=TILE, threads=1) as opened:
+        yield opened
+
+
+def as_network(engine: TileEngine) -> Callable[[Tensor, Tensor], Tensor]:
+    """The engine in the shape of a torch network: RGB planes instead of BGR pixels."""
+
+    def network(lq: Tensor, noise: Tensor) -> Tensor:
+        n, _, h, w = lq.shape
+        detail = np.empty((n, 4 * h, 4 * w, 3), np.float32)
+        engine.collect(engine.submit(lq.contiguous().numpy(), noise.contiguous().numpy(), detail))
+        return torch.from_numpy(detail).flip(3).permute(0, 3, 1, 2)
+
+    return network
+
+
+@pytest.fixture(scope="module")
+def path(engine: TileEngine) -> CudaFramePath:
+    return CudaFramePath(as_network(engine), engine.spec.model, TILE, implementation="reference", device="cpu")
+
+
+@pytest.mark.parametrize(("height", "width"), [(21, 50), (40, 16)])
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_the_frame_is_that_of_the_numpy_path(
+    path: CudaFramePath, engine: TileEngine, photo: Photo, height: int, width: int, strength: float
+) -> None:
+    frame = photo(height, width)
+    got = path(frame, seed=2**63 + 11, strength=strength)
+    expected = NumpyFramePath(engine)(frame, seed=2**63 + 11, strength=strength)
+    differences = np.abs(got.astype(int) - expected.astype(int))
+    # Sums at a tie round by the order of addition, and OpenCV's vectors round cubic sums their way: one level, rarely.
+    assert differences.max() <= 1
+    assert differences.mean() < 1e-3
+
+
+def test_the_noise_and_the_detail_matter(path: CudaFramePath, photo: Photo) -> None:
+    frame = photo(21, 50)
+    assert (path(frame, seed=1) != path(frame, seed=2)).mean() > 0.01
+    # A wrong gain of 1 % would show: it moves the result where the detail is large.
+    assert (path(frame, strength=1.0) != path(frame, strength=0.99)).mean() > 0.005
+
+
+def test_strength_0_is_bicubic_and_out_is_filled(path: CudaFramePath, photo: Photo) -> None:
+    frame = photo(12, 18)
+    expected = np.empty((48, 72, 3), np.uint8)
+    bicubic_x4(frame, expected)
+    assert np.array_equal(path(frame, strength=0.0), expected)
+    out, calls = np.empty((48, 72, 3), np.uint8), []
+    assert path(frame, out=out, progress=lambda done, total: calls.append((done, total))) is out
+    assert np.array_equal(out, path(frame))
+    assert calls == [(1, 1)]
+
+
+class OperatorCount(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.calls[str(func).rpartition(".")[0]] += func.namespace == "rsd_edge"
+        return func(*args, **(kwargs or {}))
+
+
+def test_three_operators_of_ours_a_frame(path: CudaFramePath, photo: Photo) -> None:
+    """Each is one launch on a GPU, however many tiles there are."""
+    counter = OperatorCount()
+    with counter:
+        path(photo(40, 50))
+    ours = {name: count for name, count in counter.calls.items() if count}
+    assert ours == {"rsd_edge.frame_tiles": 1, "rsd_edge.noise_field": 1, "rsd_edge.merge_tiles": 1}
+
+
+def test_what_cannot_run_is_refused(path: CudaFramePath, engine: TileEngine, photo: Photo) -> None:
+    with pytest.raises(InputError, match="frames of 16 bits"):
+        path(photo(8, 8).astype(np.uint16))
+    with pytest.raises(InputError, match="strength is nan"):
+        path(photo(8, 8), strength=float("nan"))
+    pytest.importorskip("triton")
+    with pytest.raises(BackendError, match="needs tensors on a CUDA device"):
+        CudaFramePath(as_network(engine), engine.spec.model, TILE, implementation="triton", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spec"),
+    [
+        (1, 1, TileSpec(size=20, halo=4, feather=2)),
+        (17, 40, TileSpec(size=32, halo=8, feather=3)),
+        (13, 29, TileSpec(size=20, halo=6, feather=4, fixed=True)),
+    ],
+)
+def test_tiles_and_base_are_those_of_the_runtime(photo: Photo, height: int, width: int, spec: TileSpec) -> None:
+    frame, plan = photo(height, width), plan_tiles(height, width, spec)
+    expected = np.empty((plan.count, 3, plan.tile_h, plan.tile_w), np.float32)
+    reader = TileReader(plan, frame.dtype)
+    reader.load(frame)
+    reader.read(range(plan.count), expected)
+    np.testing.assert_array_equal(frame_tiles(torch.tensor(frame), plan, implementation="reference"), expected)
+    enlarged = cv2.resize(frame, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    differences = np.abs(reference_frames.bicubic_x4(torch.tensor(frame)).numpy().astype(int) - enlarged)
+    assert differences.max() <= 1  # OpenCV's vectors round some sums near a tie the other way
+    assert differences.mean() < 1e-4
+
+
+def test_opcheck_of_frame_operators(photo: Photo) -> None:
+    frame = torch.tensor(photo(9, 14))
+    plan = plan_tiles(9, 14, TileSpec(size=20, halo=4, feather=2))
+    numbers = [9, 14, plan.y.stride, plan.x.stride, 4, 2]
+    detail = torch.zeros(plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w)
+    ops = torch.ops.rsd_edge
+    torch.library.opcheck(ops.frame_tiles, (frame, numbers, torch.float16, "reference"))
+    torch.library.opcheck(ops.merge_tiles, (detail, frame, torch.ones(1), numbers, "reference"))
+    with pytest.raises(InputError, match="detail is"):
+        merge_tiles(detail[:, :2], frame, torch.ones(1), plan, implementation="reference")
+    with pytest.raises(InputError, match="frame is"):
+        frame_tiles(frame[1:], plan, implementation="reference")
