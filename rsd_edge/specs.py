@@ -84,6 +84,55 @@ class EdgeArchitecture:
 
 
 @dataclass(frozen=True)
+class SwinUNetArchitecture:
+    """Sizes of the published generator (`rsd_edge.models.swin_unet`), named as in its configuration files."""
+
+    image_size: int = 64
+    """Side of the latent that the windows were laid out for."""
+    in_channels: int = 6
+    """Latent and LR image together."""
+    noise_channels: int = 0
+    """One for a student of RSD."""
+    model_channels: int = 160
+    out_channels: int = 3
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
+    num_head_channels: int = 32
+    swin_depth: int = 2
+    swin_embed_dim: int = 192
+    window_size: int = 8
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True)
+class VqArchitecture:
+    """Sizes of the published autoencoder (`rsd_edge.models.vq`), named as in its configuration files."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 2
+    in_channels: int = 3
+    out_ch: int = 3
+    z_channels: int = 3
+    embed_dim: int = 3
+    n_embed: int = 8192
+
+
+@dataclass(frozen=True)
+class PublishedArchitecture:
+    """Generator and autoencoder of ResShift, SinSR and RSD."""
+
+    unet: SwinUNetArchitecture = field(default_factory=SwinUNetArchitecture)
+    vq: VqArchitecture = field(default_factory=VqArchitecture)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.vq.embed_dim
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a model is, whatever engine runs it."""
 
