@@ -27,7 +27,7 @@ def edge_tile(checkpoint: Checkpoint) -> EdgeTile:
         raise ModelError(f"model '{checkpoint.spec.name}' is of family '{checkpoint.spec.family}'; only edge exports")
     if checkpoint.spec.steps != 1:
         raise ModelError(f"model '{checkpoint.spec.name}' takes {checkpoint.spec.steps} steps; only one step exports")
-    arch = checkpoint.spec.architecture
+    arch = checkpoint.spec.edge
     stem, student, decoder = EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch)
     for part, network in (("stem", stem), ("student", student), ("decoder", decoder)):
         checkpoint.load_into(part, network)

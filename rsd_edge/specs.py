@@ -18,12 +18,18 @@ from rsd_edge.errors import InputError, ModelError
 
 SpecT = TypeVar("SpecT")
 
+EDGE_FAMILY = "edge"
+PUBLISHED_FAMILIES = ("resshift", "sinsr", "rsd")
+PUBLISHED_TILE = 128
+"""Two windows of the coarsest level on each side; at 256, the decoder alone takes 3 GB."""
+
 
 class Precision(str, Enum):
     """Arithmetic of an engine's graph."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
@@ -32,6 +38,7 @@ class Backend(str, Enum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TORCH = "torch"
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,16 @@ class PublishedArchitecture:
         return self.vq.embed_dim
 
 
+def architecture_of(family: str) -> type[EdgeArchitecture] | type[PublishedArchitecture]:
+    """The kind of architecture that a family has. Raises ModelError for an unknown family."""
+    if family == EDGE_FAMILY:
+        return EdgeArchitecture
+    if family in PUBLISHED_FAMILIES:
+        return PublishedArchitecture
+    known = ", ".join((EDGE_FAMILY, *PUBLISHED_FAMILIES))
+    raise ModelError(f"model family '{family}' is unknown; it must be one of {known}")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model is, whatever engine runs it."""
@@ -146,7 +163,32 @@ class ModelSpec:
     multiple_of: int = 2
     """Tile sides and origins are multiples of this (the generator's downsampling)."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
-    architecture: EdgeArchitecture = field(default_factory=EdgeArchitecture)
+    architecture: EdgeArchitecture | PublishedArchitecture = field(default_factory=EdgeArchitecture)
+    """Of the family: a PublishedArchitecture for resshift, sinsr and rsd."""
+
+    def __post_init__(self) -> None:
+        expected = architecture_of(self.family)
+        if not isinstance(self.architecture, expected):
+            raise ModelError(
+                f"model '{self.name}' is of family {self.family}, which has a {expected.__name__}, "
+                f"not a {type(self.architecture).__name__}"
+            )
+
+    @property
+    def edge(self) -> EdgeArchitecture:
+        """The architecture of an edge model. Raises ModelError for a published one."""
+        if not isinstance(self.architecture, EdgeArchitecture):
+            raise ModelError(f"model '{self.name}' is of family '{self.family}'; this needs one of family edge")
+        return self.architecture
+
+    @property
+    def published(self) -> PublishedArchitecture:
+        """The architecture of a published model. Raises ModelError for an edge one."""
+        if not isinstance(self.architecture, PublishedArchitecture):
+            raise ModelError(
+                f"model '{self.name}' is of family '{self.family}'; this needs one of {', '.join(PUBLISHED_FAMILIES)}"
+            )
+        return self.architecture
 
     @property
     def noise_channels(self) -> int:
@@ -167,6 +209,13 @@ class TileSpec:
     batch: int = 1
     fixed: bool = False
     """True if the engine accepts `size` x `size` only; otherwise tiles shrink to share a frame evenly."""
+
+    @classmethod
+    def of(cls, model: ModelSpec, size: int | None = None, batch: int = 1) -> TileSpec:
+        """The tiles for a model. Published ones are padded by their engines, so tiles need not be multiples there."""
+        if model.family == EDGE_FAMILY:
+            return cls(size or cls.size, model.halo, multiple_of=model.multiple_of, batch=batch)
+        return cls(size or PUBLISHED_TILE, model.halo, batch=batch)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -214,6 +263,10 @@ def from_dict(cls: type[SpecT], data: Mapping[str, Any], where: str = "") -> Spe
     the wrong type, with its dotted path.
     """
     hints = typing.get_type_hints(cls)
+    if cls is ModelSpec:
+        family = str(data.get("family", EDGE_FAMILY))
+        hints["architecture"] = architecture_of(family)
+        data = {**data, "architecture": data.get("architecture", {})}
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in data:
         if key not in names:
