@@ -36,7 +36,10 @@ def test_a_family_alone_has_its_default_sizes() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "x", "family": "swinir"}, "model family 'swinir' is unknown; it must be one of edge, resshift, sinsr"),
+        (
+            {"name": "x", "family": "swinir"},
+            "model family 'swinir' is unknown; it must be one of edge, resshift, sinsr",
+        ),
         ({"name": "x", "family": "rsd", "architecture": {"stem_width": 3}}, "unknown key 'architecture.stem_width'"),
         ({"name": "x", "architecture": {"unet": {}}}, "unknown key 'architecture.unet'"),
         (
