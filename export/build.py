@@ -126,8 +126,9 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
     import torch
 
     from rsd_edge.export.deploy import DeployedTile
-    from rsd_edge.export.onnx_export import edge_tile, export_tile
+    from rsd_edge.export.onnx_export import export_tile
     from rsd_edge.models.checkpoint import load_checkpoint
+    from rsd_edge.models.edge_tile import edge_tile
 
     checkpoint = load_checkpoint(path)
     tile = edge_tile(checkpoint)
@@ -193,8 +194,7 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
 
 
 def _open(spec: EngineSpec, graph: Path, threads: int | None) -> TileEngine:
-    tile = TileSpec(halo=spec.model.halo, multiple_of=spec.model.multiple_of)
-    return open_engine(graph, spec, tile=tile, threads=threads)
+    return open_engine(graph, spec, tile=TileSpec.of(spec.model), threads=threads)
 
 
 def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 EnumT = TypeVar("EnumT", bound=Enum)
 
+CHECKPOINT_SUFFIX = ".safetensors"
 _BYTES = np.dtype(np.uint8)
 _NOISE_BYTES_KEPT = 72 << 20
 """Enough for the default tiles of a 1920 x 1080 frame and five channels."""
@@ -231,25 +232,31 @@ class SuperResolver:
         threads: int | None = None,
         tile: int | None = None,
         batch: int = 1,
+        steps: int | None = None,
     ) -> SuperResolver:
-        """Open a shipped engine by name, or a bundle folder by path.
+        """Open a shipped engine by name, or a bundle folder or a checkpoint (.safetensors) by path.
 
         precision: fp32 or int8, None for the fastest on this machine, which is timed once and remembered, and which
         `choice` tells afterwards; a folder has one precision. backend: onnxruntime or openvino, None for the fastest of
         those installed where the precision is open too, and otherwise for the one that the engine was built for.
         threads: CPU threads, None for all cores; tile: side of a tile in LR pixels, halo included, None for the
         default; batch: tiles that the engine takes at once.
+        A checkpoint runs on torch, in fp32, bf16 or fp16; steps: evaluations of its generator, None for as many as the
+        model says.
         Raises ModelError, BackendError or InputError.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
         wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
+        if str(model).endswith(CHECKPOINT_SUFFIX):
+            return cls(_open_checkpoint(Path(model), wanted, runtime, steps, threads, tile, batch))
+        if steps is not None:
+            raise InputError(f"steps is {steps}, but '{model}' is an engine, whose steps are built in; leave it out")
         choice = choose(model, wanted, runtime, threads or usable_cores())
         for reason in staleness(choice.candidate.bundle):
             log.warning("%s", reason)
         chosen = choice.candidate.spec
-        size = TileSpec.size if tile is None else tile
-        tiles = TileSpec(size=size, halo=chosen.model.halo, multiple_of=chosen.model.multiple_of, batch=batch)
+        tiles = TileSpec.of(chosen.model, tile, batch)
         resolver = cls(open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads))
         resolver.choice = choice
         return resolver
@@ -303,6 +310,27 @@ class SuperResolver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open_checkpoint(
+    path: Path,
+    precision: Precision | None,
+    backend: Backend | None,
+    steps: int | None,
+    threads: int | None,
+    tile: int | None,
+    batch: int,
+) -> TileEngine:
+    if backend not in (None, Backend.TORCH):
+        raise BackendError(
+            f"{backend.value} does not run {path}; use --backend torch, or build an engine with "
+            f"'rsd-edge build-engine --model {path} --backend {backend.value}'"
+        )
+    from rsd_edge.backends.torch import open_checkpoint
+
+    return open_checkpoint(
+        path, precision=precision or Precision.FP32, steps=steps, threads=threads, tile=tile, batch=batch
+    )
 
 
 def _check_strength(strength: float) -> float:

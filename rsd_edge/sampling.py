@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -70,14 +71,17 @@ def sample(predict: Predict[ArrayT], model: ModelSpec, z_y: ArrayT, noise: Array
         z0: ArrayT = predict(z_last, schedule.steps - 1)
         return z0
     if model.family == "sinsr":
-        return deterministic(predict, schedule, z_last, z_y)
-    noises = [noise[:, i * zc : (i + 1) * zc] for i in range(1, model.steps)]
-    return ancestral(predict, schedule, z_last, noises)
+        z0 = deterministic(predict, schedule, z_last, z_y)
+    else:
+        z0 = ancestral(predict, schedule, z_last, [noise[:, i * zc : (i + 1) * zc] for i in range(1, model.steps)])
+    return z0
 
 
-def check_steps(model: ModelSpec) -> None:
-    """Raises InputError if this model cannot be sampled in `model.steps` steps."""
+def with_steps(model: ModelSpec, steps: int | None) -> ModelSpec:
+    """The model taking that many steps; None for as many as it says. Raises InputError if it cannot."""
+    wanted = model.steps if steps is None else steps
     allowed = {1} if model.family in ("edge", "rsd") else {1, model.schedule.steps}
-    if model.steps not in allowed:
+    if wanted not in allowed:
         numbers = " or ".join(str(number) for number in sorted(allowed))
-        raise InputError(f"model '{model.name}' of family {model.family} takes {numbers} steps, not {model.steps}")
+        raise InputError(f"model '{model.name}' of family {model.family} takes {numbers} steps, not {wanted}")
+    return replace(model, steps=wanted)

@@ -233,7 +233,7 @@ def test_a_number_of_steps_in_a_name_needs_its_configuration(files: list[Path], 
 def test_families_and_noise_agree(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="1 noise channels, which does not suit the family sinsr"):
         import_weights(Request(files, "sinsr", CONFIG), tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match="must end in .safetensors"):
+    with pytest.raises(ModelError, match=r"must end in \.safetensors"):
         import_weights(Request(files, "rsd", CONFIG), tmp_path / "a.pth")
 
 

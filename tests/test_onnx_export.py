@@ -13,9 +13,10 @@ import torch
 from rsd_edge.distill.config import load_config
 from rsd_edge.errors import ModelError
 from rsd_edge.export.deploy import DeployedTile
-from rsd_edge.export.onnx_export import OPSET, edge_tile, export_tile
+from rsd_edge.export.onnx_export import OPSET, export_tile
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
+from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.schedule import ResidualSchedule
 from rsd_edge.specs import ModelSpec, PublishedArchitecture
 

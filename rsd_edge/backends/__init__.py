@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine
+from rsd_edge.errors import BackendError
 from rsd_edge.specs import Backend, EngineSpec, TileSpec
 
 __all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "open_engine"]
@@ -24,3 +25,8 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
             from rsd_edge.backends.openvino import OpenVinoEngine
 
             return OpenVinoEngine(graph_path, spec, threads, tile=tile)
+        case Backend.TORCH:
+            raise BackendError(
+                f"torch runs checkpoints and {graph_path} is a graph; give a .safetensors file, or use "
+                f"--backend {Backend.ONNXRUNTIME.value}"
+            )

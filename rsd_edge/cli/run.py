@@ -32,9 +32,19 @@ _DEFAULTS = RunSettings()
 @click.command("run")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
-@click.option("--engine", default=_DEFAULTS.engine, show_default=True, metavar="NAME|BUNDLE", help="Model to run.")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "int8"]), help="Arithmetic; the fastest here if not given, timed once."
+    "--engine",
+    "--model",
+    default=_DEFAULTS.engine,
+    show_default=True,
+    metavar="NAME|BUNDLE|FILE",
+    help="Model to run; a checkpoint (.safetensors) runs on torch.",
+)
+@click.option("--steps", type=int, help="Generator steps of a checkpoint; those that it was made for if not given.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
+    help="Arithmetic; the fastest if not given, timed once.",
 )
 @click.option(
     "--backend",
@@ -90,6 +100,7 @@ def command(
         threads=settings.threads,
         tile=settings.tile,
         batch=settings.batch,
+        steps=settings.steps,
     ) as resolver:
         engine = resolver.choice.record() if resolver.choice else {}
         if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
