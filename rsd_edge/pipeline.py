@@ -7,7 +7,7 @@ import math
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DType, Frame, ParallelCompositor, PixelT, bicubic_x4, check_frame, check_out, shrink
 from rsd_edge.machine import usable_cores
 from rsd_edge.noise import NoiseField
+from rsd_edge.sampling import with_steps
 from rsd_edge.selection import Choice, choose
 from rsd_edge.specs import Backend, Precision, TileSpec
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
@@ -241,7 +242,7 @@ class SuperResolver:
         those installed where the precision is open too, and otherwise for the one that the engine was built for.
         threads: CPU threads, None for all cores; tile: side of a tile in LR pixels, halo included, None for the
         default; batch: tiles that the engine takes at once.
-        A checkpoint runs on torch, in fp32, bf16 or fp16; steps: evaluations of its generator, None for as many as the
+        A checkpoint runs on torch, in fp32, bf16 or fp16. steps: evaluations of the generator, None for as many as the
         model says.
         Raises ModelError, BackendError or InputError.
         """
@@ -250,14 +251,16 @@ class SuperResolver:
         wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
         if str(model).endswith(CHECKPOINT_SUFFIX):
             return cls(_open_checkpoint(Path(model), wanted, runtime, steps, threads, tile, batch))
-        if steps is not None:
-            raise InputError(f"steps is {steps}, but '{model}' is an engine, whose steps are built in; leave it out")
         choice = choose(model, wanted, runtime, threads or usable_cores())
         for reason in staleness(choice.candidate.bundle):
             log.warning("%s", reason)
-        chosen = choice.candidate.spec
+        chosen = replace(choice.candidate.spec, model=with_steps(choice.candidate.spec.model, steps))
         tiles = TileSpec.of(chosen.model, tile, batch)
-        resolver = cls(open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads))
+        engine = open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads)
+        if tile not in (None, engine.tile.size):
+            engine.close()
+            raise InputError(f"tile is {tile}, but '{model}' was built for {engine.tile.size}; leave it out")
+        resolver = cls(engine)
         resolver.choice = choice
         return resolver
 

@@ -77,7 +77,7 @@ def test_gray_images_are_refused_at_every_scale(photo: Photo, toy_bundle: Path) 
 def test_another_precision_than_the_bundles_is_refused(toy_bundle: Path) -> None:
     with pytest.raises(ModelError, match="is fp32, not int8; leave the precision out, or build"):
         SuperResolver.load(toy_bundle, precision="int8")
-    with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"):
+    with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, bf16, int8"):
         SuperResolver.load(toy_bundle, precision="fp8")
     with pytest.raises(InputError, match="backend is 'ncnn'; it must be one of onnxruntime, openvino, torch"):
         SuperResolver.load(toy_bundle, backend="ncnn")

@@ -167,12 +167,13 @@ class CodeBook(nn.Module):
 
     def indices(self, z: Tensor) -> Tensor:
         """Nearest code of each pixel, int64 (n, h, w), by Euclidean distance in fp32."""
-        n, c, h, w = z.shape
-        pixels, codes = z.float().permute(0, 2, 3, 1).reshape(-1, c), self.embedding.weight.float()
-        rows = max(1, _DISTANCES_AT_ONCE // len(codes))
+        n, _, h, w = z.shape
+        pixels, codes = z.float().flatten(2).transpose(1, 2), self.embedding.weight.float()
+        rows = max(1, _DISTANCES_AT_ONCE // (len(codes) * int(n)))
         half_norms = codes.square().sum(1) / 2
-        nearest = [torch.argmin(half_norms - part @ codes.T, dim=1) for part in torch.split(pixels, rows)]
-        return torch.cat(nearest).reshape(n, h, w)
+        parts = torch.split(pixels, rows, dim=1) if rows < int(h * w) else (pixels,)
+        nearest = [torch.argmin(half_norms - part @ codes.T, dim=2) for part in parts]
+        return torch.cat(nearest, dim=1).reshape(n, h, w)
 
     def forward(self, z: Tensor) -> Tensor:
         codes = self.embedding(self.indices(z)).permute(0, 3, 1, 2).to(z.dtype)
