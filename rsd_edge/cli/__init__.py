@@ -26,6 +26,7 @@ _COMMANDS = {
     "run": _Entry("rsd_edge.cli.run", "Upscale images and folders of images."),
     "eval": _Entry("rsd_edge.cli.evaluate", "Score upscaled images against their references."),
     "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
+    "fetch": _Entry("rsd_edge.cli.fetch", "Download a published checkpoint."),
     "import-weights": _Entry("rsd_edge.cli.import_weights", "Convert published checkpoints of ResShift, SinSR or RSD."),
     "distill": _Entry("rsd_edge.cli.distill", "Train: autoencoder, teacher, student, finetune."),
 }
