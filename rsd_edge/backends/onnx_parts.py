@@ -46,7 +46,7 @@ class OnnxPartsEngine:
         """
         self.spec = spec
         self.threads = threads if threads is not None else usable_cores()
-        sessions = {name: _open(Path(folder) / name, self.threads) for name in (ENCODER, GENERATOR, DECODER)}
+        sessions = {name: open_session(Path(folder) / name, self.threads) for name in (ENCODER, GENERATOR, DECODER)}
         self._sessions: dict[str, Any] | None = sessions
         self._takes_noise = "eps" in {node.name for node in sessions[GENERATOR].get_inputs()}
         sides = {
@@ -115,7 +115,8 @@ def _channels_first(images: Array) -> Array:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _open(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int) -> Any:
+    """A session for one part. Raises ModelError if the graph cannot be loaded."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
