@@ -93,8 +93,10 @@ def build_engine(
     gate, or an INT8 engine that is not faster than fp32 here; ModelError for a model that cannot be used, InputError
     for a calibration folder that cannot, OutputError if the output cannot be written. Nothing is written then.
     """
-    if precision is Precision.FP16:
-        raise BackendError(f"{backend.value} engines for CPUs cannot be built in fp16; use --precision fp32 or int8")
+    if precision in (Precision.FP16, Precision.BF16):
+        raise BackendError(
+            f"{backend.value} engines for CPUs cannot be built in {precision.value}; use --precision fp32 or int8"
+        )
     if calibration is not None and precision is not Precision.INT8:
         raise InputError(f"calibration images serve INT8 engines and this one is {precision.value}; leave them out")
     if model.endswith(".safetensors"):

@@ -48,8 +48,15 @@ def parts_of(model: PublishedModel, side: int) -> dict[str, Part]:
     return {
         ENCODER: (model.encoder, {"image": image}, "z_y"),
         GENERATOR: (model.generator, step, "z0"),
-        DECODER: (model.decoder, {"z0": latent}, "image"),
+        DECODER: (model.decoder, {"z0": _near_codes(model, side, generator)}, "image"),
     }
+
+
+def _near_codes(model: PublishedModel, side: int, generator: torch.Generator) -> Tensor:
+    """A latent whose pixels lie near codes: between two, rounding would decide, and decoding could not be compared."""
+    codes = model.decoder.autoencoder.quantize.embedding.weight.float()
+    chosen = codes[torch.randint(len(codes), (1, side, side), generator=generator)].permute(0, 3, 1, 2)
+    return chosen + 1e-3 * codes.std() * torch.randn(chosen.shape, generator=generator)
 
 
 def export_parts(parts: Mapping[str, Part], folder: Path) -> dict[str, Path]:

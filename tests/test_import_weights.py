@@ -159,6 +159,11 @@ def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
             model__params__num_res_blocks=2,
             model__params__swin_depth=6,
             model__params__lq_size=64,
+            model__params__in_channels=3,
+            model__params__out_channels="${autoencoder.params.embed_dim}",
+            model__teacher_ckpt_path="weights/teacher.pth",
+            model__gan_loss=True,
+            diffusion__params__num_steps=4,
             model__add_noise=False,
             autoencoder__params__n_embed=99,
             autoencoder__params__ddconfig__num_res_blocks=3,
@@ -167,6 +172,8 @@ def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
     )
     assert (schedule.steps, schedule.power, schedule.kappa) == (4, 0.8, 1.0)
     assert (arch.unet.num_res_blocks, arch.unet.swin_depth, arch.unet.noise_channels) == ((2, 2, 2, 2), 6, 0)
+    # Files that give lq_size count the channels of the LR image apart.
+    assert (arch.unet.in_channels, arch.unet.out_channels) == (6, 3)
     assert (arch.vq.n_embed, arch.vq.num_res_blocks) == (99, 3)
 
 
@@ -184,6 +191,8 @@ def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
         ({"autoencoder__params__ddconfig__attn_resolutions": [64]}, r"ddconfig\.attn_resolutions' is \[64\]"),
         ({"autoencoder__lora": {}}, r"unknown field 'autoencoder\.lora'"),
         ({"diffusion": 3}, "'diffusion' must be a mapping, not int"),
+        ({"model__condition_student_timesteps": True}, "'model.condition_student_timesteps' is True, and only False"),
+        ({"model__params__out_channels": "${model.none}"}, "refers to nothing in the configuration"),
         ({"model__noise_channels": "one"}, "'model.noise_channels' must be a whole number"),
     ],
 )

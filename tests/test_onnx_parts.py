@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rsd_edge import SuperResolver
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
@@ -20,29 +20,48 @@ from rsd_edge.export.build import build_engine
 from rsd_edge.export.build_published import PARITY, part_error
 from rsd_edge.export.parts import export_parts, parts_of
 from rsd_edge.export.parts_options import PartsOptions
-from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
+from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint, state_of
 from rsd_edge.models.official import for_family
 from rsd_edge.models.published import PublishedModel, published_model
-from rsd_edge.models.swin_unet import SwinUNet, recomputed
+from rsd_edge.models.swin_unet import SwinUNet
 from rsd_edge.models.vq import VqAutoencoder
-from rsd_edge.specs import Backend, ModelSpec, Precision, PublishedArchitecture, ScheduleSpec
+from rsd_edge.specs import (
+    Backend,
+    ModelSpec,
+    Precision,
+    PublishedArchitecture,
+    ScheduleSpec,
+    SwinUNetArchitecture,
+    VqArchitecture,
+)
 
-States = dict[str, dict[str, Tensor]]
+SIDE = 16
+SMALL = PublishedArchitecture(
+    SwinUNetArchitecture(
+        image_size=SIDE,
+        noise_channels=1,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=(1, 1),
+        attention_resolutions=(16, 8),
+        num_head_channels=16,
+        swin_embed_dim=32,
+    ),
+    VqArchitecture(ch=32, num_res_blocks=1, n_embed=128),
+)
+"""Two levels: a fraction of the published graph to trace, with windows that are shifted and windows that are not."""
 
 
 @pytest.fixture(scope="module")
 def weights(
-    small_published: PublishedArchitecture, published_states: States, tmp_path_factory: pytest.TempPathFactory
+    randomise: Callable[[nn.Module, int], nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Checkpoint]:
     """A small student of two steps, and its file."""
-    generator = {name: tensor for name, tensor in published_states["student"].items() if not recomputed(name)}
     # A schedule of its own, so that one that is not in the graphs shows.
-    spec = ModelSpec(
-        "rsd", "rsd", multiple_of=64, schedule=ScheduleSpec(steps=2), architecture=for_family(small_published, "rsd")
-    )
-    checkpoint = Checkpoint(
-        spec, {"generator": generator, "autoencoder": published_states["autoencoder"]}, {"licence": "L"}
-    )
+    spec = ModelSpec("rsd", "rsd", halo=4, multiple_of=SIDE, schedule=ScheduleSpec(steps=2), architecture=SMALL)
+    networks = {"generator": SwinUNet(SMALL.unet), "autoencoder": VqAutoencoder(SMALL.vq)}
+    parts = {name: state_of(randomise(network, seed)) for seed, (name, network) in enumerate(networks.items())}
+    checkpoint = Checkpoint(spec, parts, {"licence": "L"})
     path = tmp_path_factory.mktemp("weights") / "rsd.safetensors"
     save_checkpoint(path, checkpoint)
     return path, checkpoint
@@ -50,7 +69,8 @@ def weights(
 
 @pytest.fixture(scope="module")
 def bundle(weights: tuple[Path, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return build_engine(str(weights[0]), tmp_path_factory.mktemp("engines"), threads=2)
+    folder = tmp_path_factory.mktemp("engines")
+    return build_engine(str(weights[0]), folder, threads=2, published=PartsOptions(tile=SIDE))
 
 
 def test_a_bundle_holds_the_parts_and_says_how_close_they_are(bundle: Bundle) -> None:
@@ -58,7 +78,7 @@ def test_a_bundle_holds_the_parts_and_says_how_close_they_are(bundle: Bundle) ->
     assert bundle.graph_path == bundle.path
     parity = bundle.manifest["parity"]
     assert parity["max_abs"].keys() == {ENCODER, GENERATOR, DECODER}
-    assert max(parity["max_abs"].values()) < 1e-4  # of values around 1, fp32
+    assert max(parity["max_abs"].values()) < 5e-4  # fp32, of images up to 10
     assert bundle.manifest["licence"] == "L"
     for name in (ENCODER, GENERATOR, DECODER):
         session = ort.InferenceSession(str(bundle.path / name), providers=["CPUExecutionProvider"])
@@ -85,21 +105,21 @@ def test_a_damaged_part_is_named(bundle: Bundle, tmp_path: Path) -> None:
 def test_the_engine_computes_what_torch_does(bundle: Bundle, weights: tuple[Path, Checkpoint]) -> None:
     """Two tiles at once; codes are looked up in latents of two runtimes, so a few may differ."""
     rng = np.random.default_rng(0)
-    lq = rng.uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
-    noise = rng.standard_normal((2, 4, 64, 64), np.float32)
-    details = [np.empty((2, 256, 256, 3), np.float32) for _ in range(3)]
+    lq = rng.uniform(-1, 1, (2, 3, SIDE, SIDE)).astype(np.float32)
+    noise = rng.standard_normal((2, 4, SIDE, SIDE), np.float32)
+    details = [np.empty((2, 4 * SIDE, 4 * SIDE, 3), np.float32) for _ in range(3)]
     with (
         OnnxPartsEngine(bundle.path, bundle.spec, 2) as engine,
         TorchEngine(weights[1], Precision.FP32, 2) as reference,
     ):
         assert engine.tile.fixed
-        assert engine.tile.size == 64
+        assert engine.tile.size == SIDE
         engine.collect(engine.submit(lq, noise, details[0]))
         reference.collect(reference.submit(lq, noise, details[1]))
         noise[:, 3] *= -1
         engine.collect(engine.submit(lq, noise, details[2]))
-        with pytest.raises(BackendError, match="this engine takes tiles of 64x64, not 32x64"):
-            engine.submit(lq[:, :, :32], noise[:, :, :32], details[0][:, :128])
+        with pytest.raises(BackendError, match="this engine takes tiles of 16x16, not 8x16"):
+            engine.submit(lq[:, :, :8], noise[:, :, :8], details[0][:, :32])
     assert details[1].std() > 0.1
     assert (np.abs(details[0] - details[1]) < 1e-3).mean() > 0.99
     assert (np.abs(details[0] - details[2]) > 1e-2).mean() > 0.5  # eps reaches the generator
@@ -114,7 +134,7 @@ def test_a_bundle_runs_from_the_command_line(
         assert enlarge(np.zeros((20, 24, 3), np.uint8)).shape == (80, 96, 3)
     for options, message in (
         ({"steps": 2}, "model 'rsd' of family rsd takes 1 steps, not 2"),
-        ({"tile": 128}, "tile is 128, but .* was built for 64; leave it out"),
+        ({"tile": 128}, "tile is 128, but .* was built for 16; leave it out"),
     ):
         with pytest.raises(InputError, match=message):
             SuperResolver.load(bundle.path, **options)
@@ -123,16 +143,16 @@ def test_a_bundle_runs_from_the_command_line(
 
 
 def test_decoding_without_codes_is_another_graph(weights: tuple[Path, Checkpoint], tmp_path: Path) -> None:
-    model = published_model(weights[1], quantise=False)
-    part = parts_of(model, 64)[DECODER]
+    part = parts_of(published_model(weights[1], quantise=False), SIDE)[DECODER]
     graph = export_parts({DECODER: part}, tmp_path)[DECODER]
-    assert part_error(graph, part) < 1e-4  # fp32, order of sums
-    with_codes = parts_of(published_model(weights[1]), 64)[DECODER]
-    assert part_error(graph, with_codes) > 0.1
+    assert part_error(graph, part) < 5e-4  # fp32, of images up to 10
+    latent = torch.randn(part[1]["z0"].shape, generator=torch.Generator().manual_seed(0))
+    network, _, output = parts_of(published_model(weights[1]), SIDE)[DECODER]
+    assert part_error(graph, (network, {"z0": latent}, output)) > 0.1
 
 
 def test_the_graph_scales_its_input_by_the_step(weights: tuple[Path, Checkpoint], bundle: Bundle) -> None:
-    part, inputs, output = parts_of(published_model(weights[1]), 64)[GENERATOR]
+    part, inputs, output = parts_of(published_model(weights[1]), SIDE)[GENERATOR]
     for t in (0, 1):
         changed = (part, {**inputs, "t": torch.tensor([t])}, output)
         assert part_error(bundle.path / GENERATOR, changed) < 1e-4  # fp32, order of sums
@@ -146,8 +166,8 @@ def test_builds_that_are_refused(
         build_engine(path, tmp_path, backend=Backend.OPENVINO)
     with pytest.raises(BackendError, match="not for onnxruntime in int8"):
         build_engine(path, tmp_path, precision=Precision.INT8)
-    with pytest.raises(InputError, match="tile is 96; tiles of rsd are multiples of 64"):
-        build_engine(path, tmp_path, published=PartsOptions(tile=96))
+    with pytest.raises(InputError, match="tile is 24; tiles of rsd are multiples of 16"):
+        build_engine(path, tmp_path, published=PartsOptions(tile=24))
     with pytest.raises(InputError, match="tile and code-book lookup are options of published models"):
         build_engine(str(toy_bundle), tmp_path, published=PartsOptions())
     monkeypatch.setattr(build_published, "export_parts", lambda parts, folder: dict.fromkeys(parts, folder))

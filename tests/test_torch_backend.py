@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,37 @@ def test_a_checkpoint_enlarges_an_image(student: Checkpoint, tmp_path: Path) -> 
         results.append(read_image(tmp_path / f"{seed}.png"))
     assert results[0].shape == (80, 96, 3)
     assert (results[0] != results[1]).mean() > 0.5
+
+
+FOUR_TILES = """
+import resource
+import numpy as np, torch
+from rsd_edge import SuperResolver
+from rsd_edge.backends.torch import TorchEngine
+from rsd_edge.models.checkpoint import Checkpoint
+from rsd_edge.models.official import for_family
+from rsd_edge.models.swin_unet import SwinUNet
+from rsd_edge.models.vq import VqAutoencoder
+from rsd_edge.specs import ModelSpec, Precision, PublishedArchitecture, TileSpec
+
+arch = for_family(PublishedArchitecture(), "rsd")
+torch.manual_seed(0)
+parts = {"generator": SwinUNet(arch.unet).state_dict(), "autoencoder": VqAutoencoder(arch.vq).state_dict()}
+spec = ModelSpec("full", "rsd", multiple_of=64, architecture=arch)
+engine = TorchEngine(Checkpoint(spec, parts), Precision.FP32, 2, tile=TileSpec.of(spec, 64))
+done = []
+frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+SuperResolver(engine)(frame, progress=lambda index, total: done.append(total))
+assert done == [4, 4, 4, 4], done
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_four_tiles_of_the_full_networks_stay_under_4_gib(tmp_path: Path) -> None:
+    """State dicts and the networks loaded from them, 0.7 GB each, are both in memory here."""
+    found = subprocess.run(
+        [sys.executable, "-c", FOUR_TILES], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) * 1024 < 4 << 30

@@ -28,7 +28,7 @@ from rsd_edge.specs import Backend, Precision
     "--precision",
     default=Precision.FP32.value,
     show_default=True,
-    type=click.Choice([precision.value for precision in Precision]),
+    type=click.Choice([precision.value for precision in Precision if precision is not Precision.BF16]),
     help="Arithmetic of the engine.",
 )
 @click.option(

@@ -23,7 +23,8 @@ def command(name: str, from_file: Path | None, offline: bool) -> int:
     """Download a published checkpoint and print its path; an interrupted download goes on where it stopped.
 
     NAME is a generator (resshift-v1, -v2, -v3, sinsr-v1, -v2, rsd) or the autoencoder, which all of them need. Their
-    licences exclude commercial use. That of RSD has to be downloaded by hand and given with --from-file.
+    licences exclude commercial use. RSD's is on Google Drive, which often serves no programs: then download it in a
+    browser and give it with --from-file.
     """
     published = PUBLISHED[name]
     licence = LICENCES[published.family]

@@ -30,8 +30,12 @@ TIMEOUT_SECONDS = 30.0
 _BLOCK = 1 << 20
 _MAGIC = (b"PK\x03\x04", b"\x80")
 """How files of torch.save begin: a ZIP archive, or a pickle in old ones."""
+_HEADERS = {"User-Agent": "rsd-edge", "Accept-Encoding": "identity"}
 _PIN = ".sha256.json"
 _RESSHIFT = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
+_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+"""Google Drive serves programs as it pleases: often it sends a page instead, which is refused here."""
+_RSD_ID = "1EQbO1Bw2HtGmGad4uk3g2wTFjdH22B2X"
 _SINSR = "https://github.com/wyf0912/SinSR/releases/download/v1.0/"
 
 
@@ -41,9 +45,9 @@ class Published:
 
     file: str
     family: str
-    url: str | None
-    """None where no program gets it: the file has to be downloaded by hand from `page`."""
+    url: str
     page: str
+    """For people, where the address above does not serve programs."""
 
 
 def _release(file: str, family: str, base: str) -> Published:
@@ -57,7 +61,7 @@ PUBLISHED = {
     "autoencoder": _release("autoencoder_vq_f4.pth", "resshift", _RESSHIFT),
     "sinsr-v1": _release("SinSR_v1.pth", "sinsr", _SINSR),
     "sinsr-v2": _release("SinSR_v2.pth", "sinsr", _SINSR),
-    "rsd": Published("ema_model_2800.pth", "rsd", None, "https://github.com/Daniil-Selikhanovych/RSD"),
+    "rsd": Published("ema_model_2800.pth", "rsd", _DRIVE.format(_RSD_ID), f"https://drive.google.com/file/d/{_RSD_ID}"),
 }
 
 
@@ -98,10 +102,8 @@ def _get(published: Published, target: Path, offline: bool, progress: Progress) 
     by_hand = f"download {published.file} from {published.page} yourself and pass it with --from-file"
     if offline:
         raise FetchError(f"{target} is not there and --offline was given; leave that out, or {by_hand}")
-    if published.url is None:
-        raise FetchError(f"{published.file} is on Google Drive, which serves people and not programs; {by_hand}")
     try:
-        _download(published.url, target, progress)
+        _download(published, target, progress)
     except urllib.error.HTTPError as error:
         error.close()
         refusal = f"{error.code} {error.reason}"
@@ -111,26 +113,28 @@ def _get(published: Published, target: Path, offline: bool, progress: Progress) 
         raise FetchError(f"{published.url} cannot be reached ({reason}); try later, or {by_hand}") from error
 
 
-def _download(url: str, target: Path, progress: Progress) -> None:
+def _download(published: Published, target: Path, progress: Progress) -> None:
     partial = target.with_name(target.name + ".part")
     cut = _CutError()
     for _ in range(ATTEMPTS):
         try:
-            _continue(url, partial, progress)
+            _continue(published, partial, progress)
         except _CutError as error:
             cut = error
         else:
             partial.replace(target)
             _notes(partial).unlink(missing_ok=True)
             return
-    raise FetchError(f"{url} was cut {ATTEMPTS} times ({cut}); run the command again, it goes on where it stopped")
+    raise FetchError(
+        f"{published.url} was cut {ATTEMPTS} times ({cut}); run the command again, it goes on where it stopped"
+    )
 
 
-def _continue(url: str, partial: Path, progress: Progress) -> None:
+def _continue(published: Published, partial: Path, progress: Progress) -> None:
     """Ask for what is missing, and add it."""
     known = _read_json(_notes(partial))
     have = partial.stat().st_size if partial.is_file() and known else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "rsd-edge", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(published.url, headers=_HEADERS)
     if have:
         request.add_header("Range", f"bytes={have}-")
         if known.get("etag"):  # another file under the same name is then sent whole
@@ -149,7 +153,7 @@ def _continue(url: str, partial: Path, progress: Progress) -> None:
             partial.unlink(missing_ok=True)
             if start:
                 raise _CutError("the file has another size now")
-        _refuse_pages(response.headers.get("Content-Type", ""), url)
+        _refuse_pages(response.headers.get("Content-Type", ""), published)
         write_json(_notes(partial), {"etag": response.headers.get("ETag"), "total": total})
         _append(response, partial, start, total, progress)
 
@@ -193,11 +197,11 @@ def _read(response: Any, done: int, total: int) -> bytes:
     return block
 
 
-def _refuse_pages(content_type: str, url: str) -> None:
+def _refuse_pages(content_type: str, published: Published) -> None:
     if content_type.startswith("text/"):
         raise FetchError(
-            f"{url} sent a page ({content_type.partition(';')[0]}) instead of the file; open it in a browser, download "
-            "the file there and pass it with --from-file"
+            f"{published.url} sent a page ({content_type.partition(';')[0]}) instead of the file; open "
+            f"{published.page} in a browser, download {published.file} there and pass it with --from-file"
         )
 
 

@@ -60,9 +60,20 @@ _SCHEDULE_FIXED = {
     "sf": 4,
     "timestep_respacing": None,
 }
-_SCHEDULE_SKIPPED = ("schedule_kwargs", "weighted_mse")
+_SCHEDULE_SKIPPED = ("num_steps", "schedule_kwargs", "weighted_mse")
 _TARGETS = {"model": "UNetModelSwin", "diffusion": "create_gaussian_diffusion", "autoencoder": "VQModelTorch"}
-_SECTION_KEYS = ("target", "params", "ckpt_path", "use_fp16", "tune_decoder", "add_noise", "noise_channels", "compile")
+_SECTION_FIXED = {"condition_student_timesteps": False}
+_SECTION_SKIPPED = (
+    "ckpt_path",
+    "ddgan_loss",
+    "gan_loss",
+    "target_gan",
+    "teacher_ckpt_path",
+    "tune_decoder",
+    "use_fp16",
+)
+_SECTION_KEYS = ("target", "params", "add_noise", "noise_channels")
+_LR_CHANNELS = 3
 
 
 def read_official_config(path: Path) -> tuple[PublishedArchitecture, ScheduleSpec]:
@@ -71,7 +82,8 @@ def read_official_config(path: Path) -> tuple[PublishedArchitecture, ScheduleSpe
     Raises ModelError that names a missing section, an unknown target or field, or a value that this program has no
     network for.
     """
-    config = _mapping(_load(path), str(path))
+    document = _mapping(_load(path), str(path))
+    config = {name: _resolved(document[name], document) for name in _TARGETS if name in document}
     sections = {name: _section(config, name, path) for name in _TARGETS}
     unet = _unet(sections["model"])
     model = config["model"]
@@ -89,11 +101,27 @@ def _load(path: Path) -> Any:
         raise ModelError(f"configuration {path} is not YAML ({' '.join(str(error).split())})") from error
 
 
+def _resolved(value: Any, document: Mapping[str, Any]) -> Any:
+    """With references of the form ${section.field} replaced by what they name."""
+    if isinstance(value, Mapping):
+        return {key: _resolved(item, document) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, document) for item in value]
+    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+        found: Any = document
+        for name in value[2:-1].split("."):
+            if not isinstance(found, Mapping) or name not in found:
+                raise ModelError(f"'{value}' refers to nothing in the configuration")
+            found = found[name]
+        return found
+    return value
+
+
 def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
     if name not in config:
         raise ModelError(f"configuration {path} has no section '{name}'; give the one that came with the checkpoint")
     section = _mapping(config[name], name)
-    _known(section, _SECTION_KEYS, name)
+    _read(section, _SECTION_KEYS, _SECTION_FIXED, _SECTION_SKIPPED, name)
     target = str(section.get("target", ""))
     if target.rpartition(".")[2] != _TARGETS[name]:
         raise ModelError(f"'{name}.target' is '{target}', and only {_TARGETS[name]} is known here")
@@ -105,6 +133,8 @@ def _unet(params: Mapping[str, Any]) -> SwinUNetArchitecture:
     values = _read(params, _UNET_FIELDS, _UNET_FIXED, _UNET_SKIPPED, where)
     if isinstance(values.get("num_res_blocks"), int):
         values["num_res_blocks"] = [values["num_res_blocks"]] * len(values.get("channel_mult", (1, 2, 2, 4)))
+    if "lq_size" in params and "in_channels" in values:  # since then, the LR image is counted apart
+        values["in_channels"] = _number(values["in_channels"], f"{where}.in_channels") + _LR_CHANNELS
     arch = from_dict(SwinUNetArchitecture, values, f"{where}.")
     if params.get("lq_size", arch.image_size) != arch.image_size:
         raise ModelError(f"'{where}.lq_size' is {params['lq_size']}, and only {arch.image_size} (x4) is known here")
