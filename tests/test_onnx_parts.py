@@ -14,6 +14,7 @@ from rsd_edge import SuperResolver
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
 from rsd_edge.backends.torch import TorchEngine
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, Bundle, load_bundle
+from rsd_edge.cli import main
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export import build_published
 from rsd_edge.export.build import build_engine
@@ -127,9 +128,7 @@ def test_the_engine_computes_what_torch_does(bundle: Bundle, weights: tuple[Path
         engine.submit(lq, noise, details[0])
 
 
-def test_a_bundle_runs_from_the_command_line(
-    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bundle_enlarges_images(bundle: Bundle) -> None:
     with SuperResolver.load(bundle.path, threads=2) as enlarge:
         assert enlarge(np.zeros((20, 24, 3), np.uint8)).shape == (80, 96, 3)
     for options, message in (
@@ -149,6 +148,19 @@ def test_decoding_without_codes_is_another_graph(weights: tuple[Path, Checkpoint
     latent = torch.randn(part[1]["z0"].shape, generator=torch.Generator().manual_seed(0))
     network, _, output = parts_of(published_model(weights[1]), SIDE)[DECODER]
     assert part_error(graph, (network, {"z0": latent}, output)) > 0.1
+
+
+def test_the_command_says_what_was_built(
+    weights: tuple[Path, Checkpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["build-engine", "--model", str(weights[0]), "-o", str(tmp_path), "--tile", str(SIDE), "--no-lookup"])
+    assert caught.value.code == 0
+    (folder,) = tmp_path.iterdir()
+    assert load_bundle(folder).manifest["parity"]["code_book_lookup"] is False
+    out = capsys.readouterr().out
+    assert out.startswith(f"{folder}: ")
+    assert "dB against the networks, by the largest error of a part; a 16x16 tile on " in out
 
 
 def test_the_graph_scales_its_input_by_the_step(weights: tuple[Path, Checkpoint], bundle: Bundle) -> None:

@@ -94,17 +94,18 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """windows: (n, count, window^2, c). mask: (count, window^2, window^2), added to the scores, or None."""
         n, count, pixels, channels = windows.shape
-        qkv = self.qkv(windows).reshape(n, count, pixels, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        qkv = self.qkv(windows).reshape(n * count, pixels, 3, self.heads, channels // self.heads)
+        # Four dimensions: for five, torch has no fused kernel.
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = (
             self.relative_position_bias_table[cast(Tensor, self._index)]
-            .reshape(pixels, pixels, self.heads)
-            .permute(2, 0, 1)
+            .reshape(1, pixels, pixels, self.heads)
+            .permute(0, 3, 1, 2)
         )
         if mask is not None:
-            bias = bias + mask[:, None].to(bias.dtype)
+            bias = (bias + mask[:, None].to(bias.dtype)).repeat(n, 1, 1, 1)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return cast(Tensor, self.proj(mixed.transpose(2, 3).reshape(n, count, pixels, channels)))
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(n, count, pixels, channels)))
 
 
 class PointwiseMlp(nn.Module):

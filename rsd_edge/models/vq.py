@@ -55,7 +55,10 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         normed = self.norm(x)
-        q, k, v = (conv(normed).reshape(n, 1, c, h * w).transpose(2, 3) for conv in (self.q, self.k, self.v))
+        # The fused kernel wants the channels last; otherwise torch forms the matrix of all scores in silence.
+        q, k, v = (
+            conv(normed).reshape(n, 1, c, h * w).transpose(2, 3).contiguous() for conv in (self.q, self.k, self.v)
+        )
         mixed = functional.scaled_dot_product_attention(q, k, v)
         return cast(Tensor, x + self.proj_out(mixed.transpose(2, 3).reshape(n, c, h, w)))
 
