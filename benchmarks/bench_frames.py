@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from rsd_edge.pipeline import SuperResolver
+from rsd_edge.resolver import SuperResolver
 
 
 @pytest.fixture(

@@ -26,7 +26,7 @@ def stage_weights(config: DistillConfig, stage: str) -> Path:
 
 def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
     """One frozen network of a checkpoint, in evaluation mode."""
-    arch = checkpoint.spec.architecture
+    arch = checkpoint.spec.edge
     if part in NETWORKS:
         network: nn.Module = NETWORKS[part](arch)
     else:

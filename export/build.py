@@ -21,11 +21,12 @@ from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import BuildRecord, Bundle, resolve_engine, shipped_engines, write_bundle
 from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.export.parts_options import PartsOptions
 from rsd_edge.machine import cpu_name, int8_weight_bits, usable_cores
 from rsd_edge.noise import NoiseField
 from rsd_edge.selection import TILE as SPEED_TILE
 from rsd_edge.selection import median_seconds
-from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, TileSpec
+from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, ModelSpec, Precision, TileSpec
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def build_engine(
     name: str | None = None,
     provenance: Provenance | None = None,
     calibration: Path | None = None,
+    published: PartsOptions | None = None,
 ) -> Bundle:
     """Build a bundle in the folder `output`.
 
@@ -91,10 +93,23 @@ def build_engine(
     gate, or an INT8 engine that is not faster than fp32 here; ModelError for a model that cannot be used, InputError
     for a calibration folder that cannot, OutputError if the output cannot be written. Nothing is written then.
     """
-    if precision is Precision.FP16:
-        raise BackendError(f"{backend.value} engines for CPUs cannot be built in fp16; use --precision fp32 or int8")
+    if precision in (Precision.FP16, Precision.BF16):
+        raise BackendError(
+            f"{backend.value} engines for CPUs cannot be built in {precision.value}; use --precision fp32 or int8"
+        )
     if calibration is not None and precision is not Precision.INT8:
         raise InputError(f"calibration images serve INT8 engines and this one is {precision.value}; leave them out")
+    if model.endswith(".safetensors"):
+        from rsd_edge.export.build_published import build_published
+        from rsd_edge.models.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(Path(model))
+        if checkpoint.spec.family != EDGE_FAMILY:
+            spec = EngineSpec(checkpoint.spec, backend, precision)
+            options = replace(published or PartsOptions(), threads=threads, name=name)
+            return build_published(Path(model), checkpoint, output, spec, options)
+    if published is not None:
+        raise InputError(f"tile and code-book lookup are options of published models, and '{model}' is none")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = _from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else _from_bundle(model)
@@ -126,8 +141,9 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
     import torch
 
     from rsd_edge.export.deploy import DeployedTile
-    from rsd_edge.export.onnx_export import edge_tile, export_tile
+    from rsd_edge.export.onnx_export import export_tile
     from rsd_edge.models.checkpoint import load_checkpoint
+    from rsd_edge.models.edge_tile import edge_tile
 
     checkpoint = load_checkpoint(path)
     tile = edge_tile(checkpoint)
@@ -140,7 +156,7 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
         return rgb[:, ::-1].transpose(0, 2, 3, 1)
 
     origin = {"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
-    said = Provenance("not stated", checkpoint.record)
+    said = Provenance(str(checkpoint.record.get("licence", "not stated")), checkpoint.record)
     return Source(checkpoint.spec, graph, reference, said, origin, exporter=("torch", "onnx"))
 
 
@@ -193,8 +209,7 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
 
 
 def _open(spec: EngineSpec, graph: Path, threads: int | None) -> TileEngine:
-    tile = TileSpec(halo=spec.model.halo, multiple_of=spec.model.multiple_of)
-    return open_engine(graph, spec, tile=tile, threads=threads)
+    return open_engine(graph, spec, tile=TileSpec.of(spec.model), threads=threads)
 
 
 def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         VideoInterrupted,
         VideoReadError,
     )
-    from rsd_edge.pipeline import SuperResolver
+    from rsd_edge.resolver import SuperResolver
     from rsd_edge.video.settings import VideoResult, VideoSettings
     from rsd_edge.video.upscaler import VideoUpscaler
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 _MODULES = {
-    "SuperResolver": "rsd_edge.pipeline",
+    "SuperResolver": "rsd_edge.resolver",
     "VideoResult": "rsd_edge.video.settings",
     "VideoSettings": "rsd_edge.video.settings",
     "VideoUpscaler": "rsd_edge.video.upscaler",

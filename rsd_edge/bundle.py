@@ -4,6 +4,8 @@
         manifest.json    what was built from what, where, and how well it does
         graph.onnx       the network
 
+Published models have encoder.onnx, generator.onnx and decoder.onnx in the place of graph.onnx.
+
 The last part of the folder's name is a digest of the engine's spec and of its files, so engines that differ never share
 a folder. Engines that ship with the package have the same contents under plain names: rsd_edge/zoo/<model>/<precision>.
 """
@@ -22,11 +24,12 @@ from typing import Any
 
 from rsd_edge.errors import ModelError, OutputError
 from rsd_edge.machine import cpu_name
-from rsd_edge.specs import EngineSpec, Precision, from_dict, to_dict
+from rsd_edge.specs import EDGE_FAMILY, EngineSpec, Precision, from_dict, to_dict
 
 FORMAT = 3
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
+ENCODER, GENERATOR, DECODER = "encoder.onnx", "generator.onnx", "decoder.onnx"
 ZOO = Path(__file__).with_name("zoo")
 
 _DIGEST_LENGTH = 12
@@ -57,6 +60,7 @@ class Bundle:
     path: Path
     spec: EngineSpec
     graph_path: Path
+    """The graph, or the folder with the graphs of a published model."""
     digest: str
     manifest: Mapping[str, Any]
 
@@ -164,8 +168,10 @@ def load_bundle(path: Path | str) -> Bundle:
         files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in manifest["files"].items()}
     except (ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder / MANIFEST, f"is not a valid manifest ({_describe(error)})") from error
-    if GRAPH not in files:
-        raise _damaged(folder / MANIFEST, f"does not list {GRAPH}")
+    needed = graphs_of(spec)
+    for name in needed:
+        if name not in files:
+            raise _damaged(folder / MANIFEST, f"does not list {name}")
     for name, (sha256, size) in files.items():
         if Path(name).name != name:
             raise _damaged(folder / MANIFEST, f"lists '{name}', which is not a file of the bundle")
@@ -173,13 +179,18 @@ def load_bundle(path: Path | str) -> Bundle:
     digest = _digest(spec, {name: sha256 for name, (sha256, _) in files.items()})
     if manifest.get("digest") != digest:
         raise _damaged(folder / MANIFEST, "was changed after the build: its engine does not match its digest")
-    return Bundle(folder, spec, folder / GRAPH, digest, manifest)
+    return Bundle(folder, spec, folder / GRAPH if needed == (GRAPH,) else folder, digest, manifest)
+
+
+def graphs_of(spec: EngineSpec) -> tuple[str, ...]:
+    """Names of the graphs that an engine consists of."""
+    return (GRAPH,) if spec.model.family == EDGE_FAMILY else (ENCODER, GENERATOR, DECODER)
 
 
 def write_bundle(
     parent: Path | str,
     spec: EngineSpec,
-    graph: Path | str,
+    graph: Path | str | Mapping[str, Path],
     record: BuildRecord,
     *,
     name: str | None = None,
@@ -187,22 +198,21 @@ def write_bundle(
 ) -> Bundle:
     """Make a bundle of a graph in a folder of `parent`, and read it back.
 
-    name: the folder's name; None derives it from the contents. reports: JSON documents to keep beside the graph, by
-    file name; they do not change the digest. A bundle of that name is replaced as a whole, and only
-    once the new one is complete. Raises OutputError if the folder cannot be written, ModelError if the graph cannot be
+    graph: a file; or several, by the names that they have in the bundle, for a published model. name: the folder's
+    name; None derives it from the contents. reports: JSON documents to keep beside the graph, by file name; they do not
+    change the digest. A bundle of that name is replaced as a whole, and only once the new one is complete. Raises
+    OutputError if the folder cannot be written, ModelError if a graph cannot be
     read.
     """
-    source, target_parent = Path(graph), Path(parent)
-    try:
-        sha256, size = _hash_file(source), source.stat().st_size
-    except OSError as error:
-        raise ModelError(f"graph {source} cannot be read ({error.strerror})") from error
-    digest = _digest(spec, {GRAPH: sha256})
+    sources = dict(graph) if isinstance(graph, Mapping) else {GRAPH: Path(graph)}
+    target_parent = Path(parent)
+    files = {file: _entry(source) for file, source in sources.items()}
+    digest = _digest(spec, {file: str(entry["sha256"]) for file, entry in files.items()})
     manifest = {
         "format": FORMAT,
         "digest": digest,
         "engine": to_dict(spec),
-        "files": {GRAPH: {"sha256": sha256, "bytes": size}},
+        "files": files,
         **to_dict(record),
     }
     stem = f"{spec.model.name}-{spec.backend.value}-{spec.precision.value}"
@@ -212,7 +222,8 @@ def write_bundle(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target_parent) as temporary:
             fresh = Path(temporary) / "new"
             fresh.mkdir()
-            shutil.copyfile(source, fresh / GRAPH)
+            for file, source in sources.items():
+                shutil.copyfile(source, fresh / file)
             for file, document in {MANIFEST: manifest, **(reports or {})}.items():
                 (fresh / file).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
             _replace_folder(fresh, target, aside=Path(temporary) / "old")
@@ -221,6 +232,13 @@ def write_bundle(
             f"bundle {target} cannot be written ({error.strerror}); free space or choose another folder"
         ) from error
     return load_bundle(target)
+
+
+def _entry(source: Path) -> dict[str, str | int]:
+    try:
+        return {"sha256": _hash_file(source), "bytes": source.stat().st_size}
+    except OSError as error:
+        raise ModelError(f"graph {source} cannot be read ({error.strerror})") from error
 
 
 def _replace_folder(fresh: Path, target: Path, aside: Path) -> None:

@@ -39,3 +39,7 @@ class BackendError(RsdEdgeError):
 
 class MissingDependencyError(RsdEdgeError, ImportError):
     """An optional package or a system library that the request needs is not installed."""
+
+
+class FetchError(RsdEdgeError):
+    """A published file cannot be downloaded, or is not what it should be."""

@@ -18,12 +18,18 @@ from rsd_edge.errors import InputError, ModelError
 
 SpecT = TypeVar("SpecT")
 
+EDGE_FAMILY = "edge"
+PUBLISHED_FAMILIES = ("resshift", "sinsr", "rsd")
+PUBLISHED_TILE = 128
+"""Two windows of the coarsest level on each side; at 256, the decoder alone takes 3 GB."""
+
 
 class Precision(str, Enum):
     """Arithmetic of an engine's graph."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
@@ -32,6 +38,7 @@ class Backend(str, Enum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TORCH = "torch"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,65 @@ class EdgeArchitecture:
 
 
 @dataclass(frozen=True)
+class SwinUNetArchitecture:
+    """Sizes of the published generator (`rsd_edge.models.swin_unet`), named as in its configuration files."""
+
+    image_size: int = 64
+    """Side of the latent that the windows were laid out for."""
+    in_channels: int = 6
+    """Latent and LR image together."""
+    noise_channels: int = 0
+    """One for a student of RSD."""
+    model_channels: int = 160
+    out_channels: int = 3
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)
+    num_res_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    attention_resolutions: tuple[int, ...] = (64, 32, 16, 8)
+    num_head_channels: int = 32
+    swin_depth: int = 2
+    swin_embed_dim: int = 192
+    window_size: int = 8
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True)
+class VqArchitecture:
+    """Sizes of the published autoencoder (`rsd_edge.models.vq`), named as in its configuration files."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 2
+    in_channels: int = 3
+    out_ch: int = 3
+    z_channels: int = 3
+    embed_dim: int = 3
+    n_embed: int = 8192
+
+
+@dataclass(frozen=True)
+class PublishedArchitecture:
+    """Generator and autoencoder of ResShift, SinSR and RSD."""
+
+    unet: SwinUNetArchitecture = field(default_factory=SwinUNetArchitecture)
+    vq: VqArchitecture = field(default_factory=VqArchitecture)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.vq.embed_dim
+
+
+def architecture_of(family: str) -> type[EdgeArchitecture] | type[PublishedArchitecture]:
+    """The kind of architecture that a family has. Raises ModelError for an unknown family."""
+    if family == EDGE_FAMILY:
+        return EdgeArchitecture
+    if family in PUBLISHED_FAMILIES:
+        return PublishedArchitecture
+    known = ", ".join((EDGE_FAMILY, *PUBLISHED_FAMILIES))
+    raise ModelError(f"model family '{family}' is unknown; it must be one of {known}")
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a model is, whatever engine runs it."""
 
@@ -97,7 +163,32 @@ class ModelSpec:
     multiple_of: int = 2
     """Tile sides and origins are multiples of this (the generator's downsampling)."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
-    architecture: EdgeArchitecture = field(default_factory=EdgeArchitecture)
+    architecture: EdgeArchitecture | PublishedArchitecture = field(default_factory=EdgeArchitecture)
+    """Of the family: a PublishedArchitecture for resshift, sinsr and rsd."""
+
+    def __post_init__(self) -> None:
+        expected = architecture_of(self.family)
+        if not isinstance(self.architecture, expected):
+            raise ModelError(
+                f"model '{self.name}' is of family {self.family}, which has a {expected.__name__}, "
+                f"not a {type(self.architecture).__name__}"
+            )
+
+    @property
+    def edge(self) -> EdgeArchitecture:
+        """The architecture of an edge model. Raises ModelError for a published one."""
+        if not isinstance(self.architecture, EdgeArchitecture):
+            raise ModelError(f"model '{self.name}' is of family '{self.family}'; this needs one of family edge")
+        return self.architecture
+
+    @property
+    def published(self) -> PublishedArchitecture:
+        """The architecture of a published model. Raises ModelError for an edge one."""
+        if not isinstance(self.architecture, PublishedArchitecture):
+            raise ModelError(
+                f"model '{self.name}' is of family '{self.family}'; this needs one of {', '.join(PUBLISHED_FAMILIES)}"
+            )
+        return self.architecture
 
     @property
     def noise_channels(self) -> int:
@@ -118,6 +209,13 @@ class TileSpec:
     batch: int = 1
     fixed: bool = False
     """True if the engine accepts `size` x `size` only; otherwise tiles shrink to share a frame evenly."""
+
+    @classmethod
+    def of(cls, model: ModelSpec, size: int | None = None, batch: int = 1) -> TileSpec:
+        """The tiles for a model. Published ones are padded by their engines, so tiles need not be multiples there."""
+        if model.family == EDGE_FAMILY:
+            return cls(size or cls.size, model.halo, multiple_of=model.multiple_of, batch=batch)
+        return cls(size or PUBLISHED_TILE, model.halo, batch=batch)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -165,6 +263,10 @@ def from_dict(cls: type[SpecT], data: Mapping[str, Any], where: str = "") -> Spe
     the wrong type, with its dotted path.
     """
     hints = typing.get_type_hints(cls)
+    if cls is ModelSpec:
+        family = str(data.get("family", EDGE_FAMILY))
+        hints["architecture"] = architecture_of(family)
+        data = {**data, "architecture": data.get("architecture", {})}
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in data:
         if key not in names:

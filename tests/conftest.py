@@ -11,10 +11,18 @@ import pytest
 from numpy.typing import NDArray
 
 from rsd_edge.bundle import BuildRecord, write_bundle
-from rsd_edge.specs import EdgeArchitecture, EngineSpec, ModelSpec
+from rsd_edge.specs import (
+    EdgeArchitecture,
+    EngineSpec,
+    ModelSpec,
+    PublishedArchitecture,
+    SwinUNetArchitecture,
+    VqArchitecture,
+)
 from rsd_edge.stream.images import write_image
 
 if TYPE_CHECKING:  # tests of the runtime run without torch
+    import torch
     from torch import nn
 
     from rsd_edge.distill.config import DistillConfig
@@ -211,3 +219,39 @@ def quick_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "calibration_samples", first(8, calibration.calibration_samples))
     monkeypatch.setattr(calibration, "held_out_samples", first(2, calibration.held_out_samples))
     monkeypatch.setattr(build, "median_seconds", lambda engines: [0.02 / 2**i for i in range(len(engines))])
+
+
+PARITY = Path(__file__).parent / "fixtures" / "parity"
+
+
+@pytest.fixture(scope="session")
+def parity() -> dict[str, torch.Tensor]:
+    """What the published networks make of given inputs, at a small size."""
+    import torch
+
+    with np.load(PARITY / "parity.npz") as arrays:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def small_published() -> PublishedArchitecture:
+    """The sizes of the networks that made the parity data."""
+    return PublishedArchitecture(
+        SwinUNetArchitecture(model_channels=32, num_res_blocks=(1, 1, 1, 1), num_head_channels=16, swin_embed_dim=32),
+        VqArchitecture(ch=32, num_res_blocks=1, n_embed=128),
+    )
+
+
+@pytest.fixture(scope="session")
+def published_states() -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts as the files have them, buffers too: `teacher`, `student` (one more input) and `autoencoder`."""
+    import torch
+
+    states = {}
+    for name, file in (("student", "rsd_small"), ("autoencoder", "vq_small")):
+        with np.load(PARITY / f"{file}.npz") as arrays:
+            tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        states[name] = {key: item.float() if item.is_floating_point() else item for key, item in tensors.items()}
+    first = "input_blocks.0.0.weight"
+    states["teacher"] = {**states["student"], first: states["student"][first][:, :6].clone()}
+    return states

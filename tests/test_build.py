@@ -24,7 +24,7 @@ from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.machine import int8_weight_bits
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
-from rsd_edge.pipeline import SuperResolver
+from rsd_edge.resolver import SuperResolver
 from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 from rsd_edge.stream.images import write_image
 

@@ -178,7 +178,7 @@ def test_another_format_is_refused(bundle_path: Path) -> None:
     [
         ({"engine": {"model": {"name": "toy", "colour": 1}}}, "unknown key 'model.colour'"),
         ({"engine": {"precision": "fp32"}}, "model"),
-        ({"engine": {"model": {"name": "toy"}, "precision": "fp8"}}, "fp32, fp16, int8"),
+        ({"engine": {"model": {"name": "toy"}, "precision": "fp8"}}, "fp32, fp16, bf16, int8"),
         ({"engine": None}, "not a valid manifest"),
         ({"files": []}, "not a valid manifest"),
         ({"files": {"graph.onnx": {"bytes": 7000}}}, "it has no 'sha256'"),

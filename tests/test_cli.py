@@ -35,5 +35,5 @@ def test_listing_commands_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.stderr.strip() == "set()"
-    for name in ("run", "eval", "build-engine", "build-kernels", "distill"):
+    for name in ("run", "eval", "build-engine", "build-kernels", "fetch", "import-weights", "distill"):
         assert f"\n  {name} " in result.stdout

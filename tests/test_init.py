@@ -19,7 +19,7 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_every_public_name_exists() -> None:
-    from rsd_edge.pipeline import SuperResolver
+    from rsd_edge.resolver import SuperResolver
 
     assert rsd_edge.SuperResolver is SuperResolver
     for name in rsd_edge.__all__:

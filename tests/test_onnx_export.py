@@ -13,10 +13,12 @@ import torch
 from rsd_edge.distill.config import load_config
 from rsd_edge.errors import ModelError
 from rsd_edge.export.deploy import DeployedTile
-from rsd_edge.export.onnx_export import OPSET, edge_tile, export_tile
+from rsd_edge.export.onnx_export import OPSET, export_tile
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
+from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.schedule import ResidualSchedule
+from rsd_edge.specs import ModelSpec, PublishedArchitecture
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_the_shipped_architecture_fits_in_12_megabytes(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_export_are_named(tiny_weights: Checkpoint) -> None:
-    other = replace(tiny_weights, spec=replace(tiny_weights.spec, family="resshift"))
+    other = replace(tiny_weights, spec=ModelSpec("tiny", family="resshift", architecture=PublishedArchitecture()))
     with pytest.raises(ModelError, match="model 'tiny' is of family 'resshift'; only edge exports"):
         edge_tile(other)
     teacher = replace(tiny_weights, spec=replace(tiny_weights.spec, steps=15))

@@ -17,7 +17,7 @@ from rsd_edge.errors import BackendError
 from rsd_edge.export import quantize
 from rsd_edge.export.calibration import Samples, calibration_samples
 from rsd_edge.export.deploy import DeployedTile
-from rsd_edge.export.onnx_export import edge_tile, export_tile
+from rsd_edge.export.onnx_export import export_tile
 from rsd_edge.export.quantize import (
     Activations,
     Method,
@@ -29,6 +29,7 @@ from rsd_edge.export.quantize import (
     ranges_of,
 )
 from rsd_edge.models.checkpoint import Checkpoint
+from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.specs import ModelSpec
 
 Array = NDArray[np.float32]

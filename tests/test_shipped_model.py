@@ -14,7 +14,7 @@ from rsd_edge.evaluate.folder import METRICS, evaluate_folders
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.machine import int8_weight_bits
 from rsd_edge.opencv import cv2
-from rsd_edge.pipeline import SuperResolver
+from rsd_edge.resolver import SuperResolver
 from rsd_edge.specs import Precision
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import read_image, write_image

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rsd_edge import pipeline
+from rsd_edge import resolver as resolver_module
 from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.bundle import load_bundle
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.machine import usable_cores
 from rsd_edge.opencv import cv2
-from rsd_edge.pipeline import NumpyFramePath, SuperResolver
+from rsd_edge.pipeline import NumpyFramePath
+from rsd_edge.resolver import SuperResolver
 from rsd_edge.selection import Candidate, Choice
 from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, TileSpec
 
@@ -77,9 +78,9 @@ def test_gray_images_are_refused_at_every_scale(photo: Photo, toy_bundle: Path) 
 def test_another_precision_than_the_bundles_is_refused(toy_bundle: Path) -> None:
     with pytest.raises(ModelError, match="is fp32, not int8; leave the precision out, or build"):
         SuperResolver.load(toy_bundle, precision="int8")
-    with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, int8"):
+    with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, bf16, int8"):
         SuperResolver.load(toy_bundle, precision="fp8")
-    with pytest.raises(InputError, match="backend is 'ncnn'; it must be one of onnxruntime, openvino"):
+    with pytest.raises(InputError, match="backend is 'ncnn'; it must be one of onnxruntime, openvino, torch"):
         SuperResolver.load(toy_bundle, backend="ncnn")
     assert SuperResolver.load(toy_bundle, precision=Precision.FP32, threads=1).engine.tile.size == TileSpec.size
 
@@ -101,7 +102,7 @@ def test_load_opens_what_is_chosen(
     bundle = load_bundle(toy_bundle)
     spec = EngineSpec(ModelSpec(name="chosen", halo=20, multiple_of=4))
     choice = Choice(Candidate(bundle, spec), {"fp32 on onnxruntime": 1.5})
-    monkeypatch.setattr(pipeline, "choose", lambda *arguments: asked.append(arguments) or choice)
+    monkeypatch.setattr(resolver_module, "choose", lambda *arguments: asked.append(arguments) or choice)
     with SuperResolver.load("edge-x", tile=96, **wishes) as resolver:
         assert resolver.choice is choice
         assert resolver.engine.spec == spec
@@ -136,14 +137,14 @@ def test_load_warns_of_a_stale_engine(
 ) -> None:
     SuperResolver.load(toy_bundle, threads=1)
     assert caplog.messages == []
-    monkeypatch.setattr(pipeline, "staleness", lambda bundle: [f"{bundle.digest} is 100 % stale"])
+    monkeypatch.setattr(resolver_module, "staleness", lambda bundle: [f"{bundle.digest} is 100 % stale"])
     SuperResolver.load(toy_bundle, threads=1)
     assert caplog.messages == [f"{load_bundle(toy_bundle).digest} is 100 % stale"]
 
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_below_one_are_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    monkeypatch.setattr(pipeline, "choose", None)
+    monkeypatch.setattr(resolver_module, "choose", None)
     with pytest.raises(InputError, match=f"threads is {threads}; it must be at least 1"):
         SuperResolver.load("edge-s", threads=threads)
 

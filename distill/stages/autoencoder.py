@@ -29,7 +29,7 @@ class AutoencoderStage(Stage):
         super().__init__(config, config.autoencoder)
         self.require_loss("lpips_weight", "pixel_weight", "chroma_weight")
         torch.manual_seed(config.seed)
-        arch = config.model.architecture
+        arch = config.model.edge
         self.encoder = channels_last(EdgeEncoder(arch))
         self.stem = channels_last(EdgeStem(arch))
         self.decoder = channels_last(EdgeDecoder(arch))

@@ -74,7 +74,7 @@ class StudentStage(Stage):
         """The frozen parts and the student at birth."""
         checkpoint = load_stage(self.config, "teacher")
         parts = {part: load_part(checkpoint, part) for part in ("encoder", "stem", "decoder", "teacher")}
-        student = student_from_teacher(cast(EdgeGenerator, parts["teacher"]), self.config.model.architecture)
+        student = student_from_teacher(cast(EdgeGenerator, parts["teacher"]), self.config.model.edge)
         return parts, student
 
     def _build_parts(self) -> None:
@@ -93,7 +93,7 @@ class StudentStage(Stage):
 
     def _build_fake(self) -> None:
         self.teacher = self.frozen["teacher"]
-        self.fake = channels_last(EdgeGenerator(self.config.model.architecture, noise_channel=False))
+        self.fake = channels_last(EdgeGenerator(self.config.model.edge, noise_channel=False))
         self.fake.load_state_dict(self.teacher.state_dict())
         self.networks["fake"] = self.fake
         self.add_optimizer("fake", self.fake.parameters(), self.stage.fake_lr)

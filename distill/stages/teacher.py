@@ -29,7 +29,7 @@ class TeacherStage(Stage):
         torch.manual_seed(config.seed + 1)
         autoencoder = load_stage(config, "autoencoder")
         self.frozen = {part: load_part(autoencoder, part) for part in ("encoder", "stem", "decoder")}
-        self.teacher = channels_last(EdgeGenerator(config.model.architecture, noise_channel=False))
+        self.teacher = channels_last(EdgeGenerator(config.model.edge, noise_channel=False))
         self.networks = {"teacher": self.teacher}
         self.averages = {"teacher": Ema(self.teacher, self.stage.ema)}
         self.add_optimizer("teacher", self.teacher.parameters(), self.stage.lr)

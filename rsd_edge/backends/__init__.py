@@ -5,17 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine
-from rsd_edge.specs import Backend, EngineSpec, TileSpec
+from rsd_edge.errors import BackendError
+from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, TileSpec
 
 __all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "open_engine"]
 
 
 def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: int | None = None) -> TileEngine:
-    """The engine for a graph on the backend that its spec names.
+    """The engine for a graph, or for a folder with those of a published model, on the backend that its spec names.
 
     threads: CPU threads, or None for one on each core that this process may use. Raises BackendError, ModelError.
     """
+    if spec.model.family != EDGE_FAMILY and spec.backend is not Backend.ONNXRUNTIME:
+        raise BackendError(
+            f"{spec.backend.value} does not run the graphs of {spec.model.family} models; use "
+            f"--backend {Backend.ONNXRUNTIME.value}, or give a checkpoint to --backend {Backend.TORCH.value}"
+        )
     match spec.backend:
+        case Backend.ONNXRUNTIME if spec.model.family != EDGE_FAMILY:
+            from rsd_edge.backends.onnx_parts import OnnxPartsEngine
+
+            return OnnxPartsEngine(graph_path, spec, threads, tile=tile)
         case Backend.ONNXRUNTIME:
             from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 
@@ -24,3 +34,8 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
             from rsd_edge.backends.openvino import OpenVinoEngine
 
             return OpenVinoEngine(graph_path, spec, threads, tile=tile)
+        case Backend.TORCH:
+            raise BackendError(
+                f"torch runs checkpoints and {graph_path} is a graph; give a .safetensors file, or use "
+                f"--backend {Backend.ONNXRUNTIME.value}"
+            )

@@ -27,6 +27,8 @@ _COMMANDS = {
     "eval": _Entry("rsd_edge.cli.evaluate", "Score upscaled images against their references."),
     "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
     "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
+    "fetch": _Entry("rsd_edge.cli.fetch", "Download a published checkpoint."),
+    "import-weights": _Entry("rsd_edge.cli.import_weights", "Convert published checkpoints of ResShift, SinSR or RSD."),
     "distill": _Entry("rsd_edge.cli.distill", "Train: autoencoder, teacher, student, finetune."),
 }
 

@@ -9,6 +9,7 @@ import click
 
 from rsd_edge.cli import missing_package
 from rsd_edge.export.build import build_engine
+from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions
 from rsd_edge.specs import Backend, Precision
 
 
@@ -20,14 +21,14 @@ from rsd_edge.specs import Backend, Precision
     "--backend",
     default=Backend.ONNXRUNTIME.value,
     show_default=True,
-    type=click.Choice([backend.value for backend in Backend]),
+    type=click.Choice([backend.value for backend in Backend if backend is not Backend.TORCH]),
     help="Runtime that will execute the engine.",
 )
 @click.option(
     "--precision",
     default=Precision.FP32.value,
     show_default=True,
-    type=click.Choice([precision.value for precision in Precision]),
+    type=click.Choice([precision.value for precision in Precision if precision is not Precision.BF16]),
     help="Arithmetic of the engine.",
 )
 @click.option(
@@ -40,8 +41,17 @@ from rsd_edge.specs import Backend, Precision
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="LR images like those the INT8 engine will see; packaged crops if not given.",
 )
+@click.option("--tile", type=int, help="Of a published model: side in input pixels, halo included; 64 if not given.")
+@click.option("--no-lookup", is_flag=True, help="Of a published model: decode the latent without the code book.")
 def command(
-    model: str, backend: str, precision: str, output: Path, threads: int | None, calibration: Path | None
+    model: str,
+    backend: str,
+    precision: str,
+    output: Path,
+    threads: int | None,
+    calibration: Path | None,
+    tile: int | None,
+    no_lookup: bool,
 ) -> int:
     """Compile a model into an engine bundle, checked against its reference and timed on this machine.
 
@@ -58,6 +68,7 @@ def command(
             precision=Precision(precision),
             threads=threads,
             calibration=calibration,
+            published=PartsOptions(tile or DEFAULT_TILE, lookup=not no_lookup) if tile or no_lookup else None,
         )
     except ModuleNotFoundError as error:
         raise missing_package("build-engine", "export", error) from error

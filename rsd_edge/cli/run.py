@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rsd_edge.cli import FAILED
 from rsd_edge.cli.video_options import run_videos, take_video_options, video_options
 from rsd_edge.errors import InputError
-from rsd_edge.pipeline import SuperResolver
+from rsd_edge.resolver import SuperResolver
 from rsd_edge.specs import Backend
 from rsd_edge.stream.atomic import make_folder, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
@@ -46,9 +46,19 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.command("run")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
-@click.option("--engine", default=_DEFAULTS.engine, show_default=True, metavar="NAME|BUNDLE", help="Model to run.")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "int8"]), help="Arithmetic; the fastest here if not given, timed once."
+    "--engine",
+    "--model",
+    default=_DEFAULTS.engine,
+    show_default=True,
+    metavar="NAME|BUNDLE|FILE",
+    help="Model to run; a checkpoint (.safetensors) runs on torch.",
+)
+@click.option("--steps", type=int, help="Generator steps of a checkpoint; those that it was made for if not given.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
+    help="Arithmetic; the fastest if not given, timed once.",
 )
 @click.option(
     "--backend",
@@ -133,6 +143,7 @@ def _load(settings: RunSettings) -> SuperResolver:
         threads=settings.threads,
         tile=settings.tile,
         batch=settings.batch,
+        steps=settings.steps,
     )
     if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
         click.echo(f"{settings.engine}: {resolver.choice}", err=True)

@@ -29,6 +29,7 @@ class RunSettings:
     engine: str = "edge-s"
     precision: str | None = None
     backend: str | None = None
+    steps: int | None = None
     scale: float = 4.0
     size: Size | None = None
     """(width, height) of every result, instead of the scale."""
@@ -51,7 +52,7 @@ class RunSettings:
             raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}; use 0 to 2^64 - 1")
-        for name in ("tile", "batch", "threads", "max_pixels", "max_side"):
+        for name in ("tile", "batch", "threads", "max_pixels", "max_side", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")

@@ -1,0 +1,310 @@
+"""The published networks part by part on several runtimes, and the edge models beside them, at one 64x64 tile.
+
+    python -P benchmarks/published_networks.py --threads 2 --json benchmarks/reports/published_networks.json
+
+Every runtime has a process of its own, with random weights: so its peak memory is its own, and OpenVINO is apart from
+torch. The processes take turns, one at work at a time, so that all of them see the same machine.
+
+- `torch as published`: attention masks made on every call, attention as an explicit softmax, plain memory layout.
+- `torch`, `torch bf16`: this project's, with fused attention, kept masks and channels_last.
+- `onnxruntime`, `openvino bf16`: the graphs of `rsd-edge build-engine`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from rsd_edge import __version__
+from rsd_edge.backends import open_engine
+from rsd_edge.bench.cost import convolution_flops, convolution_peak
+from rsd_edge.bench.timing import Times
+from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, resolve_engine
+from rsd_edge.machine import cpu_name
+from rsd_edge.specs import ModelSpec, Precision, PublishedArchitecture, TileSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rsd_edge.export.parts import Part
+
+Run = Callable[[], object]
+Runs = dict[str, Run]
+
+TILE = 64
+WHOLE = "whole"
+PARTS = {ENCODER: "encoder", GENERATOR: "generator", DECODER: "decoder"}
+EDGE = (("edge-s", Precision.FP32), ("edge-s", Precision.INT8), ("edge-n", Precision.FP32), ("edge-n", Precision.INT8))
+PAUSE_SECONDS = 0.3
+"""Longer than the threads of any runtime look out for more work."""
+
+
+def random_parts(threads: int) -> dict[str, Part]:
+    """Full-size networks of the ResShift family with random weights, and inputs of one tile."""
+    import torch
+
+    from rsd_edge.export.parts import parts_of
+    from rsd_edge.models.published import PublishedModel
+    from rsd_edge.models.swin_unet import SwinUNet
+    from rsd_edge.models.vq import VqAutoencoder
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    arch = PublishedArchitecture()
+    spec = ModelSpec("random", "resshift", multiple_of=TILE, architecture=arch)
+    model = PublishedModel(spec, SwinUNet(arch.unet), VqAutoencoder(arch.vq))
+    return parts_of(model.eval().requires_grad_(False), TILE)
+
+
+def in_sequence(runs: Runs) -> Runs:
+    """The parts, and all of them one after the other."""
+    return {**runs, WHOLE: lambda: [run() for run in runs.values()]}
+
+
+@contextmanager
+def as_published() -> Iterator[None]:
+    """What the published code does otherwise: no mask is kept, and the matrix of scores is formed."""
+    from torch.nn import functional
+
+    from rsd_edge.models import swin_unet
+
+    kept = swin_unet.shifted_window_mask, functional.scaled_dot_product_attention
+
+    def explicit(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v
+
+    swin_unet.shifted_window_mask = kept[0].__wrapped__
+    functional.scaled_dot_product_attention = explicit
+    try:
+        yield
+    finally:
+        swin_unet.shifted_window_mask, functional.scaled_dot_product_attention = kept
+
+
+def torch_runs(threads: int, folder: Path, *, published: bool = False, precision: Precision = Precision.FP32) -> Runs:
+    """Eager torch."""
+    import torch
+
+    from rsd_edge.models.detail import DTYPES, channels_last
+    from rsd_edge.models.swin_unet import GroupNorm32
+
+    parts = random_parts(threads)
+    for network, _, _ in parts.values():
+        if not published:
+            for child in network.children():
+                channels_last(child).to(DTYPES[precision])
+        for module in network.modules():
+            if isinstance(module, GroupNorm32):
+                module.float()
+
+    def runner(name: str) -> Run:
+        network, inputs, _ = parts[name]
+
+        @torch.no_grad()
+        def run() -> object:
+            if not published:
+                return network(*inputs.values())
+            with as_published():
+                return network(*inputs.values())
+
+        return run
+
+    return in_sequence({PARTS[name]: runner(name) for name in parts})
+
+
+def onnxruntime_runs(threads: int, folder: Path) -> Runs:
+    """The graphs as OnnxPartsEngine opens them, each with the example inputs of the export."""
+    from rsd_edge.backends.onnx_parts import open_session
+
+    sessions = {name: open_session(folder / name, threads) for name in PARTS}
+    feeds = {name: dict(np.load(folder / f"{name}.npz")) for name in PARTS}
+    runs: Runs = {PARTS[name]: lambda name=name: sessions[name].run(None, feeds[name]) for name in PARTS}  # type: ignore[misc]
+    peak, _ = convolution_peak(threads, integer=False)
+    return {**in_sequence(runs), "peak": peak}
+
+
+def openvino_runs(threads: int, folder: Path) -> Runs:
+    """The same graphs, bfloat16 inside."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    runs: Runs = {}
+    for name, label in PARTS.items():
+        feeds = dict(np.load(folder / f"{name}.npz"))
+        model = core.read_model(folder / name)
+        model.reshape({port.any_name: list(feeds[port.any_name].shape) for port in model.inputs})
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        runs[label] = lambda request=request, feeds=feeds: request.infer(feeds)  # type: ignore[misc]
+    return in_sequence(runs)
+
+
+def edge_runs(threads: int, folder: Path, *, name: str, precision: Precision) -> Runs:
+    """A shipped engine."""
+    bundle = resolve_engine(name, precision)
+    engine = open_engine(bundle.graph_path, bundle.spec, tile=TileSpec.of(bundle.spec.model), threads=threads)
+    rng = np.random.default_rng(0)
+    lq = rng.uniform(-1, 1, (1, 3, TILE, TILE)).astype(np.float32)
+    noise = rng.standard_normal((1, bundle.spec.model.noise_channels, TILE, TILE), np.float32)
+    detail = np.empty((1, 4 * TILE, 4 * TILE, 3), np.float32)
+    return {WHOLE: lambda: engine.collect(engine.submit(lq, noise, detail))}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What runs in a process of its own."""
+
+    make: Callable[..., Runs]
+    options: Mapping[str, Any]
+
+
+SUBJECTS = {
+    "torch as published": Subject(torch_runs, {"published": True}),
+    "torch": Subject(torch_runs, {}),
+    "torch bf16": Subject(torch_runs, {"precision": Precision.BF16}),
+    "onnxruntime": Subject(onnxruntime_runs, {}),
+    "openvino bf16": Subject(openvino_runs, {}),
+    **{
+        f"{name} {precision.value}": Subject(edge_runs, {"name": name, "precision": precision})
+        for name, precision in EDGE
+    },
+}
+
+
+def serve(subject: Subject, threads: int, folder: Path, pipe: Connection) -> None:
+    """Answer the names of the parts, then each request (a name) with its seconds, and None with the peak memory."""
+    runs = subject.make(threads, folder, **subject.options)
+    pipe.send(list(runs))
+    while (name := pipe.recv()) is not None:
+        began = time.perf_counter()
+        runs[name]()
+        pipe.send(time.perf_counter() - began)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+class Workers:
+    """The processes of all subjects."""
+
+    def __init__(self, threads: int, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: dict[str, Any] = {}
+        self.parts: dict[str, list[str]] = {}
+        for name, subject in SUBJECTS.items():
+            self._pipes[name], theirs = context.Pipe()
+            context.Process(target=serve, args=(subject, threads, folder, theirs), daemon=True).start()
+            self.parts[name] = self._pipes[name].recv()
+
+    def seconds(self, subject: str, part: str) -> float:
+        """One run, after a pause."""
+        time.sleep(PAUSE_SECONDS)
+        self._pipes[subject].send(part)
+        return float(self._pipes[subject].recv())
+
+    def peak_megabytes(self, subject: str) -> float:
+        """Of the process; it ends."""
+        self._pipes[subject].send(None)
+        return float(self._pipes[subject].recv())
+
+
+def write_graphs(folder: Path, threads: int, queue: Any) -> None:
+    """Graphs and their inputs into `folder`, and the GFLOP of each part into the queue; in a process that ends."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from rsd_edge.export.parts import export_parts
+
+    parts = random_parts(threads)
+    flops = {}
+    for name, (network, inputs, _) in parts.items():
+        with as_published(), FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*inputs.values())
+        flops[PARTS[name]] = counter.get_total_flops() / 1e9
+        np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in inputs.items()})
+    export_parts(parts, folder)
+    queue.put({**flops, WHOLE: sum(flops.values())})
+
+
+def measure(threads: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """All subjects, in turns."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    writer = context.Process(target=write_graphs, args=(folder, threads, queue))
+    writer.start()
+    gflop = queue.get()
+    writer.join()
+    workers = Workers(threads, folder)
+    taken: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds + 1):
+        for subject, parts in workers.parts.items():
+            for part in parts:
+                seconds = workers.seconds(subject, part)
+                if turn:  # the first is a warm-up
+                    taken.setdefault((subject, part), []).append(seconds)
+    peak = convolution_peak(threads, integer=False)[1] / min(taken.pop(("onnxruntime", "peak"))) / 1e9
+    rows = []
+    for (subject, part), seconds in taken.items():
+        work = gflop[part] if subject.split()[0] not in ("edge-s", "edge-n") else edge_gflop(subject)
+        times = Times(tuple(seconds))
+        rate = work / times.median
+        rows.append(
+            {
+                "runtime": subject,
+                "part": part,
+                "ms": times.summary(),
+                "gflop": round(work, 2),
+                "gflop_per_s": round(rate, 1),
+                "share_of_fp32_peak": round(rate / peak, 2),
+            }
+        )
+    memory = {subject: round(workers.peak_megabytes(subject)) for subject in workers.parts}
+    return {"peak_gflop_per_s": round(peak, 1), "peak_memory_mb": memory, "rows": rows}
+
+
+def edge_gflop(subject: str) -> float:
+    """Of a shipped engine, by its label."""
+    name, precision = subject.split()
+    return convolution_flops(resolve_engine(name, Precision(precision)).graph_path, 1, TILE, TILE) / 1e9
+
+
+@click.command()
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Runs of each; one more is not counted.")
+@click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
+@click.option("--note", default="", help="Kept in the report, for instance what else the machine was doing.")
+def main(threads: int, rounds: int, json_path: Path, note: str) -> None:
+    """Measure, print and store."""
+    packages = ("torch", "onnxruntime", "openvino", "numpy")
+    with tempfile.TemporaryDirectory() as scratch:
+        document = {
+            "machine": cpu_name(),
+            "threads": threads,
+            "tile": TILE,
+            "note": note,
+            "versions": {name: importlib.metadata.version(name) for name in packages} | {"rsd_edge": __version__},
+            **measure(threads, rounds, Path(scratch)),
+        }
+    for row in document["rows"]:
+        click.echo(
+            f"{row['runtime']:20} {row['part']:10} {row['ms']['median']:9.1f} ms {row['gflop']:8.2f} GFLOP "
+            f"{row['gflop_per_s']:7.1f} GFLOP/s {row['share_of_fp32_peak']:5.0%} of the fp32 peak"
+        )
+    click.echo(f"peak memory MB: {document['peak_memory_mb']}")
+    json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A checkpoint as a function from tiles to detail, on arrays: what runs behind the torch engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rsd_edge.errors import BackendError
+from rsd_edge.models.checkpoint import Checkpoint
+from rsd_edge.models.edge_tile import edge_tile
+from rsd_edge.models.published import PublishedModel, bicubic_up, published_model
+from rsd_edge.models.swin_unet import GroupNorm32
+from rsd_edge.specs import EDGE_FAMILY, Precision
+
+DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+Tile = NDArray[np.float32]
+
+
+class DetailNetwork:
+    """(lq, noise) -> detail, with the shapes of TileEngine.submit. Weights lie as convolutions like them."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, threads: int) -> None:
+        """Raises BackendError for a precision that torch has no float for, ModelError for parts that do not fit."""
+        if precision not in DTYPES:
+            names = ", ".join(item.value for item in DTYPES)
+            raise BackendError(f"torch runs {names}, not {precision.value}; build an engine for that")
+        self._threads = threads
+        self._image = _edge(checkpoint, precision) if checkpoint.spec.family == EDGE_FAMILY else None
+        self._published = None if self._image else cast_networks(published_model(checkpoint), precision)
+
+    @torch.no_grad()
+    def __call__(self, lq: Tile, noise: Tile, detail: Tile) -> None:
+        """Write the detail. Raises BackendError if there is not enough memory."""
+        if torch.get_num_threads() != self._threads:  # of the process, so another network may have changed it
+            torch.set_num_threads(self._threads)
+        tile, normal = torch.from_numpy(lq), torch.from_numpy(noise)
+        try:
+            rgb = self._detail(tile, normal)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            shape = "x".join(map(str, lq.shape))
+            raise BackendError(f"torch failed on tiles of {shape} ({reason}); try a smaller --tile") from error
+        np.copyto(detail, rgb.permute(0, 2, 3, 1).flip(3).numpy())
+
+    def _detail(self, lq: Tensor, noise: Tensor) -> Tensor:
+        if self._image is not None:
+            return self._image(lq, noise)
+        assert self._published is not None
+        image: Tensor = self._published(lq, noise)
+        return image.clamp_(-1, 1).sub_(bicubic_up(lq))  # clamped, as published decoding is
+
+
+def _edge(checkpoint: Checkpoint, precision: Precision) -> Callable[[Tensor, Tensor], Tensor]:
+    tile, dtype = channels_last(edge_tile(checkpoint)).to(DTYPES[precision]), DTYPES[precision]
+    return lambda lq, noise: tile(lq.to(dtype), noise.to(dtype)).float()
+
+
+def cast_networks(model: PublishedModel, precision: Precision) -> PublishedModel:
+    """Generator and autoencoder in that precision; normalisation, the code book and all between them stay in fp32."""
+    autoencoder = model.decoder.autoencoder
+    for network in (model.generator.generator, autoencoder):
+        channels_last(network).to(DTYPES[precision])
+        for module in network.modules():
+            if isinstance(module, GroupNorm32):
+                module.float()
+    autoencoder.quantize.float()
+    return model
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network itself, with the layout that a CPU's convolutions like."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

@@ -1,0 +1,250 @@
+"""Published checkpoints from where their authors put them, into the user's cache folder.
+
+A download goes on where it was cut. What a file contained the first time is remembered beside it: another content
+under the same name is refused later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rsd_edge.errors import FetchError
+from rsd_edge.selection import cache_folder
+from rsd_edge.stream.atomic import atomic_file, make_folder, output_error, write_json
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (bytes there, bytes in all)."""
+
+ATTEMPTS = 5
+TIMEOUT_SECONDS = 30.0
+_BLOCK = 1 << 20
+_MAGIC = (b"PK\x03\x04", b"\x80")
+"""How files of torch.save begin: a ZIP archive, or a pickle in old ones."""
+_HEADERS = {"User-Agent": "rsd-edge", "Accept-Encoding": "identity"}
+_PIN = ".sha256.json"
+_RESSHIFT = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
+_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+"""Google Drive serves programs as it pleases: often it sends a page instead, which is refused here."""
+_RSD_ID = "1EQbO1Bw2HtGmGad4uk3g2wTFjdH22B2X"
+_SINSR = "https://github.com/wyf0912/SinSR/releases/download/v1.0/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file, where it can be had, and whose it is."""
+
+    file: str
+    family: str
+    url: str
+    page: str
+    """For people, where the address above does not serve programs."""
+
+
+def _release(file: str, family: str, base: str) -> Published:
+    return Published(file, family, base + file, base.partition("/releases")[0])
+
+
+PUBLISHED = {
+    "resshift-v1": _release("resshift_realsrx4_s15_v1.pth", "resshift", _RESSHIFT),
+    "resshift-v2": _release("resshift_realsrx4_s15_v2.pth", "resshift", _RESSHIFT),
+    "resshift-v3": _release("resshift_realsrx4_s4_v3.pth", "resshift", _RESSHIFT),
+    "autoencoder": _release("autoencoder_vq_f4.pth", "resshift", _RESSHIFT),
+    "sinsr-v1": _release("SinSR_v1.pth", "sinsr", _SINSR),
+    "sinsr-v2": _release("SinSR_v2.pth", "sinsr", _SINSR),
+    "rsd": Published("ema_model_2800.pth", "rsd", _DRIVE.format(_RSD_ID), f"https://drive.google.com/file/d/{_RSD_ID}"),
+}
+
+
+class _CutError(Exception):
+    """The connection ended early; what came so far is kept."""
+
+
+def fetch(
+    published: Published,
+    folder: Path | None = None,
+    *,
+    from_file: Path | None = None,
+    offline: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Path:
+    """The path of the file in `folder` (None for the cache), downloaded or copied there if it is not yet.
+
+    Raises FetchError, with the cure, if it cannot be had, is no checkpoint, or is not what it was the first time.
+    """
+    folder = folder or _default_folder()
+    target = folder / published.file
+    make_folder(folder)
+    if from_file is not None:
+        _copy(from_file, target)
+    elif not target.is_file():
+        _get(published, target, offline, progress)
+    return _pin(target, published)
+
+
+def _default_folder() -> Path:
+    try:
+        return cache_folder() / "published"
+    except RuntimeError as error:
+        raise FetchError(f"there is no cache folder to keep the file in ({error}); set XDG_CACHE_HOME") from error
+
+
+def _get(published: Published, target: Path, offline: bool, progress: Progress) -> None:
+    by_hand = f"download {published.file} from {published.page} yourself and pass it with --from-file"
+    if offline:
+        raise FetchError(f"{target} is not there and --offline was given; leave that out, or {by_hand}")
+    try:
+        _download(published, target, progress)
+    except urllib.error.HTTPError as error:
+        error.close()
+        refusal = f"{error.code} {error.reason}"
+        raise FetchError(f"{published.url} was refused ({refusal}); try later, or {by_hand}") from error
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise FetchError(f"{published.url} cannot be reached ({reason}); try later, or {by_hand}") from error
+
+
+def _download(published: Published, target: Path, progress: Progress) -> None:
+    partial = target.with_name(target.name + ".part")
+    cut = _CutError()
+    for _ in range(ATTEMPTS):
+        try:
+            _continue(published, partial, progress)
+        except _CutError as error:
+            cut = error
+        else:
+            partial.replace(target)
+            _notes(partial).unlink(missing_ok=True)
+            return
+    raise FetchError(
+        f"{published.url} was cut {ATTEMPTS} times ({cut}); run the command again, it goes on where it stopped"
+    )
+
+
+def _continue(published: Published, partial: Path, progress: Progress) -> None:
+    """Ask for what is missing, and add it."""
+    known = _read_json(_notes(partial))
+    have = partial.stat().st_size if partial.is_file() and known else 0
+    request = urllib.request.Request(published.url, headers=_HEADERS)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if known.get("etag"):  # another file under the same name is then sent whole
+            request.add_header("If-Range", str(known["etag"]))
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # there is no such range: what is here belongs to another file
+            error.close()
+            partial.unlink()
+            raise _CutError("the file has another size now") from error
+        raise
+    with response:
+        start, total = _extent(response, have)
+        if start != have or (start and total != known.get("total")):
+            partial.unlink(missing_ok=True)
+            if start:
+                raise _CutError("the file has another size now")
+        _refuse_pages(response.headers.get("Content-Type", ""), published)
+        write_json(_notes(partial), {"etag": response.headers.get("ETag"), "total": total})
+        _append(response, partial, start, total, progress)
+
+
+def _extent(response: Any, have: int) -> tuple[int, int]:
+    """First byte that comes, and bytes of the whole file; 0 if the server does not say."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        return (int(match[1]), int(match[2])) if match else (-1 if have else 0, 0)
+    return 0, int(response.headers.get("Content-Length", 0))
+
+
+def _append(response: Any, partial: Path, start: int, total: int, progress: Progress) -> None:
+    done = start
+    try:
+        with partial.open("ab" if start else "wb") as file:
+            while block := _read(response, done, total):
+                if not done and not block.startswith(_MAGIC):
+                    raise FetchError(f"{response.url} sent no checkpoint (it begins with {block[:12]!r})")
+                file.write(block)
+                done += len(block)
+                progress(done, total)
+    except FetchError:
+        partial.unlink()
+        raise
+    except OSError as error:
+        raise output_error(partial, error) from error
+    if total and done != total:
+        if done > total:
+            partial.unlink()
+        raise _CutError(f"{done} of {total} bytes came")
+
+
+def _read(response: Any, done: int, total: int) -> bytes:
+    try:
+        block: bytes = response.read(_BLOCK)
+    except http.client.IncompleteRead as error:
+        return error.partial
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutError(f"{done} of {total} bytes came, then: {error}") from error
+    return block
+
+
+def _refuse_pages(content_type: str, published: Published) -> None:
+    if content_type.startswith("text/"):
+        raise FetchError(
+            f"{published.url} sent a page ({content_type.partition(';')[0]}) instead of the file; open "
+            f"{published.page} in a browser, download {published.file} there and pass it with --from-file"
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with source.open("rb") as file, atomic_file(target) as copy:
+            if not file.read(4).startswith(_MAGIC):
+                raise FetchError(f"{source} is no checkpoint; download it again")
+            file.seek(0)
+            shutil.copyfileobj(file, copy, _BLOCK)
+    except FileNotFoundError:
+        raise FetchError(f"{source} does not exist; give another path") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise FetchError(f"{source} cannot be read ({error.strerror}); give another path") from error
+
+
+def _pin(target: Path, published: Published) -> Path:
+    """Compare with what was there the first time, or remember it."""
+    pin = target.with_name(target.name + _PIN)
+    digest = hashlib.sha256()
+    with target.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    pinned = _read_json(pin).get("sha256")
+    if pinned is None:
+        write_json(pin, {"sha256": digest.hexdigest(), "bytes": target.stat().st_size, "url": published.url})
+    elif pinned != digest.hexdigest():
+        aside = target.with_name(target.name + ".changed")
+        target.replace(aside)
+        raise FetchError(
+            f"{published.file} is not what it was the first time (sha256 {digest.hexdigest()[:12]}, then "
+            f"{pinned[:12]}); it lies in {aside}; delete {pin} and pass that with --from-file if you trust it"
+        )
+    return target
+
+
+def _notes(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,87 @@
+"""Published checkpoints to one safetensors file that says what it is, whose it is and what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsd_edge.errors import ModelError
+from rsd_edge.licences import LICENCES
+from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
+from rsd_edge.models.official import for_family, read_parts
+from rsd_edge.models.official_config import read_official_config
+from rsd_edge.specs import ModelSpec, PublishedArchitecture, ScheduleSpec
+
+MULTIPLE = 64
+"""Three halvings of windows of eight."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to import."""
+
+    files: Sequence[Path]
+    family: str
+    config: Path | None = None
+    """The configuration that came with the files; None for the sizes and the 15 steps of the first release."""
+
+
+def import_weights(request: Request, output: Path) -> Checkpoint:
+    """Read, check and write. Raises ModelError, with nothing written, for what does not fit; OutputError."""
+    if output.suffix != ".safetensors":
+        raise ModelError(f"the output is {output}; its name must end in .safetensors")
+    arch, schedule = for_family(PublishedArchitecture(), request.family), ScheduleSpec()
+    if request.config is not None:
+        arch, schedule = read_official_config(request.config)
+        _check_noise(request, arch)
+    else:
+        _check_names(request.files, schedule.steps)
+    parts = read_parts(request.files, arch)
+    model = ModelSpec(
+        name=output.stem,
+        family=request.family,
+        steps=schedule.steps if request.family == "resshift" else 1,
+        multiple_of=MULTIPLE,
+        schedule=schedule,
+        architecture=arch,
+    )
+    licence = LICENCES[request.family]
+    record = {
+        "licence": licence.name,
+        "licence_url": licence.url,
+        "sources": [{"file": path.name, "sha256": _sha256(path)} for path in request.files],
+        "config": {"file": request.config.name, "sha256": _sha256(request.config)} if request.config else None,
+    }
+    checkpoint = Checkpoint(model, parts, record)
+    save_checkpoint(output, checkpoint)
+    return checkpoint
+
+
+def _check_noise(request: Request, arch: PublishedArchitecture) -> None:
+    if arch != for_family(arch, request.family):
+        raise ModelError(
+            f"{request.config} gives the generator {arch.unet.noise_channels} noise channels, which does not suit the "
+            f"family {request.family}; students of RSD have one, the others none"
+        )
+
+
+def _check_names(files: Sequence[Path], steps: int) -> None:
+    """The schedule is not in a checkpoint, but file names tell its steps."""
+    for path in files:
+        said = re.search(r"_s(\d+)(?=_|\.|$)", path.name)
+        if said and int(said[1]) != steps:
+            raise ModelError(
+                f"{path.name} says {said[1]} steps, and without a configuration {steps} are assumed; "
+                "give the one that came with it with --config"
+            )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

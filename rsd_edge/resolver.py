@@ -1,0 +1,192 @@
+"""The way in from Python: open an engine by name, enlarge images with it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsd_edge.backends import open_engine
+from rsd_edge.backends.base import Progress, TileEngine
+from rsd_edge.bundle import staleness
+from rsd_edge.errors import BackendError, InputError
+from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
+from rsd_edge.machine import usable_cores
+from rsd_edge.pipeline import NumpyFramePath
+from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
+from rsd_edge.sampling import with_steps
+from rsd_edge.selection import Choice, choose
+from rsd_edge.specs import Backend, Precision, TileSpec
+
+log = logging.getLogger(__name__)
+
+EnumT = TypeVar("EnumT", bound=Enum)
+
+CHECKPOINT_SUFFIX = ".safetensors"
+_BYTES = np.dtype(np.uint8)
+
+
+class SuperResolver:
+    """Enlarges images with one engine.
+
+        with SuperResolver.load("edge-s") as enlarge:
+            result = enlarge(image_bgr)
+
+    Calls from several threads run one after the other; for work in parallel, load one SuperResolver for each thread.
+    """
+
+    def __init__(self, engine: TileEngine) -> None:
+        """Take over an open engine; `close` closes it."""
+        self.engine = engine
+        self.choice: Choice | None = None
+        """How `load` came to this engine; None if it was given."""
+        self._path = NumpyFramePath(engine)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "edge-s",
+        *,
+        precision: str | Precision | None = None,
+        backend: str | Backend | None = None,
+        threads: int | None = None,
+        tile: int | None = None,
+        batch: int = 1,
+        steps: int | None = None,
+    ) -> SuperResolver:
+        """Open a shipped engine by name, or a bundle folder or a checkpoint (.safetensors) by path.
+
+        precision: fp32 or int8, None for the fastest on this machine, which is timed once and remembered, and which
+        `choice` tells afterwards; a folder has one precision. backend: onnxruntime or openvino, None for the fastest of
+        those installed where the precision is open too, and otherwise for the one that the engine was built for.
+        threads: CPU threads, None for all cores; tile: side of a tile in LR pixels, halo included, None for the
+        default; batch: tiles that the engine takes at once.
+        A checkpoint runs on torch, in fp32, bf16 or fp16. steps: evaluations of the generator, None for as many as the
+        model says.
+        Raises ModelError, BackendError or InputError.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; it must be at least 1")
+        wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
+        if str(model).endswith(CHECKPOINT_SUFFIX):
+            return cls(_open_checkpoint(Path(model), wanted, runtime, steps, threads, tile, batch))
+        choice = choose(model, wanted, runtime, threads or usable_cores())
+        for reason in staleness(choice.candidate.bundle):
+            log.warning("%s", reason)
+        chosen = replace(choice.candidate.spec, model=with_steps(choice.candidate.spec.model, steps))
+        tiles = TileSpec.of(chosen.model, tile, batch)
+        engine = open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads)
+        if tile not in (None, engine.tile.size):
+            engine.close()
+            raise InputError(f"tile is {tile}, but '{model}' was built for {engine.tile.size}; leave it out")
+        resolver = cls(engine)
+        resolver.choice = choice
+        return resolver
+
+    def __call__(
+        self,
+        image_bgr: NDArray[PixelT],
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        size: tuple[int, int] | None = None,
+        out: NDArray[PixelT] | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[PixelT]:
+        """Enlarge one image.
+
+        image_bgr: uint8 or uint16 (h, w, 3) in BGR order, with values up to 255 or 65535.
+        seed: the same seed gives the same image, whatever the tiles.
+        strength: 0 is plain bicubic, 1 is all the detail that the network adds.
+        scale: 1 to 4; below 4 the fourfold result is reduced by area averaging.
+        size: (width, height) of the result instead of `scale`, each one to four times that of the image.
+        progress: called with (tiles done, tiles in all).
+        Returns BGR (round(h * scale), round(w * scale), 3) of the same dtype: `out` if given, or a new array.
+        Raises InputError for arguments that cannot be used, BackendError if the engine fails.
+        """
+        frame = check_frame(image_bgr)
+        height, width = frame.shape[:2]
+        new_width, new_height = result_size((width, height), scale, size)
+        if (new_width, new_height) == (SCALE * width, SCALE * height):
+            return self._path(frame, seed=seed, strength=strength, out=out, progress=progress)
+        out = check_out(out, frame, (new_height, new_width, 3))
+        done = 0
+        for band in self.bands(frame, seed=seed, strength=strength, size=(new_width, new_height), progress=progress):
+            out[done : done + len(band)] = band
+            done += len(band)
+        return out
+
+    def bands(
+        self,
+        image_bgr: NDArray[PixelT],
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Bands:
+        """The rows that `__call__` would return, byte for byte, from top to bottom, in bands as they are finished.
+
+        Memory does not grow with the height of the result. A band may be overwritten when the next one is asked for.
+        From the first band until the generator is exhausted or closed, other calls wait.
+        """
+        frame = check_frame(image_bgr)
+        height, width = frame.shape[:2]
+        new_width, new_height = result_size((width, height), scale, size)
+        bands = self._path.bands(frame, seed=seed, strength=strength, progress=progress)
+        if (new_width, new_height) == (SCALE * width, SCALE * height):
+            return bands
+        return reduce_bands(bands, AreaReduction((SCALE * height, SCALE * width), (new_height, new_width)))
+
+    def warm_up(self, height: int, width: int, dtype: DType = _BYTES) -> None:
+        """Do the work that the first image of this kind would otherwise wait for. Raises BackendError, InputError."""
+        self._path.prepare(height, width, dtype)
+
+    def close(self) -> None:
+        """Release the engine; the resolver cannot be used afterwards. Calling it again does nothing."""
+        self.engine.close()
+
+    def __enter__(self) -> SuperResolver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_checkpoint(
+    path: Path,
+    precision: Precision | None,
+    backend: Backend | None,
+    steps: int | None,
+    threads: int | None,
+    tile: int | None,
+    batch: int,
+) -> TileEngine:
+    if backend not in (None, Backend.TORCH):
+        raise BackendError(
+            f"{backend.value} does not run {path}; use --backend torch, or build an engine with "
+            f"'rsd-edge build-engine --model {path} --backend {backend.value}'"
+        )
+    from rsd_edge.backends.torch import open_checkpoint
+
+    return open_checkpoint(
+        path, precision=precision or Precision.FP32, steps=steps, threads=threads, tile=tile, batch=batch
+    )
+
+
+def _check(kind: type[EnumT], name: str, value: str | EnumT | None) -> EnumT | None:
+    try:
+        return None if value is None else kind(value)
+    except ValueError:
+        names = ", ".join(str(item.value) for item in kind)
+        raise InputError(f"{name} is '{value}'; it must be one of {names}") from None

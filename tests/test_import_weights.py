@@ -1,0 +1,288 @@
+"""Files in the wrappings of the published checkpoints, made of the parity weights."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from rsd_edge.cli import main
+from rsd_edge.errors import ModelError
+from rsd_edge.models.checkpoint import load_checkpoint
+from rsd_edge.models.import_weights import Request, import_weights
+from rsd_edge.models.official import for_family, read_official, read_parts
+from rsd_edge.models.official_config import read_official_config
+from rsd_edge.models.published import published_model
+from rsd_edge.models.swin_unet import recomputed
+from rsd_edge.specs import PublishedArchitecture, ScheduleSpec
+
+States = dict[str, dict[str, Tensor]]
+
+CONFIG = Path(__file__).parent / "fixtures" / "parity" / "rsd_small.yaml"
+
+
+def weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not recomputed(name)}
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.fixture
+def files(published_states: States, tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "ema_model_2800.pth", tmp_path / "autoencoder_vq_f4.pth"]
+    torch.save(published_states["student"], paths[0])
+    torch.save(published_states["autoencoder"], paths[1])
+    return paths
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Path]:
+    """The official layout with one value replaced, by dotted name; None as a value removes it."""
+
+    def make(**changes: Any) -> Path:
+        document = yaml.safe_load(CONFIG.read_text())
+        for dotted, value in changes.items():
+            *above, last = dotted.split("__")
+            section = document
+            for name in above:
+                section = section[name]
+            section[last] = value
+        path = tmp_path / "official.yaml"
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        weights,
+        lambda state: {"state_dict": state},
+        lambda state: {"state_dict": prefixed(state, "module.")},
+        lambda state: prefixed(state, "module._orig_mod."),
+        lambda state: prefixed(state, "_orig_mod.module."),
+        lambda state: {"params": {name: 0 * item for name, item in state.items()}, "params_ema": state, "step": 3},
+        lambda state: {"ema": prefixed(state, "module."), "optimizer": {"state": {}, "param_groups": []}, "epoch": 1},
+        lambda state: {name: item.half() if item.is_floating_point() else item for name, item in state.items()},
+    ],
+)
+def test_every_wrapping_is_read(wrap: Callable[..., object], published_states: States, tmp_path: Path) -> None:
+    torch.save(wrap(published_states["teacher"]), tmp_path / "weights.pth")
+    found, expected = read_official(tmp_path / "weights.pth"), weights(published_states["teacher"])
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, expected[name])
+
+
+class Payload:
+    """What a malicious file would run."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return sys.exit, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": Payload()}, "cannot be read as a PyTorch checkpoint"),
+        (b"<html>quota exceeded</html>", "cannot be read as a PyTorch checkpoint"),
+        (b"", "cannot be read as a PyTorch checkpoint"),
+        ({"step": 3, "config": {"a": 1}}, r"holds no state dict \(it holds step, config\)"),
+        ([torch.zeros(1)], r"holds no state dict \(it holds list\)"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=message):
+        read_official(path)
+    with pytest.raises(ModelError, match=r"none\.pth does not exist; download it with 'rsd-edge fetch'"):
+        read_official(tmp_path / "none.pth")
+
+
+def test_every_key_that_does_not_fit_is_named(
+    published_states: States, small_published: PublishedArchitecture, tmp_path: Path
+) -> None:
+    state = dict(published_states["teacher"])
+    del state["out.2.bias"], state["time_embed.0.weight"]
+    state |= {"extra.weight": torch.zeros(1), "out.0.weight": torch.zeros(3)}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ModelError) as caught:
+        read_parts([tmp_path / "a.pth"], small_published)
+    message = str(caught.value)
+    assert "missing: time_embed.0.weight, out.2.bias; unknown: extra.weight; " in message
+    assert "misshapen: out.0.weight is 3 instead of 32)" in message
+
+
+def test_parts_are_told_apart(files: list[Path], small_published: PublishedArchitecture, tmp_path: Path) -> None:
+    arch = for_family(small_published, "rsd")
+    assert set(read_parts(files[::-1], arch)) == {"generator", "autoencoder"}
+    with pytest.raises(ModelError, match="no file holds the autoencoder; give its file as well"):
+        read_parts(files[:1], arch)
+    with pytest.raises(ModelError, match="is a second generator"):
+        read_parts([files[0], files[0]], arch)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match="is neither a generator nor an autoencoder"):
+        read_parts([tmp_path / "other.pth"], arch)
+
+
+def test_a_teacher_is_not_taken_for_a_student(files: list[Path], small_published: PublishedArchitecture) -> None:
+    with pytest.raises(ModelError, match=r"misshapen: input_blocks\.0\.0\.weight is 32x7x3x3 instead of 32x6x3x3"):
+        read_parts(files, small_published)
+
+
+def test_the_official_configuration_is_understood(small_published: PublishedArchitecture) -> None:
+    assert read_official_config(CONFIG) == (for_family(small_published, "rsd"), ScheduleSpec())
+
+
+def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
+    arch, schedule = read_official_config(
+        config(
+            diffusion__params__steps=4,
+            diffusion__params__schedule_kwargs__power=0.8,
+            diffusion__params__kappa=1,
+            model__params__num_res_blocks=2,
+            model__params__swin_depth=6,
+            model__params__lq_size=64,
+            model__params__in_channels=3,
+            model__params__out_channels="${autoencoder.params.embed_dim}",
+            model__teacher_ckpt_path="weights/teacher.pth",
+            model__gan_loss=True,
+            diffusion__params__num_steps=4,
+            model__add_noise=False,
+            autoencoder__params__n_embed=99,
+            autoencoder__params__ddconfig__num_res_blocks=3,
+            trainer={"anything": 1},
+        )
+    )
+    assert (schedule.steps, schedule.power, schedule.kappa) == (4, 0.8, 1.0)
+    assert (arch.unet.num_res_blocks, arch.unet.swin_depth, arch.unet.noise_channels) == ((2, 2, 2, 2), 6, 0)
+    # Files that give lq_size count the channels of the LR image apart.
+    assert (arch.unet.in_channels, arch.unet.out_channels) == (6, 3)
+    assert (arch.vq.n_embed, arch.vq.num_res_blocks) == (99, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__target": "models.unet.UNetModel"}, r"'model\.target' is 'models\.unet\.UNetModel', and only UNetM"),
+        ({"model__params__new_trick": 1}, r"unknown field 'model\.params\.new_trick'"),
+        ({"model__params__cond_lq": False}, r"'model\.params\.cond_lq' is False, and only True is known"),
+        ({"model__params__lq_size": 128}, r"'model\.params\.lq_size' is 128, and only 64 \(x4\)"),
+        ({"model__params__swin_depth": "two"}, r"'model\.params\.swin_depth' must be of type int"),
+        ({"diffusion__params__sf": 2}, r"'diffusion\.params\.sf' is 2, and only 4"),
+        ({"diffusion__params__schedule_name": "linear"}, r"'diffusion\.params\.schedule_name' is 'linear'"),
+        ({"diffusion__params__schedule_kwargs__bend": 2}, r"unknown field 'diffusion\.params\.schedule_kwargs\.bend'"),
+        ({"autoencoder__params__ddconfig__attn_resolutions": [64]}, r"ddconfig\.attn_resolutions' is \[64\]"),
+        ({"autoencoder__lora": {}}, r"unknown field 'autoencoder\.lora'"),
+        ({"diffusion": 3}, "'diffusion' must be a mapping, not int"),
+        ({"model__condition_student_timesteps": True}, "'model.condition_student_timesteps' is True, and only False"),
+        ({"model__params__out_channels": "${model.none}"}, "refers to nothing in the configuration"),
+        ({"model__noise_channels": "one"}, "'model.noise_channels' must be a whole number"),
+    ],
+)
+def test_what_would_change_the_network_is_refused(
+    change: dict[str, Any], message: str, config: Callable[..., Path]
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        read_official_config(config(**change))
+
+
+def test_configurations_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_official_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ModelError, match="is not YAML"):
+        read_official_config(tmp_path / "bad.yaml")
+    (tmp_path / "empty.yaml").write_text("a: 1")
+    with pytest.raises(ModelError, match="has no section 'model'"):
+        read_official_config(tmp_path / "empty.yaml")
+
+
+def test_an_imported_model_is_the_published_one(
+    files: list[Path], tmp_path: Path, parity: dict[str, Tensor], published_states: States
+) -> None:
+    output = tmp_path / "rsd.safetensors"
+    import_weights(Request(files, "rsd", CONFIG), output)
+    checkpoint = load_checkpoint(output)
+    assert (checkpoint.spec.name, checkpoint.spec.family, checkpoint.spec.steps) == ("rsd", "rsd", 1)
+    assert (checkpoint.spec.scale, checkpoint.spec.multiple_of) == (4, 64)
+    assert checkpoint.record["licence"] == "CC BY-NC-SA 4.0"
+    assert checkpoint.record["sources"] == [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in files
+    ]
+    noise = torch.cat([parity["noise"], parity["rsd_eps"]], dim=1)
+    with torch.no_grad():
+        image = published_model(checkpoint)(parity["unet_lq"], noise).clamp(-1, 1)
+    # Codes are looked up in our own latent here: where two are equally near, another one may be taken.
+    assert ((image[..., 96:192, 64:160] - parity["rsd_decoded"]).abs() < 2e-4).float().mean() > 0.99
+
+
+def test_a_number_of_steps_in_a_name_needs_its_configuration(files: list[Path], tmp_path: Path) -> None:
+    named = files[0].rename(tmp_path / "resshift_realsrx4_s4_v3.pth")
+    with pytest.raises(ModelError, match=r"s4_v3\.pth says 4 steps, and without a configuration 15 are assumed"):
+        import_weights(Request([named, files[1]], "resshift"), tmp_path / "a.safetensors")
+
+
+def test_families_and_noise_agree(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="1 noise channels, which does not suit the family sinsr"):
+        import_weights(Request(files, "sinsr", CONFIG), tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"must end in \.safetensors"):
+        import_weights(Request(files, "rsd", CONFIG), tmp_path / "a.pth")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["import-weights", *map(str, arguments)])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 2), (None, 2)])
+def test_the_licence_must_be_accepted(
+    answer: str | None,
+    code: int,
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "rsd.safetensors"
+    monkeypatch.setattr("click.confirm", lambda text, err: answer == "y\n")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: answer is not None)
+    assert run(*files, "--family", "rsd", "--config", CONFIG, "-o", output) == code
+    assert output.exists() == (code == 0)
+    err = capsys.readouterr().err
+    assert "The weights of rsd are under CC BY-NC-SA 4.0: https://creativecommons.org/" in err
+    if answer is None:
+        assert "read it and pass --accept-license" in err
+    elif code:
+        assert "error: CC BY-NC-SA 4.0 was not accepted; nothing was written" in err
+
+
+def test_the_flag_accepts_and_errors_take_one_line(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model.safetensors"
+    assert run(*files, "--family", "rsd", "--config", CONFIG, "--accept-license", "-o", output) == 0
+    assert capsys.readouterr().out == f"{output}: rsd, 1 of 15 steps by default\n"
+    assert run(files[0], "--family", "resshift", "--accept-license", "-o", tmp_path / "b.safetensors") == 2
+    err = capsys.readouterr().err
+    assert "S-Lab License 1.0" in err
+    assert "error: " in err
+    assert "Traceback" not in err
