@@ -1,4 +1,7 @@
-"""Two bounded queues with a thread each: frames are decoded ahead of the engine and encoded behind it."""
+"""Two bounded queues with a thread each: frames are decoded ahead of the engine and encoded behind it.
+
+No wait here is for ever: Ctrl-C may strike inside a queue and take with it the call that wakes the other side.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class Prefetch(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            item, error = self._queue.get()
+            try:
+                item, error = self._queue.get(timeout=_TICK)
+            except queue.Empty:
+                continue
             if error is not None:
                 raise error
             if item is None:
@@ -64,27 +70,14 @@ class Sink(Generic[T]):
     def __init__(self, handle: Callable[[T], None], behind: int) -> None:
         """behind: items waiting at most; one more is in the works."""
         self._handle = handle
-        self._queue: queue.Queue[T | None] = queue.Queue(behind)
+        self._queue: queue.Queue[T] = queue.Queue(behind)
+        self._finished = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="rsd-edge-encode", daemon=True)
         self._thread.start()
 
     def put(self, item: T) -> None:
         """Wait for room, then leave the item there."""
-        self._offer(item)
-
-    def finish(self) -> None:
-        """Wait until everything is handled."""
-        self._offer(None)
-        self._thread.join()
-        self.check()
-
-    def check(self) -> None:
-        """Raise what went wrong in the thread, if anything did."""
-        if self._error is not None:
-            raise self._error
-
-    def _offer(self, item: T | None) -> None:
         while True:
             self.check()
             try:
@@ -93,8 +86,25 @@ class Sink(Generic[T]):
                 continue
             return
 
+    def finish(self) -> None:
+        """Wait until everything is handled."""
+        self._finished.set()
+        self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if anything did."""
+        if self._error is not None:
+            raise self._error
+
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while True:
+            try:
+                item = self._queue.get(timeout=_TICK)
+            except queue.Empty:
+                if self._finished.is_set():
+                    return
+                continue
             try:
                 self._handle(item)
             except BaseException as error:  # whatever it is, it belongs to the thread that waits
