@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -117,7 +118,6 @@ def collect_activations(graph: Quantisable, samples: Samples, folder: Path) -> A
         calibrate_method=CalibrationMethod.Percentile,
     )
     names = [output.name for output in calibrator.infer_session.get_outputs()]
-    rng = np.random.default_rng(0)
     extremes: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     values: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     for start in range(0, len(samples), _BATCH):
@@ -126,6 +126,8 @@ def collect_activations(graph: Quantisable, samples: Samples, folder: Path) -> A
         for name, tensor in zip(names, calibrator.infer_session.run(names, feeds), strict=True):
             least, most = extremes.get(name, (np.float32(np.inf), np.float32(-np.inf)))
             extremes[name] = np.minimum(least, tensor.min()), np.maximum(most, tensor.max())
+            # By name: the order in which the tensors come is another in every process.
+            rng = np.random.default_rng([zlib.crc32(name.encode()), start])
             values[name].append(rng.choice(tensor.reshape(-1), _VALUES * len(tensor), shuffle=False))
     return Activations(extremes, {name: np.concatenate(parts) for name, parts in values.items()})
 

@@ -165,14 +165,14 @@ def load_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(folder)
     try:
         spec = from_dict(EngineSpec, manifest["engine"])
-        files = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in manifest["files"].items()}
+        files, reports = _listed(manifest["files"]), _listed(manifest.get("reports", {}))
     except (ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder / MANIFEST, f"is not a valid manifest ({_describe(error)})") from error
     needed = graphs_of(spec)
     for name in needed:
         if name not in files:
             raise _damaged(folder / MANIFEST, f"does not list {name}")
-    for name, (sha256, size) in files.items():
+    for name, (sha256, size) in {**reports, **files}.items():
         if Path(name).name != name:
             raise _damaged(folder / MANIFEST, f"lists '{name}', which is not a file of the bundle")
         _check_file(folder / name, sha256, size)
@@ -180,6 +180,10 @@ def load_bundle(path: Path | str) -> Bundle:
     if manifest.get("digest") != digest:
         raise _damaged(folder / MANIFEST, "was changed after the build: its engine does not match its digest")
     return Bundle(folder, spec, folder / GRAPH if needed == (GRAPH,) else folder, digest, manifest)
+
+
+def _listed(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
+    return {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in entries.items()}
 
 
 def graphs_of(spec: EngineSpec) -> tuple[str, ...]:
@@ -208,11 +212,15 @@ def write_bundle(
     target_parent = Path(parent)
     files = {file: _entry(source) for file, source in sources.items()}
     digest = _digest(spec, {file: str(entry["sha256"]) for file, entry in files.items()})
+    texts = {file: f"{json.dumps(document, indent=2)}\n".encode() for file, document in (reports or {}).items()}
     manifest = {
         "format": FORMAT,
         "digest": digest,
         "engine": to_dict(spec),
         "files": files,
+        "reports": {
+            file: {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)} for file, text in texts.items()
+        },
         **to_dict(record),
     }
     stem = f"{spec.model.name}-{spec.backend.value}-{spec.precision.value}"
@@ -224,8 +232,8 @@ def write_bundle(
             fresh.mkdir()
             for file, source in sources.items():
                 shutil.copyfile(source, fresh / file)
-            for file, document in {MANIFEST: manifest, **(reports or {})}.items():
-                (fresh / file).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            for file, text in {MANIFEST: f"{json.dumps(manifest, indent=2)}\n".encode(), **texts}.items():
+                (fresh / file).write_bytes(text)
             _replace_folder(fresh, target, aside=Path(temporary) / "old")
     except OSError as error:
         raise OutputError(

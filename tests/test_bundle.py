@@ -99,6 +99,11 @@ def test_reports_lie_beside_the_graph_and_do_not_change_what_it_is(bundle_path: 
     again = write_bundle(bundle_path.parent, SPEC, graph, RECORD, reports={"quantization.json": {"psnr_db": 41.5}})
     assert (again.path, again.digest) == (bundle_path, digest)
     assert json.loads((bundle_path / "quantization.json").read_text()) == {"psnr_db": 41.5}
+    (bundle_path / "quantization.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"quantization\.json has 2 bytes where the manifest says \d+; build the engine"
+    ):
+        load_bundle(bundle_path)
     write_bundle(bundle_path.parent, SPEC, graph, RECORD)  # the folder is replaced as a whole
     assert sorted(item.name for item in bundle_path.iterdir()) == ["graph.onnx", "manifest.json"]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -306,3 +309,33 @@ def test_quantising_is_silent_and_leaves_logging_alone(
     quantise(prepared, ranges, tmp_path / "int8.onnx")
     assert (root.level, list(root.handlers), list(root.filters)) == before
     assert capfd.readouterr() == ("", "")
+
+
+SAMPLED = """
+import hashlib, sys
+from pathlib import Path
+from rsd_edge.export.calibration import Samples, calibration_samples
+from rsd_edge.export.quantize import collect_activations, prepare
+from rsd_edge.specs import ModelSpec
+every = calibration_samples(ModelSpec("any"))
+few = Samples(every.frames[:2], every.lq[:2], every.noise[:2])
+seen = collect_activations(prepare(Path(sys.argv[1]), Path(sys.argv[2])), few, Path(sys.argv[2]))
+print(hashlib.sha256(b"".join(seen.values[name].tobytes() for name in sorted(seen.values))).hexdigest())
+"""
+
+
+def test_the_same_values_are_seen_in_every_process(graph: Path, tmp_path: Path) -> None:
+    """The calibrator keeps tensors in sets, whose order follows the hash seed of the process."""
+    seen = [
+        subprocess.run(
+            [sys.executable, "-c", SAMPLED, str(graph), str(tmp_path)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert len(seen[0]) == 65
+    assert seen[0] == seen[1]
