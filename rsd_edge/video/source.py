@@ -233,12 +233,13 @@ def _first_frame(packet: Packet[Stream]) -> av.VideoFrame | None:
 
 def _ends_early(container: InputContainer, stream: VideoStream, times: _Times) -> bool:
     """True if the file's header tells of more than there is."""
-    if times.broken or times.stored < stream.frames:
+    # AVI counts frames that were dropped, too.
+    if times.broken or (times.stored < stream.frames and container.format.name != "avi"):
         return True
     if container.duration is None:
         return False
-    stated = Fraction((container.start_time or 0) + container.duration, av.time_base)
-    return stated - times.end > _SLACK
+    # Some containers count from zero, others from the first frame: nothing is said where they differ.
+    return Fraction(container.duration, av.time_base) - times.end > _SLACK
 
 
 def _clip(

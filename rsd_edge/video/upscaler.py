@@ -206,8 +206,8 @@ class VideoUpscaler:
         film = self._film(plan, work, segments)
         partial = work.partial_path()
         join(film, partial)
-        seconds = float(film.duration)
-        return f"{plan.clip.path}: the first {seconds:.1f} s are in {partial}; the same command goes on from there"
+        playable = f"the first {float(film.duration):.1f} s are in {partial}"
+        return f"{plan.clip.path}: {playable}; the same command goes on after frame {work.frames}"
 
 
 def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
