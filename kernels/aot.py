@@ -65,7 +65,7 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": spec.num_warps})
+            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": _warps(spec, aligned)})
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(
                 f"kernel {spec.name} {dtype} does not compile for sm_{sm}: {' '.join(str(error).split())[:300]}; "
@@ -172,6 +172,11 @@ def _source(spec: KernelSpec, function: JITFunction[Any], dtype: str, aligned: b
     return ASTSource(function, signature, dict(spec.constants), attributes)
 
 
+def _warps(spec: KernelSpec, aligned: bool) -> int:
+    """Without vectors, each element has an address of its own: twice the threads share them, or registers spill."""
+    return spec.num_warps if aligned else 2 * spec.num_warps
+
+
 def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:
     """Stack and spilled bytes, and registers, in the words of ptxas."""
     source = folder / "kernel.ptx"
@@ -214,7 +219,7 @@ def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -
         "arguments": _arguments(spec, dtype, aligned),
         "scratch_pointers": SCRATCH_POINTERS,
         "constants": dict(spec.constants),
-        "threads": 32 * spec.num_warps,
+        "threads": 32 * _warps(spec, aligned),
         "grid": [asdict(axis) for axis in spec.grid],
         **resources,
     }

@@ -16,7 +16,8 @@ SPAN_BLOCK = 4096
 PIXEL_BLOCK = 64
 CHANNEL_BLOCK = 64
 APPLY_BLOCK = 2048
-MERGE_BLOCK = 256
+MERGE_BLOCK = 512
+PARTS_MULTIPLE = 16
 
 
 def group_norm_silu(
@@ -72,9 +73,10 @@ def _contiguous(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: f
     n, channels, height, width = x.shape
     pixels, kernels = height * width, triton_kernels("norm")
     span = channels // groups * pixels
-    partials = torch.empty(n * groups, -(-span // SPAN_BLOCK), 3, device=x.device)
-    kernels.stats_contiguous[(n * groups, partials.shape[1])](x, partials, span, BLOCK=SPAN_BLOCK)
-    scale, shift = _merge(partials, weight, bias, n, groups, epsilon)
+    parts = -(-span // SPAN_BLOCK)
+    partials = _partials(n * groups, parts, x.device)
+    kernels.stats_contiguous[(n * groups, parts)](x, partials, span, partials.shape[2], BLOCK=SPAN_BLOCK)
+    scale, shift = _merge(partials, parts, weight, bias, n, groups, epsilon)
     out = torch.empty_like(x)
     grid = (n * channels, -(-pixels // APPLY_BLOCK))
     kernels.apply_contiguous[grid](x, out, scale, shift, pixels, BLOCK=APPLY_BLOCK)
@@ -88,21 +90,26 @@ def _channels_last(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon
     blocks = -(-pixels // PIXEL_BLOCK)
     grid = (blocks, n, -(-channels // CHANNEL_BLOCK))
     shape = {"BLOCK": PIXEL_BLOCK, "BLOCK_C": CHANNEL_BLOCK}
-    partials = torch.empty(n * groups, blocks * group_size, 3, device=x.device)
-    kernels.stats_channels_last[grid](x, partials, pixels, channels, group_size, partials.shape[1], **shape)
-    scale, shift = _merge(partials, weight, bias, n, groups, epsilon)
+    partials = _partials(n * groups, blocks * group_size, x.device)
+    kernels.stats_channels_last[grid](x, partials, pixels, channels, group_size, partials.shape[2], **shape)
+    scale, shift = _merge(partials, blocks * group_size, weight, bias, n, groups, epsilon)
     out = torch.empty_like(x)
     kernels.apply_channels_last[grid](x, out, scale, shift, pixels, channels, **shape)
     return out
 
 
+def _partials(rows: int, parts: int, device: torch.device) -> Tensor:
+    """Room for the statistics of `parts` blocks a row, in whole vectors."""
+    return torch.empty(rows, 3, -(-parts // PARTS_MULTIPLE) * PARTS_MULTIPLE, device=device)
+
+
 def _merge(
-    partials: Tensor, weight: Tensor, bias: Tensor, n: int, groups: int, epsilon: float
+    partials: Tensor, parts: int, weight: Tensor, bias: Tensor, n: int, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     scale = torch.empty(n, len(weight), device=weight.device)
     shift, group_size = torch.empty_like(scale), len(weight) // groups
     triton_kernels("norm").merge_stats[(n * groups,)](
-        partials, weight, bias, scale, shift, groups, group_size, partials.shape[1], epsilon,
+        partials, weight, bias, scale, shift, groups, group_size, parts, partials.shape[2], epsilon,
         BLOCK=MERGE_BLOCK, BLOCK_C=1 << (group_size - 1).bit_length(),
     )  # fmt: skip
     return scale, shift

@@ -183,7 +183,7 @@ def test_opcheck() -> None:
     field = (seed_tensor(SEEDS), ORIGINS)
     learning = tuple(value.clone().requires_grad_() for value in (x0, y))
     steps = (T, tables.eta, tables.sigma, tables.input_scale, "reference")
-    torch.library.opcheck(ops.noise_field, (*field, 4, 5, 7, "reference"))
+    torch.library.opcheck(ops.noise_field, (*field, 4, 5, 7, torch.float16, "reference"))
     torch.library.opcheck(ops.forward_noise, (*learning, eps, None, None, *steps))
     torch.library.opcheck(ops.forward_noise, (*learning, None, *field, *steps))
     torch.library.opcheck(ops.forward_noise_backward, (x0, T, tables.eta, tables.input_scale, "reference"))
