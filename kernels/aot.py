@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,9 @@ class Compiled:
     registers: int
     stack_bytes: int
     spill_bytes: int
-    vector_load_bytes: int
-    vector_store_bytes: int
+    loads: dict[str, int]
+    """Of global memory, in the code of one thread: how many instructions of each PTX width, as {"v4.b32": 12}."""
+    stores: dict[str, int]
 
 
 def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = True) -> Compiled:
@@ -81,8 +83,8 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         registers=registers,
         stack_bytes=stack,
         spill_bytes=spills,
-        vector_load_bytes=_widest_vector("ld", ptx),
-        vector_store_bytes=_widest_vector("st", ptx),
+        loads=_accesses("ld", ptx),
+        stores=_accesses("st", ptx),
     )
 
 
@@ -196,10 +198,9 @@ def _gpu_name(sm: int) -> str:
     return f"sm_{sm}a" if sm >= 90 else f"sm_{sm}"
 
 
-def _widest_vector(instruction: str, ptx: str) -> int:
-    """Bytes of the widest global vector load or store of one thread; 0 if there is none."""
-    found = re.findall(rf"\b{instruction}\.global(?:\.[a-zA-Z]\w*)*\.v(\d)\.[bsuf](\d+)\b", ptx)
-    return max((int(count) * int(bits) // 8 for count, bits in found), default=0)
+def _accesses(instruction: str, ptx: str) -> dict[str, int]:
+    found = Counter(re.findall(rf"\b{instruction}\.global(?:\.[a-z][a-z_:]*\w*)*?\.((?:v\d\.)?[bsuf]\d+)\b", ptx))
+    return dict(sorted(found.items()))
 
 
 def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -> dict[str, Any]:

@@ -247,6 +247,11 @@ def test_wrong_arguments_are_named() -> None:
         forward_noise(x0, y.half(), eps, T, tables, implementation="reference")
     with pytest.raises(InputError, match=r"t is torch\.int32"):
         forward_noise(x0, y, eps, T.int(), tables, implementation="reference")
+    for wrong in (torch.tensor([0, 15, 3]), torch.tensor([-1, 0, 3])):
+        with pytest.raises(InputError, match=r"t holds (0 to 15|-1 to 3); this schedule has the timesteps 0 to 14"):
+            forward_noise(x0, y, eps, wrong, tables, implementation="reference")
+        with pytest.raises(InputError, match="t holds"):
+            posterior_step(x0, y, eps, wrong, tables, torch.zeros(3, 8, 5, 7), implementation="reference")
     with pytest.raises(InputError, match=r"pass eps\.detach"):
         forward_noise(x0, y, eps.requires_grad_(), T, tables, implementation="reference")
     with pytest.raises(InputError, match="network_input"):
