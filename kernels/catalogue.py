@@ -123,7 +123,8 @@ def _norm() -> Iterator[KernelSpec]:
     )  # fmt: skip
     yield KernelSpec(
         "stats_channels_last", "norm", "stats_channels_last",
-        _arguments("X:*D PARTIALS:*fp32 pixels:i32 channels:i32/16 group_size:i32 stride:i32/16"), last, last_grid,
+        _arguments("X:*D PARTIALS:*fp32 pixels:i32 channels:i32/16 group_size:i32 stride:i32/16"),
+        {"STEPS": 8, **last}, (GridAxis(("pixels",), 512), _SAMPLES, GridAxis(("channels",), 64)),
     )  # fmt: skip
     yield KernelSpec(
         "merge_stats", "norm", "merge_stats",

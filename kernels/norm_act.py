@@ -14,6 +14,8 @@ from rsd_edge.kernels.noise_field import MAX_SAMPLES
 
 SPAN_BLOCK = 4096
 PIXEL_BLOCK = 64
+PIXEL_STEPS = 8
+"""Statistics of so many blocks are merged on the way: 12 bytes a channel and block would be a tenth of the data."""
 CHANNEL_BLOCK = 64
 APPLY_BLOCK = 2048
 MERGE_BLOCK = 512
@@ -26,7 +28,8 @@ def group_norm_silu(
     """SiLU(GroupNorm(x)) in x's dtype and memory format; statistics are float32.
 
     x: float32, float16 or bfloat16 (n, c, h, w), contiguous or channels_last, anything else is copied. weight, bias:
-    (c,). epsilon: 1e-6 as in the VQ networks. Gradients flow to all three; they are computed by torch, not fused.
+    (c,). epsilon: 1e-6 as in the VQ networks. Gradients flow to all three; they are torch's own, in float32 and not fused, because what
+    pays is the forward pass of the VQ decoder, whose weights do not learn. Whether training gains was not measured.
     Raises InputError for tensors that do not fit, and what `check_implementation` raises.
     """
     check_images(x=x)
@@ -87,13 +90,15 @@ def _channels_last(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon
     n, channels, height, width = x.shape
     pixels, kernels = height * width, triton_kernels("norm")
     group_size = channels // groups
-    blocks = -(-pixels // PIXEL_BLOCK)
-    grid = (blocks, n, -(-channels // CHANNEL_BLOCK))
+    blocks, columns = -(-pixels // (PIXEL_STEPS * PIXEL_BLOCK)), -(-channels // CHANNEL_BLOCK)
     shape = {"BLOCK": PIXEL_BLOCK, "BLOCK_C": CHANNEL_BLOCK}
     partials = _partials(n * groups, blocks * group_size, x.device)
-    kernels.stats_channels_last[grid](x, partials, pixels, channels, group_size, partials.shape[2], **shape)
+    kernels.stats_channels_last[(blocks, n, columns)](
+        x, partials, pixels, channels, group_size, partials.shape[2], STEPS=PIXEL_STEPS, **shape
+    )
     scale, shift = _merge(partials, blocks * group_size, weight, bias, n, groups, epsilon)
     out = torch.empty_like(x)
+    grid = (-(-pixels // PIXEL_BLOCK), n, columns)
     kernels.apply_channels_last[grid](x, out, scale, shift, pixels, channels, **shape)
     return out
 

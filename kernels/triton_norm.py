@@ -32,26 +32,35 @@ def stats_contiguous(X, PARTIALS, span, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def stats_channels_last(
-    X, PARTIALS, pixels, channels, group_size, stride, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    X, PARTIALS, pixels, channels, group_size, stride,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of pixels, samples, blocks of channels). X: (n, pixels, channels).
+    """Grid (blocks of STEPS x BLOCK pixels, samples, blocks of channels). X: (n, pixels, channels).
 
     PARTIALS: (n, groups, 3, stride), of which each channel of each block of pixels is one part.
     """
     block, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    pixel = block * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    at = sample * pixels * channels + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
-    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-    count = tl.minimum(pixels - block * BLOCK, BLOCK).to(tl.float32)
-    mean = tl.sum(x, axis=0) / count
-    deviation = tl.where(inside, x - mean[None, :], 0.0)
+    mean, squares, total = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32), 0.0
+    for step in range(STEPS):
+        start = (block * STEPS + step) * BLOCK
+        pixel = start + tl.arange(0, BLOCK)
+        inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+        at = sample * pixels * channels + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+        count = tl.minimum(tl.maximum(pixels - start, 0), BLOCK).to(tl.float32)
+        own_mean = tl.sum(x, axis=0) / tl.maximum(count, 1.0)
+        deviation = tl.where(inside, x - own_mean[None, :], 0.0)
+        share = count / tl.maximum(total + count, 1.0)
+        distance = own_mean - mean
+        mean += distance * share
+        squares += tl.sum(deviation * deviation, axis=0) + distance * distance * total * share
+        total += count
     group = sample * (channels // group_size) + channel // group_size
     target = PARTIALS + group * 3 * stride + block * group_size + channel % group_size
-    tl.store(target, mean * 0.0 + count, mask=channel < channels)
+    tl.store(target, mean * 0.0 + total, mask=channel < channels)
     tl.store(target + stride, mean, mask=channel < channels)
-    tl.store(target + 2 * stride, tl.sum(deviation * deviation, axis=0), mask=channel < channels)
+    tl.store(target + 2 * stride, squares, mask=channel < channels)
 
 
 @triton.jit
