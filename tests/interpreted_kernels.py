@@ -177,6 +177,23 @@ def test_memory_that_is_not_contiguous() -> None:
 
 
 @pytest.mark.parametrize(
+    ("height", "width", "spec", "offset"),
+    [
+        (10, 100, TileSpec(size=64, halo=16, feather=4, fixed=True), 0),  # whole vectors: lanes inside, half and outside
+        (5, 97, TileSpec(size=48, halo=8, feather=3), 0),  # rows that begin at any byte, tiles of 42 columns
+        (3, 131, TileSpec(size=40, halo=6, feather=2, fixed=True), 5),  # a frame that begins at any byte
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frame_tiles(height: int, width: int, spec: TileSpec, offset: int, dtype: torch.dtype) -> None:
+    memory = np.random.default_rng(height).integers(0, 256, 3 * height * width + offset, dtype=np.uint8)
+    frame = torch.tensor(memory)[offset:].view(height, width, 3)
+    plan = plan_tiles(height, width, spec)
+    got, expected = both(lambda name: frame_tiles(frame, plan, dtype=dtype, implementation=name))
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
     ("height", "width", "spec"),
     [
         # The interpreter takes half a second for a row of a tile, so frames are tiny.

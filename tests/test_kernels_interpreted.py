@@ -12,12 +12,13 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-def test_every_kernel_in_tritons_interpreter() -> None:
+@pytest.mark.parametrize("file", ["interpreted_kernels.py", "interpreted_traffic.py"])
+def test_every_kernel_in_tritons_interpreter(file: str) -> None:
     """In a process of its own: whether Triton compiles or interprets is settled when its kernels are imported."""
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_kernels.py")]
+        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
         if sys.version_info >= (3, 11)
-        else [Path(sys.executable).with_name("pytest"), "-q", str(HERE / "interpreted_kernels.py")],
+        else [Path(sys.executable).with_name("pytest"), "-q", str(HERE / file)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parent,
         capture_output=True,
