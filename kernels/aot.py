@@ -67,7 +67,9 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": _warps(spec, aligned)})
+            built = triton.compile(
+                source, target=GPUTarget("cuda", sm, 32), options={"num_warps": _warps(spec, aligned)}
+            )
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(
                 f"kernel {spec.name} {dtype} does not compile for sm_{sm}: {' '.join(str(error).split())[:300]}; "

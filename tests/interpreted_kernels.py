@@ -64,6 +64,8 @@ def test_noise_field_is_that_of_numpy_bit_by_bit() -> None:
     got = noise_field(seed_tensor(SEEDS), ORIGINS, 11, 5, 7, implementation="triton")
     for sample, seed, (y, x) in zip(got, SEEDS, ORIGINS.tolist(), strict=True):
         np.testing.assert_array_equal(sample.numpy(), NoiseField(seed).normal(11, y, x, 5, 7))
+    half = noise_field(seed_tensor(SEEDS), ORIGINS, 11, 5, 7, dtype=torch.float16, implementation="triton")
+    assert torch.equal(half, got.half())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,6 +158,15 @@ def test_a_large_mean_does_not_spoil_the_variance() -> None:
     torch.testing.assert_close(got.double(), expected, atol=4e-4, rtol=0)
 
 
+def test_epsilon_counts_where_the_variance_is_as_small() -> None:
+    x = 1e-3 * images(1, (1, 4, 33, 37))[0]
+    arguments = x, torch.ones(4), torch.zeros(4), 2
+    got, more = (group_norm_silu(*arguments, epsilon=e, implementation="triton") for e in (1e-6, 1.01e-6))
+    check(got, group_norm_silu_definition(*arguments, 1e-6))
+    with pytest.raises(AssertionError, match="not close"):
+        check(more, group_norm_silu_definition(*arguments, 1e-6))
+
+
 def test_memory_that_is_not_contiguous() -> None:
     tables, (x0, y, eps) = StepTables.of(), images(3, SHAPES[0])
     strange = [not_contiguous(value) for value in (x0, y, eps)]
@@ -179,7 +190,12 @@ def test_memory_that_is_not_contiguous() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "spec", "offset"),
     [
-        (10, 100, TileSpec(size=64, halo=16, feather=4, fixed=True), 0),  # whole vectors: lanes inside, half and outside
+        (
+            10,
+            100,
+            TileSpec(size=64, halo=16, feather=4, fixed=True),
+            0,
+        ),  # whole vectors: lanes inside, half and outside
         (5, 97, TileSpec(size=48, halo=8, feather=3), 0),  # rows that begin at any byte, tiles of 42 columns
         (3, 131, TileSpec(size=40, halo=6, feather=2, fixed=True), 5),  # a frame that begins at any byte
     ],

@@ -17,13 +17,14 @@ from triton.runtime import interpreter
 
 from rsd_edge.kernels import traffic
 from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
+from rsd_edge.kernels.frame_path import CudaFramePath
 from rsd_edge.kernels.noise_field import noise_field, seed_tensor, table_tensor
 from rsd_edge.kernels.noising import forward_noise, forward_noise_drawn, posterior_step, prior_input
 from rsd_edge.kernels.norm_act import group_norm_silu
 from rsd_edge.kernels.rsd import rsd_terms
 from rsd_edge.kernels.tables import StepTables
 from rsd_edge.kernels.traffic import Traffic
-from rsd_edge.specs import TileSpec
+from rsd_edge.specs import ModelSpec, TileSpec
 from rsd_edge.tiling import plan_tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
@@ -43,7 +44,7 @@ class Meter:
 
     def __init__(self, patch: pytest.MonkeyPatch, ignored: Tensor) -> None:
         self._programs: dict[Any, list[Any]] = defaultdict(list)
-        self._launch = 0
+        self.launches = 0
         builder = interpreter.interpreter_builder
         first, last = ignored.data_ptr(), ignored.data_ptr() + ignored.numel() * ignored.element_size()
 
@@ -51,7 +52,9 @@ class Meter:
             addresses = pointers.data[mask.data.astype(bool)].astype(np.int64)
             addresses = addresses[(addresses < first) | (addresses >= last)]
             width = pointers.get_element_ty().primitive_bitwidth // 8
-            self._programs[self._launch, tuple(builder.grid_idx)].append((addresses[:, None] + np.arange(width)).ravel())
+            self._programs[self.launches, tuple(builder.grid_idx)].append(
+                (addresses[:, None] + np.arange(width)).ravel()
+            )
 
         def wrap(name: str, mask_index: int) -> None:
             original = getattr(builder, name)
@@ -63,7 +66,7 @@ class Meter:
             patch.setattr(builder, name, measured)
 
         def start(*grid: int) -> None:
-            self._launch += 1
+            self.launches += 1
             begin(*grid)
 
         begin = builder.set_grid_dim
@@ -153,3 +156,15 @@ def test_bytes_of_merging(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meter.minimum() == pytest.approx(expected.minimum, rel=SLACK)
     # One row of the frame is all that five taps find here.
     assert expected.minimum < meter.counted() < (1 + SLACK) * expected.counted
+
+
+def test_a_frame_takes_three_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(lq: Tensor, noise: Tensor) -> Tensor:
+        assert lq.dtype == noise.dtype == torch.float16
+        return lq.repeat_interleave(4, 2).repeat_interleave(4, 3) + noise.mean()
+
+    model, tile = ModelSpec(name="toy"), TileSpec(size=12, halo=4, feather=1, batch=1)
+    path = CudaFramePath(network, model, tile, implementation="triton", device="cpu", dtype=torch.float16)
+    meter = Meter(monkeypatch, table_tensor(torch.device("cpu")))
+    assert path(np.zeros((1, 6, 3), np.uint8)).shape == (4, 24, 3)
+    assert meter.launches == 3

@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -98,7 +97,9 @@ def test_scalar_accesses_would_be_noticed(name: str) -> None:
 
 
 def test_exceptions_give_their_reason() -> None:
-    scattered = {spec.function if spec.module != "noising" else spec.name[:19] for spec in catalogue() if spec.scattered}
+    scattered = {
+        spec.function if spec.module != "noising" else spec.name[:19] for spec in catalogue() if spec.scattered
+    }
     assert scattered == {"noise_field", "forward_noise_drawn", "frame_tiles", "merge_tiles"}
 
 
@@ -220,6 +221,8 @@ def test_launch_refuses_what_does_not_fit(built: Path, tmp_path: Path) -> None:
         pack.launch("prior_input-c4", dtype="fp16", sizes={}, arguments=PRIOR)
     with pytest.raises(InputError, match="beyond 32 bits"):
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, arguments={**PRIOR, "pixels": 1 << 31})
+    with pytest.raises(InputError, match="LQ is at 513, which is no multiple of the 2 bytes of fp16"):
+        pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, arguments={**PRIOR, "LQ": 513})
     with pytest.raises(InputError, match="grid of"):
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 70000}, arguments=PRIOR)
     with pytest.raises(InputError, match=r"no kernel prior_input-c4 for fp32; the folder has .*prior_input-c4 fp16"):
