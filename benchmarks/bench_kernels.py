@@ -3,8 +3,8 @@
     sh tests/gpu/run.sh                  # these and tests/gpu on a GPU, in less than ten minutes; needs no network
     TRITON_INTERPRET=1 pytest benchmarks/bench_kernels.py --dry-run     # without one: that the script runs, no times
 
-Bytes are those of rsd_edge/kernels/traffic.py. Training sizes are beyond the L2 cache; 1 to 64 tiles run as a CUDA graph,
-as they do in CudaFramePath. Without a GPU nothing is timed, and the report of pytest says so.
+Bytes are those of rsd_edge/kernels/traffic.py. Training sizes are beyond the L2 cache; 1 to 64 tiles run as a CUDA
+graph, as they do in CudaFramePath. Without a GPU nothing is timed, and the report of pytest says so.
 """
 
 from __future__ import annotations

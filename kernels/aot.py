@@ -177,8 +177,7 @@ def _source(spec: KernelSpec, function: JITFunction[Any], dtype: str, aligned: b
 
 
 def _warps(spec: KernelSpec, aligned: bool) -> int:
-    """Without vectors, each element has an address of its own: twice the threads share them, or registers spill."""
-    return spec.num_warps if aligned else 2 * spec.num_warps
+    return spec.num_warps if aligned else spec.odd_warps
 
 
 def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ multiple of 16 in the aligned build, in which compilers see whole vectors; point
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DTYPES = ("fp32", "fp16", "bf16")
 LATENT_CHANNELS = (3, 4)
@@ -36,7 +36,10 @@ class KernelSpec:
     """False if no argument has the dtype that is built, so that one build serves all."""
     scattered: str = ""
     """Why a kernel reads much that is no vector, beside its vectors; empty where it does not."""
-    num_warps: int = field(default=4)
+    num_warps: int = 4
+    odd_warps: int = 8
+    """For sizes that are no multiple of 16. Without vectors each element has an address of its own: more threads share
+    them, or registers spill."""
 
 
 def catalogue() -> tuple[KernelSpec, ...]:
@@ -154,6 +157,7 @@ def _frames() -> Iterator[KernelSpec]:
         ),
         {"LANES": 128}, (GridAxis(("lanes",), 128), GridAxis(("tiles",))),
         scattered="lanes beyond the frame read its reflections byte by byte",
+        odd_warps=4,  # reads vectors all the same
     )  # fmt: skip
     yield KernelSpec(
         "merge_tiles", "frames", "merge_tiles",

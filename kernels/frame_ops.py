@@ -100,8 +100,8 @@ def _merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[
     words = torch.empty((SCALE * height, 3 * width), dtype=torch.int32, device=frame.device)
     blocks = -(-SCALE * plan.x.stride // MERGE_BLOCK)
     triton_kernels("frames").merge_tiles[(SCALE * height, plan.x.count * blocks)](
-        detail.contiguous(), frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h, plan.tile_w,
-        plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
+        detail.contiguous(), frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h,
+        plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
     )  # fmt: skip
     return words.view(torch.uint8).view(SCALE * height, SCALE * width, 3)
 
