@@ -30,7 +30,8 @@ def group_norm_silu(
     x: float32, float16 or bfloat16 (n, c, h, w), contiguous or channels_last, anything else is copied. weight, bias:
     (c,). epsilon: 1e-6 as in the VQ networks. Gradients flow to all three; they are torch's own, in float32 and not
     fused, because what pays is the forward pass of the VQ decoder, whose weights do not learn. Whether training gains
-    from this operator was not measured. Raises InputError for tensors that do not fit, and what `check_implementation` raises.
+    from this operator was not measured. Raises InputError for tensors that do not fit, and what
+    `check_implementation` raises.
     """
     check_images(x=x)
     channels = x.shape[1]
