@@ -155,7 +155,7 @@ def _frames() -> Iterator[KernelSpec]:
             "FRAME:*u8 OUT:*D height:i32 width:i32 columns:i32 tile_h:i32 tile_w:i32/16 stride_y:i32 stride_x:i32 "
             "halo:i32 pixels:i32/16 lanes:i32"
         ),
-        {"LANES": 128}, (GridAxis(("lanes",), 128), GridAxis(("tiles",))),
+        {"LANES": 64}, (GridAxis(("lanes",), 64), GridAxis(("tiles",))),
         scattered="lanes beyond the frame read its reflections byte by byte",
         odd_warps=4,  # reads vectors all the same
     )  # fmt: skip

@@ -12,7 +12,7 @@ from rsd_edge.kernels.implementation import DTYPES, check_implementation, triton
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 from rsd_edge.tiling import AxisPlan, TilePlan
 
-TILE_LANES = 128
+TILE_LANES = 64
 PIXELS_PER_LANE = 16
 MERGE_BLOCK = 512
 

@@ -106,6 +106,18 @@ def test_rsd_terms_are_those_of_training() -> None:
     torch.testing.assert_close(difference + fake, teacher, atol=TOLERANCE, rtol=0)
 
 
+def test_group_norm_silu_is_its_formula_with_the_epsilon() -> None:
+    (x,) = images(1)
+    x = 1e-3 * x.double()  # a variance like the epsilon
+    weight, bias = torch.linspace(0.5, 2, 4).double(), torch.linspace(-1, 1, 4).double()
+    grouped = x.reshape(3, 2, -1)
+    variance = grouped.var(dim=2, correction=0, keepdim=True)
+    normalised = ((grouped - grouped.mean(dim=2, keepdim=True)) / (variance + 1e-6).sqrt()).reshape(x.shape)
+    z = normalised * weight[:, None, None] + bias[:, None, None]
+    got = reference.group_norm_silu(x, weight, bias, 2, 1e-6)
+    torch.testing.assert_close(got, z / (1 + torch.exp(-z)), atol=1e-12, rtol=0)  # float64 of values about 5
+
+
 def double(count: int, shape: tuple[int, ...] = (2, 4, 3, 2)) -> list[Tensor]:
     return [image.double().requires_grad_() for image in images(count, shape)]
 
