@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rsd_edge import __version__
@@ -24,6 +23,7 @@ from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export.parts_options import PartsOptions
 from rsd_edge.machine import cpu_name, int8_weight_bits, usable_cores
 from rsd_edge.noise import NoiseField
+from rsd_edge.ort import ort
 from rsd_edge.selection import TILE as SPEED_TILE
 from rsd_edge.selection import median_seconds
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, ModelSpec, Precision, TileSpec

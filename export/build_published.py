@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from rsd_edge import __version__
@@ -23,6 +22,7 @@ from rsd_edge.export.parts_options import PartsOptions
 from rsd_edge.machine import cpu_name, usable_cores
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.published import published_model
+from rsd_edge.ort import ort
 from rsd_edge.specs import Backend, EngineSpec, Precision
 
 PARITY = 1e-3

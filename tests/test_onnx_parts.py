@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -148,6 +149,20 @@ def test_decoding_without_codes_is_another_graph(weights: tuple[Path, Checkpoint
     latent = torch.randn(part[1]["z0"].shape, generator=torch.Generator().manual_seed(0))
     network, _, output = parts_of(published_model(weights[1]), SIDE)[DECODER]
     assert part_error(graph, (network, {"z0": latent}, output)) > 0.1
+
+
+def test_attention_in_a_graph_holds_some_rows_of_its_scores(
+    weights: tuple[Path, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, at_once = SIDE * SIDE, 100
+    monkeypatch.setattr("rsd_edge.models.vq._SCORES_AT_ONCE", at_once * pixels)  # 100, 100 and 56 of the 256 rows
+    part = parts_of(published_model(weights[1]), SIDE)[DECODER]
+    graph = export_parts({DECODER: part}, tmp_path)[DECODER]
+    assert part_error(graph, part) < 5e-4  # fp32, of images up to 10
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True).graph
+    shapes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in inferred.value_info}
+    softmaxes = [shapes[node.output[0]][2:] for node in inferred.node if node.op_type == "Softmax"]
+    assert softmaxes == [[at_once, pixels], [at_once, pixels], [pixels % at_once, pixels]]
 
 
 def test_the_command_says_what_was_built(
