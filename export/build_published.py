@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import tempfile
 import time
@@ -15,7 +14,7 @@ import torch
 
 from rsd_edge import __version__
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
-from rsd_edge.bundle import BuildRecord, Bundle, write_bundle
+from rsd_edge.bundle import BuildRecord, Bundle, hash_file, write_bundle
 from rsd_edge.errors import BackendError
 from rsd_edge.export.parts import Part, export_parts, parts_of
 from rsd_edge.export.parts_options import PartsOptions
@@ -63,7 +62,7 @@ def build_published(
             speed=_speed(Path(scratch), spec, options),
             licence=str(checkpoint.record.get("licence", "not stated")),
             training=checkpoint.record,
-            source={"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
+            source={"model": str(path), "digest": hash_file(path), "options": options.words},
         )
         return write_bundle(output, spec, graphs, record, name=options.name)
 

@@ -66,7 +66,7 @@ def test_a_bundle_says_how_it_was_made(built: Path, tiny_weights: Checkpoint) ->
 def test_a_bundle_says_what_it_was_made_of(built: Path, weights: Path, toy_bundle: Path, tmp_path: Path) -> None:
     bundle = load_bundle(built)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert bundle.manifest["source"] == {"model": "weights.safetensors", "digest": digest}
+    assert bundle.manifest["source"] == {"model": str(weights), "digest": digest}
     from_bundle = build_engine(str(toy_bundle), tmp_path, threads=1).manifest
     assert from_bundle["source"] == {"model": str(toy_bundle), "digest": load_bundle(toy_bundle).digest}
     assert set(from_bundle["versions"]) == {"rsd-edge", "onnxruntime", "numpy"}  # its graph was exported before
