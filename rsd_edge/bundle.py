@@ -35,6 +35,7 @@ ZOO = Path(__file__).with_name("zoo")
 
 _DIGEST_LENGTH = 12
 _READ_SIZE = 1 << 20
+_PICKLES = (".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def resolve_engine(engine: str | Path, precision: Precision | None = None) -> Bu
                 f"or build that one with 'rsd-edge build-engine --precision {precision.value}'"
             )
         return bundle
+    if path.suffix in _PICKLES and path.is_file():
+        raise ModelError(f"'{engine}' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights' and give that")
     if path.exists():
         raise ModelError(
             f"engine '{engine}' is a file; pass the folder that 'rsd-edge build-engine' made, the one with {MANIFEST}"

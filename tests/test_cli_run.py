@@ -122,7 +122,7 @@ def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
     )
     assert rsd_edge("run", "in/a.png", "-o", "x.png", *options.split()) == 0
     choice = {"precision": "int8", "backend": "openvino"}
-    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2, "steps": None})
+    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2, "steps": None, "device": None})
     assert fake.calls == [{"seed": 7, "strength": 0.25, "size": (20, 15)}]
     assert read_image("x.png").shape == (15, 20, 3)
 
