@@ -326,7 +326,9 @@ def test_a_manifest_that_does_not_say_its_source(zoo: Path, tmp_path: Path, grap
 
 def test_resolve_explains_a_file(graph: Path, tmp_path: Path) -> None:
     (tmp_path / "rsd.pth").touch()
-    with pytest.raises(ModelError, match=r"rsd\.pth' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights'"):
+    with pytest.raises(
+        ModelError, match=r"rsd\.pth' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights'"
+    ):
         resolve_engine(tmp_path / "rsd.pth")
     with pytest.raises(ModelError, match=r"source\.onnx' is a file; pass the folder"):
         resolve_engine(graph)

@@ -131,7 +131,10 @@ def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
 def test_defaults(fake: type[FakeResolver]) -> None:
     assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
     choice = {"precision": None, "backend": None}
-    assert fake.loaded == ("edge-s", {**choice, "threads": None, "tile": None, "batch": 1, "steps": None, "device": None})
+    assert fake.loaded == (
+        "edge-s",
+        {**choice, "threads": None, "tile": None, "batch": 1, "steps": None, "device": None},
+    )
     assert fake.calls == [{"seed": 0, "strength": 1.0, "size": (32, 24)}]
 
 

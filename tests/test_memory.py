@@ -132,7 +132,7 @@ print(1024 * int(peak) - frame.nbytes)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_does_not_depend_on_the_size_of_an_image(tmp_path: Path) -> None:
-    """Beyond the input. A result of 16000x12000 is 576 MB; what grows with its width, bands and seams, measured 45 MB."""
+    """Beyond the input. The result has 576 MB; bands and seams, which grow with its width, measured 45."""
     peaks = []
     for size in ((750, 1000), (3000, 4000)):
         run = subprocess.run(

@@ -197,7 +197,9 @@ def test_a_checkpoint_runs_as_an_engine_that_is_built_once(
     words = (photo, "--model", weights[0], "--backend", "onnxruntime", "--tile", SIDE, "--threads", 2)
     assert run(*words, "-o", tmp_path / "b.png", "--steps", 1, "--report", tmp_path / "r.json") == 0
     told = capfd.readouterr().err
-    assert told.startswith(f"{weights[0]} (sha256 {sha256[:12]}): building the onnxruntime engine for tiles of 16, once")
+    assert told.startswith(
+        f"{weights[0]} (sha256 {sha256[:12]}): building the onnxruntime engine for tiles of 16, once"
+    )
     folder = Path(told.rstrip("\n").rpartition(" in ")[2])
     assert load_bundle(folder).manifest["source"]["digest"] == sha256
     with SuperResolver.load(bundle.path, threads=2) as enlarge:
@@ -218,7 +220,10 @@ def test_a_checkpoint_runs_as_an_engine_that_is_built_once(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--precision", "int8"), "checkpoints are run on onnxruntime in fp32; for int8, build an engine with 'rsd-edge"),
+        (
+            ("--precision", "int8"),
+            "checkpoints are run on onnxruntime in fp32; for int8, build an engine with 'rsd-edge",
+        ),
         (("--steps", "2"), "model 'rsd' of family rsd takes 1 steps, not 2"),
         (("--tile", "24"), "tile is 24; tiles of rsd are multiples of 16"),
         (("--device", "cuda"), "device is cuda, but onnxruntime runs on the CPU here"),
