@@ -78,7 +78,8 @@ class SuperResolver:
         wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
         if str(model).endswith(CHECKPOINT_SUFFIX):
             path = Path(model)
-            resolver = cls(_open_checkpoint(path, wanted, runtime, steps, threads, tile, batch, device or "cpu"))
+            _check_runs_checkpoints(path, runtime)
+            resolver = cls(_open_checkpoint(path, wanted, steps, threads, tile, batch, device or "cpu"))
             resolver._checkpoint = {"digest": hash_file(path), "device": device or "cpu"}
             return resolver
         choice = choose(model, wanted, runtime, threads or usable_cores())
@@ -181,21 +182,23 @@ class SuperResolver:
         self.close()
 
 
+def _check_runs_checkpoints(path: Path, backend: Backend | None) -> None:
+    if backend not in (None, Backend.TORCH):
+        raise BackendError(
+            f"{backend.value} does not run {path}; use --backend torch, or build an engine with "
+            f"'rsd-edge build-engine --model {path} --backend {backend.value}'"
+        )
+
+
 def _open_checkpoint(
     path: Path,
     precision: Precision | None,
-    backend: Backend | None,
     steps: int | None,
     threads: int | None,
     tile: int | None,
     batch: int,
     device: str,
 ) -> TileEngine:
-    if backend not in (None, Backend.TORCH):
-        raise BackendError(
-            f"{backend.value} does not run {path}; use --backend torch, or build an engine with "
-            f"'rsd-edge build-engine --model {path} --backend {backend.value}'"
-        )
     from rsd_edge.backends.torch import open_checkpoint
 
     return open_checkpoint(
