@@ -40,8 +40,11 @@ def table(head: list[str], rows: Rows) -> str:
 class Tables:
     """Every table by its name."""
 
-    def __init__(self, quality: dict[str, Any], speed: dict[str, Any], breakdown: dict[str, Any]) -> None:
+    def __init__(
+        self, quality: dict[str, Any], speed: dict[str, Any], breakdown: dict[str, Any], published: dict[str, Any]
+    ) -> None:
         self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
+        self._published = published
         self._by_name: dict[str, Callable[[], str]] = {
             "quality": lambda: self._quality(list(self._sets), None),
             "quality-kodak24": lambda: self._quality([name for name in self._sets if "kodak24" in name], None),
@@ -51,6 +54,7 @@ class Tables:
             "threads": self._threads,
             "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
+            "published-networks": self._published_rows,
         }
 
     def fill(self, text: str) -> str:
@@ -99,6 +103,24 @@ class Tables:
             rows.append([stage, *(f"{time['median']:.2f} ({time['fastest']:.2f})" for time in times)])
         return table(["stage", *(f"{name} in {frame['tiles']}" for name, frame in self._frames.items())], rows)
 
+    def _published_rows(self) -> str:
+        found, memory = self._published["rows"], self._published["peak_memory_mb"]
+        rows = [
+            [
+                row["part"],
+                row["runtime"],
+                f"{row['ms']['median']:.{1 if row['gflop'] < 10 else 0}f}",
+                _number(row["gflop"], 1),
+                _number(row["gflop_per_s"], 0),
+                f"{row['share_of_fp32_peak']:.0%}",
+                _number(memory[row["runtime"]] if row["part"] == "whole" else None, 0),
+            ]
+            for part in dict.fromkeys(row["part"] for row in found)
+            for row in found
+            if row["part"] == part
+        ]
+        return table(["part", "runtime", "ms", "GFLOP", "GFLOP/s", "of the fp32 peak", "peak memory MB"], rows)
+
     def _threads(self) -> str:
         rows = [[name, _number(row["median"], 2)] for name, row in self._speed["threads"].items()]
         return table(["engine", "64x64 tile ms"], rows)
@@ -120,7 +142,7 @@ def _number(value: float | None, digits: int) -> str:
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    names = ("quality", "engines", "frame-breakdown")
+    names = ("quality", "engines", "frame-breakdown", "published-networks")
     tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))

@@ -43,6 +43,9 @@ class FakeResolver:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def record(self) -> dict[str, Any]:
+        return {}
+
     def __call__(self, image: NDArray[Any], *, progress: Any = None, out: Any = None, **options: Any) -> NDArray[Any]:
         self.calls.append(options)
         height, width = (round(side * options["scale"]) for side in image.shape[:2])

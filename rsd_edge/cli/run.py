@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
+from rsd_edge.cli.kept_engine import kept_engine
 from rsd_edge.cli.video_options import run_videos, take_video_options, video_options
 from rsd_edge.errors import InputError
-from rsd_edge.resolver import SuperResolver
+from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
 from rsd_edge.specs import Backend
-from rsd_edge.stream.atomic import make_folder, write_json
+from rsd_edge.stream.atomic import check_writable, make_folder, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
@@ -52,7 +53,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     default=_DEFAULTS.engine,
     show_default=True,
     metavar="NAME|BUNDLE|FILE",
-    help="Model to run; a checkpoint (.safetensors) runs on torch.",
+    help="Model to run; a checkpoint (.safetensors) runs on torch, or as an engine that is built and kept.",
 )
 @click.option("--steps", type=int, help="Generator steps of a checkpoint; those that it was made for if not given.")
 @click.option(
@@ -65,6 +66,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     type=click.Choice([backend.value for backend in Backend]),
     help="Runtime; if neither it nor the precision is given, the fastest of those installed.",
 )
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a checkpoint on torch; cpu if not given.")
 @click.option(
     "--scale",
     default=_DEFAULTS.scale,
@@ -126,6 +128,7 @@ def command(
         raise InputError("--size and --max-side are for images; give videos a --scale, or run them apart")
     if report_path is not None:
         make_folder(report_path.parent)
+        check_writable(report_path.parent)
     with _load(settings) as resolver:
         results = _run(jobs, resolver, settings, for_videos, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
@@ -136,14 +139,18 @@ def command(
 
 def _load(settings: RunSettings) -> SuperResolver:
     """The engine that the settings ask for; how it was chosen is told."""
+    engine, backend = settings.engine, settings.backend
+    if engine.endswith(CHECKPOINT_SUFFIX) and backend not in (None, Backend.TORCH.value):
+        engine, backend = str(kept_engine(Path(engine), Backend(backend), settings)), None
     resolver = SuperResolver.load(
-        settings.engine,
+        engine,
         precision=settings.precision,
-        backend=settings.backend,
+        backend=backend,
         threads=settings.threads,
         tile=settings.tile,
         batch=settings.batch,
         steps=settings.steps,
+        device=settings.device,
     )
     if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
         click.echo(f"{settings.engine}: {resolver.choice}", err=True)
@@ -159,7 +166,7 @@ def _run(
 ) -> list[FileResult]:
     """Run the jobs, images first, with a display, and report on them."""
     images, videos = [[job for job in jobs if is_video(job.source) is wanted] for wanted in (False, True)]
-    engine = resolver.choice.record() if resolver.choice else {}
+    engine = resolver.record()
     results: list[FileResult] = []
     try:
         with _Display(len(images)) as display:

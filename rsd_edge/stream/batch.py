@@ -30,6 +30,7 @@ class RunSettings:
     precision: str | None = None
     backend: str | None = None
     steps: int | None = None
+    device: str | None = None
     scale: float = 4.0
     size: Size | None = None
     """(width, height) of every result, instead of the scale."""
@@ -206,7 +207,7 @@ def count(results: Iterable[FileResult], status: Status) -> int:
 def report(results: Sequence[FileResult], settings: RunSettings, engine: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON-ready account of a run: settings, engine, versions, totals, and one entry for each file.
 
-    engine: what ran, as `Choice.record` tells; the name in the settings may mean another one tomorrow.
+    engine: what ran, as `SuperResolver.record` tells; the name in the settings may mean another one tomorrow.
     """
     seconds = sum(result.seconds for result in results)
     return {

@@ -243,8 +243,8 @@ def _missing(clip: Clip, frames: int) -> tuple[str, ...]:
 
 def _engine_identity(resolver: FrameResolver) -> dict[str, Any]:
     """What tells two `SuperResolver`s apart whose results differ; of anything else the caller has to know."""
-    engine, choice = getattr(resolver, "engine", None), getattr(resolver, "choice", None)
+    engine = getattr(resolver, "engine", None)
     if engine is None:
         return {}
-    record = {key: value for key, value in (choice.record() if choice else {}).items() if key != "times_ms"}
-    return {**record, "tile": str(engine.tile)}
+    record: dict[str, Any] = getattr(resolver, "record", dict)()
+    return {**{key: value for key, value in record.items() if key != "times_ms"}, "tile": str(engine.tile)}
