@@ -13,7 +13,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from rsd_edge.errors import OutputError
 from rsd_edge.machine import usable_cores
-from rsd_edge.video.colour import Colour, FromBgr, is_deep
+from rsd_edge.video.colour import Colour, FromBgr, for_players_that_guess, is_deep, is_hdr
 from rsd_edge.video.formats import CONTAINERS, Container
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import Clip
@@ -37,6 +37,9 @@ _MPEG4_TICKS = 65535
 """A second of MPEG-4 part 2 has no more."""
 
 _PROBE_FRAMES = 3
+
+_TAGS_ITSELF = ("h264", "hevc", "av1", "vp9")
+"""Codecs whose packets tell matrix and range."""
 
 
 @dataclass(frozen=True)
@@ -163,16 +166,20 @@ def _try(
     if name == "libsvtav1":
         # It writes to stderr by itself, and only this variable, read when it first starts, makes it quiet.
         os.environ.setdefault("SVT_LOG", "1")
+    canonical = str(codec.canonical_name)
+    tagged = container.tags_colours or canonical in _TAGS_ITSELF
+    if is_hdr(clip.colour) and not tagged:
+        return None, f"in .{container.name} cannot say that a film is HDR"
     encoder = Encoder(
         name=name,
-        codec=str(codec.canonical_name),
+        codec=canonical,
         container=container,
         width=size[0],
         height=size[1],
         pixel_format=_pixel_format(codec, clip.colour),
         time_base=_time_base(name, clip, container),
         rate=clip.rate,
-        colour=clip.colour,
+        colour=clip.colour if tagged else for_players_that_guess(clip.colour),
         sample_aspect=clip.sample_aspect,
         options=_options(name, kind, container, settings),
         quality=kind.crf if settings.crf is None else settings.crf,
@@ -250,8 +257,9 @@ def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
         notes.append(f"{clip.colour.bits} bits reduced to 8, because {encoder.name} has no more")
     elif clip.colour.bits > 10:
         notes.append(f"{clip.colour.bits} bits reduced to 10")
-    if encoder.codec == "mpeg4":
-        notes.append("MPEG-4 part 2 cannot tag colours: players guess the matrix")
+    if encoder.colour != clip.colour:
+        what = f".{encoder.container.name} cannot tag the colours of {encoder.codec}"
+        notes.append(f"{what}: converted to BT.601 in limited range, which players assume")
     late = clip.first * clip.time_base - clip.shift
     if encoder.container.fixed_rate and late >= 1 / clip.rate:
         notes.append(f"AVI begins at zero: the first frame is shown for the {float(late):.2f} s before it too")

@@ -90,7 +90,7 @@ class Clip:
     time_base: Fraction
     rate: Fraction
     fixed_rate: bool
-    """All frames are equally far apart, to one tick."""
+    """All frames are equally far apart, to one tick, but that some may have been dropped."""
     frames: int | None
     """Expected; None where the file does not tell."""
     first: int
@@ -216,6 +216,12 @@ class _Times:
         if time is not None:
             self.known.append(time)
 
+    def on_grid(self, step: Fraction) -> bool:
+        """All frames are whole steps apart, to one tick; some may be missing."""
+        first = min(self.known, default=0)
+        places = ((time - first) / step for time in self.known)
+        return all(abs(place - round(place)) * step <= max(1, step / 100) for place in places)
+
     def spacing(self) -> tuple[int, int]:
         """The shortest and the longest step between frames, in ticks."""
         ordered = sorted(self.known)
@@ -263,6 +269,8 @@ def _clip(
         expected = min(expected, settings.max_frames)
     shortest, longest = times.spacing()
     rate = stream.average_rate or stream.guessed_rate or _USUAL_RATE
+    rate = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
+    regular = longest - shortest <= max(1, round(longest / 100))
     orientation, turn_notes = _orientation(frame)
     extra = list(turn_notes)
     field_order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
@@ -279,8 +287,8 @@ def _clip(
         width=frame.width,
         height=frame.height,
         time_base=time_base,
-        rate=rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE,
-        fixed_rate=longest - shortest <= max(1, round(longest / 100)),
+        rate=rate,
+        fixed_rate=regular or times.on_grid(1 / (rate * time_base)),
         frames=expected,
         first=min(wanted, default=0),
         begin=begin,

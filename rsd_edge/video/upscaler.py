@@ -203,11 +203,14 @@ class VideoUpscaler:
         segments = [*work.segments, *([rest] if rest else [])]
         if not segments:
             return f"{plan.clip.path}: interrupted before the first frame was done"
-        film = self._film(plan, work, segments)
-        partial = work.partial_path()
-        join(film, partial)
-        playable = f"the first {float(film.duration):.1f} s are in {partial}"
-        return f"{plan.clip.path}: {playable}; the same command goes on after frame {work.frames}"
+        frames, partial = sum(segment.frames for segment in segments), work.partial_path()
+        if frames > work.partial_frames or not partial.exists():  # an earlier run may have come further into a piece
+            join(self._film(plan, work, segments), partial)
+            work.note_partial(frames)
+        playable = f"the first {work.partial_frames} frames are in {partial}"
+        length = self.settings.segment_frames
+        further = f"goes on after frame {work.frames}" if work.frames else "begins anew"
+        return f"{plan.clip.path}: {playable}; the same command {further}, since whole pieces of {length} are kept"
 
 
 def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
@@ -247,4 +250,4 @@ def _engine_identity(resolver: FrameResolver) -> dict[str, Any]:
     if engine is None:
         return {}
     record = {key: value for key, value in (choice.record() if choice else {}).items() if key != "times_ms"}
-    return {**record, "tile": str(engine.tile)}
+    return {**record, "tile": engine.tile.size, "batch": engine.tile.batch}
