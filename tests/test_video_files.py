@@ -395,11 +395,27 @@ def test_progress_and_result(tmp_path: Path) -> None:
     result = VideoUpscaler(cubic)(
         source, tmp_path / "b.mp4", progress=lambda *call: calls.append(call), forecast=told.append
     )
-    assert told == [Forecast(8, (256, 192), "libx264", round(8 * 256 * 192 * 0.12 / 8))]
+    assert told == [Forecast(8, (256, 192), "libx264", round(8 * 256 * 192 * 0.19 / 8))]
     assert [call[:2] for call in calls] == [(i, 8) for i in range(1, 9)]
     assert 0 < calls[0][2] <= calls[-1][2] <= result.seconds
     assert (result.encoder, result.input_size, result.output_size) == ("libx264", (64, 48), (256, 192))
     assert result.frames_per_second == pytest.approx(8 / result.seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "factor"),
+    [
+        ({"crf": 26}, "b.mp4", 1 / 2),
+        ({"crf": 16, "preset": "ultrafast"}, "b.mp4", 2),
+        ({"preset": "medium"}, "b.mp4", 1 / 2),
+        ({"crf": 6}, "b.avi", 0.3 / 0.19 / 2),
+    ],
+)
+def test_the_forecast_goes_with_quality_and_preset(tmp_path: Path, options: Any, target: str, factor: float) -> None:
+    told: list[Forecast] = []
+    source = make(tmp_path / "a.mp4", Recipe())
+    VideoUpscaler(cubic, VideoSettings(**options))(source, tmp_path / target, forecast=told.append)
+    assert told[0].bytes == pytest.approx(8 * 256 * 192 * 0.19 / 8 * factor, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_a_shorter_beginning_does_not_replace_a_longer_one(source: Path, whole: 
 
 
 def test_a_beginning_shorter_than_a_piece(source: Path) -> None:
-    with pytest.raises(VideoInterrupted, match="the first 2 frames are in .*; the same command begins anew, since"):
+    with pytest.raises(VideoInterrupted, match=r"the first 2 frames are in .*; the same command begins anew, since"):
         VideoUpscaler(Counting(3, KeyboardInterrupt()), SETTINGS)(source, source.with_name("b.mp4"))
 
 

@@ -40,6 +40,11 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def is_live(source: Path | str) -> bool:
+    """A camera's device, or the address of a stream."""
+    return "://" in str(source) or Path(source).is_char_device()
+
+
 def result_suffix(source: Path) -> str:
     """That of the source, or .mkv, which takes almost every track, where the source's cannot be written."""
     suffix = source.suffix.lower()

@@ -100,10 +100,7 @@ class WorkFolder:
         Entered in the journal, so that the whole result can take its place. Raises OutputError.
         """
         if self.partial is None:
-            target, names = self.target, itertools.count(2)
-            path = target.with_name(f"{target.stem}.partial{target.suffix}")
-            while path.exists():
-                path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
+            path = free_partial(self.target)
             self._append({"partial": path.name, "frames": 0})
             self.partial = path
         return self.partial
@@ -191,6 +188,14 @@ class WorkFolder:
             self._journal.truncate(position)
         except OSError:
             return
+
+
+def free_partial(target: Path) -> Path:
+    """A name beside the target for the beginning of it, at which nothing is."""
+    names, path = itertools.count(2), target.with_name(f"{target.stem}.partial{target.suffix}")
+    while path.exists():
+        path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
+    return path
 
 
 def _differences(found: dict[str, Any], header: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from rsd_edge.errors import InputError, VideoReadError
 from rsd_edge.frames import Frame
 from rsd_edge.video.colour import Colour, colour_of, is_hdr
-from rsd_edge.video.settings import VideoSettings
+from rsd_edge.video.settings import VideoSettings, check_pixels
 
 _DEMUXERS = (
     "matroska,webm",
@@ -183,7 +183,7 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
             times.broken = True
         if frame is None:
             raise VideoReadError(f"{path} holds no frame that can be decoded; copy or download it again")
-        _check_size(path, frame, settings)
+        check_pixels(path, frame.width, frame.height, settings.max_pixels)
         colour, notes = colour_of(frame)
         if is_hdr(colour):
             notes = (*notes, _hdr_note(path, settings))
@@ -340,15 +340,6 @@ def _orientation(frame: av.VideoFrame) -> tuple[Orientation, tuple[str, ...]]:
         if key in turns:
             return Orientation(mirrored, turns[key]), ()
     return Orientation(), ("its rotation is no quarter of a turn; frames stay as they are stored",)
-
-
-def _check_size(path: Path, frame: av.VideoFrame, settings: VideoSettings) -> None:
-    pixels = frame.width * frame.height
-    if pixels > settings.max_pixels:
-        raise VideoReadError(
-            f"{path} has frames of {frame.width}x{frame.height} = {pixels / 1e6:.1f} megapixels, more than the limit "
-            f"of {settings.max_pixels / 1e6:.1f}; if you trust the file, raise it with --max-pixels {pixels}"
-        )
 
 
 def _hdr_note(path: Path, settings: VideoSettings) -> str:

@@ -75,8 +75,11 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
     return Tracks(tuple(copied), tuple(notes))
 
 
-def add_track(output: OutputContainer, stream: Stream) -> Stream:
-    """A stream of the output for the packets of a source's. Raises what PyAV raises if the container refuses it."""
+def add_track(output: OutputContainer, stream: Stream, *, strip: bool = False) -> Stream:
+    """A stream of the output for the packets of a source's; strip: without its tags, the language apart.
+
+    Raises what PyAV raises if the container refuses it.
+    """
     if is_picture(stream) and output.format.name == "matroska":
         # There covers are attachments; as a track this one would be taken for a second film.
         suffix, kind = _PICTURES[stream.codec_context.name]
@@ -85,7 +88,7 @@ def add_track(output: OutputContainer, stream: Stream) -> Stream:
         name = stream.metadata.get("filename", f"attachment-{stream.index}")
         return output.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
     added = output.add_stream_from_template(stream, opaque=True)
-    added.metadata.update(film_tags(stream.metadata))
+    added.metadata.update(film_tags(stream.metadata, strip=strip))
     added.disposition = stream.disposition
     return added
 
@@ -96,8 +99,10 @@ def _picture(stream: Stream) -> bytes:
         return next((bytes(packet) for packet in source.demux(source.streams[stream.index]) if packet.size), b"")
 
 
-def film_tags(tags: dict[str, str]) -> dict[str, str]:
-    """Those that are as true of the result."""
+def film_tags(tags: dict[str, str], *, strip: bool = False) -> dict[str, str]:
+    """Those that are as true of the result; strip: the language alone."""
+    if strip:
+        return {key: value for key, value in tags.items() if key == "language"}
     return {key: value for key, value in tags.items() if key.lower().partition("-")[0] not in _TECHNICAL}
 
 
