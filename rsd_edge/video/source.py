@@ -104,6 +104,8 @@ class Clip:
     colour: Colour
     orientation: Orientation
     sample_aspect: Fraction | None
+    max_pixels: int
+    """Of frames that are decoded; larger ones count as damaged."""
     notes: tuple[str, ...]
 
     @property
@@ -156,6 +158,11 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise VideoReadError(f"{path} holds no video that can be decoded ({found} only); name a file with one")
 
 
+def limit_pixels(stream: VideoStream, most: int) -> None:
+    """Let the decoder refuse larger frames, which a file may announce at any time. To be called before it decodes."""
+    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(most)}
+
+
 def is_picture(stream: Stream) -> bool:
     """True for cover art, which files carry as a video of one frame."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
@@ -169,6 +176,9 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
     """
     with opened(path) as container:
         stream = video_stream(container, path)
+        context = stream.codec_context
+        check_pixels(path, context.width, context.height, settings.max_pixels)  # before a frame takes memory
+        limit_pixels(stream, settings.max_pixels)
         times = _Times()
         frame = None
         try:
@@ -297,6 +307,7 @@ def _clip(
         colour=colour,
         orientation=orientation,
         sample_aspect=1 / aspect if aspect and orientation.swaps else aspect,
+        max_pixels=settings.max_pixels,
         notes=(*notes, *extra),
     )
 
