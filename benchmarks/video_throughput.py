@@ -5,7 +5,7 @@
 
 The clip is cut from the film given: its first seconds, 320 pixels wide, H.264. *video* is `VideoUpscaler` from file to
 file, *alone* is `submit` and `collect` on the tiles of a frame and nothing around them. They take turns within one run:
-after every 24 frames the video stands still, once its encoder has caught up, which counts as its time, and the bare
+after every 12 frames the video stands still, once its encoder has caught up, which counts as its time, and the bare
 engine does 12 frames. So whatever else the machine does meets both. Processor time for each frame says more where
 neighbours take the processor away.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,8 +34,8 @@ from rsd_edge.machine import cpu_name, usable_cores
 from rsd_edge.specs import Precision
 from rsd_edge.tiling import TileReader, plan_tiles
 
-_TURN = 24
-"""Frames of the video between two turns of the bare engine, which are half as long."""
+_TURN = 12
+"""Frames of the video between two turns of the bare engine, and of those."""
 _POLL_SECONDS = 0.01
 _IDLE_SECONDS = 0.001
 """Processor time within a poll that is none."""
@@ -122,6 +121,7 @@ class Turns:
     def __init__(self, engine: EngineAlone, frames: int) -> None:
         self._engine, self._frames = engine, frames
         self.alone, self.video = Pace(), Pace()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         self.peak_mb: list[float] = []
         """After a third of the frames and at the end."""
         self._start()
@@ -129,12 +129,13 @@ class Turns:
     def __call__(self, done: int, *_: object) -> None:
         """See Progress of VideoUpscaler."""
         if done in (self._frames // 3, self._frames):
-            self.peak_mb.append(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            self.peak_mb.append(round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1))
         if done % _TURN == 0 and done < self._frames:
             _wait_for_idle()
             self.stop(_TURN)
-            self._engine.run(_TURN // 2)
-            self.alone.add(_TURN // 2, *self._passed())
+            self._engine.run(_TURN)
+            self.alone.add(_TURN, *self._passed())
             self._start()
 
     def stop(self, frames: int) -> None:
@@ -174,6 +175,7 @@ def measure(load: Callable[[], SuperResolver], clip: Path, frames: int, settings
     return {
         "tiles": engine.tiles,
         "encoder": result.encoder,
+        "encoder_options": dict(result.encoder_options),
         "output_bytes": result.bytes,
         "alone": alone,
         "video": video,

@@ -398,6 +398,7 @@ def test_progress_and_result(tmp_path: Path) -> None:
     assert told == [Forecast(8, (256, 192), "libx264", round(8 * 256 * 192 * 0.19 / 8))]
     assert [call[:2] for call in calls] == [(i, 8) for i in range(1, 9)]
     assert 0 < calls[0][2] <= calls[-1][2] <= result.seconds
+    assert result.encoder_options == {"crf": "21", "preset": "superfast"}
     assert (result.encoder, result.input_size, result.output_size) == ("libx264", (64, 48), (256, 192))
     assert result.frames_per_second == pytest.approx(8 / result.seconds)
 

@@ -148,6 +148,7 @@ def _file_result(job: Job, made: VideoResult, notes: tuple[str, ...], forecast: 
         "frames_per_second": None if rate is None else round(rate, 3),
         "duration": round(made.duration, 6),
         "encoder": made.encoder,
+        "encoder_options": dict(made.encoder_options),
         "bytes": made.bytes,
         "bytes_predicted": None if forecast is None else forecast.bytes,
     }

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from rsd_edge.stream.density import jpeg_dpi, png_dpi, png_gamma, tiff_dpi
 from rsd_edge.stream.metadata import Metadata, exif_of_tiff
 from rsd_edge.stream.tiff import Directory, TiffError, open_tiff
 
@@ -103,6 +104,10 @@ class ImageHeader:
     """OpenCV decodes it to colours that are multiplied by alpha."""
     negative: bool = False
     """OpenCV decodes it to a negative."""
+    dpi: int = 0
+    """Beside EXIF; 0 if the file does not say."""
+    gamma: float = 0
+    """Of a PNG that says so instead of bringing a profile, where it is not that of sRGB."""
     metadata: Metadata = field(default_factory=Metadata)
 
 
@@ -148,14 +153,26 @@ def _png(data: bytes) -> ImageHeader:
         alpha |= kind == b"tRNS"
         if kind == b"acTL" and struct.unpack_from(">I", data, start)[0] > 1:
             raise HeaderError("is an animated PNG file", _TO_STILL)
-        if kind in (b"eXIf", b"iCCP") or (kind == b"iTXt" and data.startswith(_PNG_XMP + b"\0", start)):
+        if kind in (b"eXIf", b"iCCP", b"pHYs", b"gAMA", b"sRGB") or (
+            kind == b"iTXt" and data.startswith(_PNG_XMP + b"\0", start)
+        ):
             wrapped[kind] = data[start:end]
         if kind == b"IEND":
             if colour not in _PNG_COLOURS:
                 raise HeaderError(f"is damaged: it has colour type {colour}")
             palette = colour == _PNG_PALETTE
-            gray, depth, found = colour in (0, 4), 8 if palette else bits, _png_metadata(wrapped)
-            return ImageHeader("PNG", width, height, depth, alpha, gray=gray, palette=palette, metadata=found)
+            return ImageHeader(
+                "PNG",
+                width,
+                height,
+                8 if palette else bits,
+                alpha,
+                gray=colour in (0, 4),
+                palette=palette,
+                dpi=png_dpi(wrapped),
+                gamma=png_gamma(wrapped),
+                metadata=_png_metadata(wrapped),
+            )
     raise HeaderError("is truncated")
 
 
@@ -225,7 +242,7 @@ def _jpeg(data: bytes) -> ImageHeader:
         scanned |= marker == _JPEG_SCAN
         if marker in _JPEG_FRAME_MARKERS and not frame:
             frame = (marker, *struct.unpack_from(">BHHB", data, position + 2))
-        elif marker in (0xE1, 0xE2, 0xEE) and not scanned:
+        elif marker in (0xE0, 0xE1, 0xE2, 0xEE) and not scanned:
             wrapped.append((marker, data[position + 2 : position + size]))
         position += size
     raise HeaderError("is truncated")
@@ -243,7 +260,8 @@ def _jpeg_header(frame: tuple[int, ...], wrapped: list[tuple[int, bytes]], size:
         raise HeaderError("is truncated")
     if bits != 8:
         raise HeaderError(f"is a {bits}-bit JPEG file")
-    return ImageHeader("JPEG", width, height, gray=channels == 1, metadata=_jpeg_metadata(wrapped))
+    gray, metadata = channels == 1, _jpeg_metadata(wrapped)
+    return ImageHeader("JPEG", width, height, gray=gray, dpi=jpeg_dpi(wrapped), metadata=metadata)
 
 
 def _jpeg_metadata(wrapped: list[tuple[int, bytes]]) -> Metadata:
@@ -332,6 +350,7 @@ def _tiff(data: bytes) -> ImageHeader:
         # Below 16 bits libtiff multiplies, whatever the file holds.
         premultiplied=alpha and (bits <= 8 or _TIFF_PREMULTIPLIED in main.numbers(_TIFF_EXTRA)),
         negative=colour == _TIFF_WHITE_IS_ZERO and bits > 8,  # libtiff turns others round itself
+        dpi=tiff_dpi(main),
         metadata=_tiff_metadata(main),
     )
 

@@ -25,6 +25,8 @@ MAX_PIXELS = 50_000_000
 
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _OPENCV_SILENT = 0
+_USUAL_DPI = (0, 1, 72, 96)
+"""What programs write where nobody said anything."""
 _ROWS_AT_ONCE = 256
 
 
@@ -58,9 +60,14 @@ class LoadedImage:
     @property
     def losses(self) -> tuple[str, ...]:
         """What the file holds and this does not, in words."""
+        header = self.header
+        # Cameras and scanners write it into EXIF too, which goes along.
+        dpi = header.dpi not in _USUAL_DPI and not header.metadata.exif
         found = (
-            (self.header.alpha and self.alpha is None, f"transparency of this kind of {self.header.format} dropped"),
-            (self.header.more_pages, "only the first picture of several used"),
+            (header.alpha and self.alpha is None, f"transparency of this kind of {header.format} dropped"),
+            (header.more_pages, "only the first picture of several used"),
+            (dpi, f"its {header.dpi} DPI left out"),
+            (header.gamma, f"its gamma of {header.gamma:g} left out: colours are taken for sRGB"),
         )
         return tuple(text for present, text in found if present)
 

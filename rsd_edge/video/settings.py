@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -128,6 +128,8 @@ class VideoResult:
     new_frames: int
     """Enlarged in this run."""
     notes: tuple[str, ...] = field(default=())
+    encoder_options: Mapping[str, str] = field(default_factory=dict)
+    """As FFmpeg got them."""
 
     @property
     def frames_per_second(self) -> float | None:

@@ -67,6 +67,8 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
                 notes.append(f"{stream.type} track {stream.index} left out")
             elif _fits(stream, container):
                 copied.append(stream.index)
+                if stream.type == "audio" and clip.begin is None and _drops_priming(source, container):
+                    notes += _priming_note(stream, container)
             else:
                 cure = "" if container.name == "matroska" else "; .mkv takes more"
                 notes.append(f"{_describe(stream)} left out: .{container.name} does not take it{cure}")
@@ -139,8 +141,7 @@ def copied_packets(
     wanted = [source.streams[index] for index, added in streams.items() if added.type != "attachment"]
     if not wanted:
         return
-    # Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known.
-    drop_priming = not container.negative_times and "matroska" not in source.format.name
+    drop_priming = _drops_priming(source, container)
     packets = source.demux(wanted)
     while True:
         try:
@@ -153,6 +154,19 @@ def copied_packets(
         if moved is not None:
             packet.stream = streams[packet.stream.index]
             yield moved, packet
+
+
+def _drops_priming(source: InputContainer, container: Container) -> bool:
+    """Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known."""
+    return not container.negative_times and "matroska" not in source.format.name
+
+
+def _priming_note(stream: Stream, container: Container) -> list[str]:
+    if stream.start_time is None or stream.time_base is None or stream.start_time >= 0:
+        return []
+    early = float(-stream.start_time * stream.time_base)
+    what = f"the encoder's {1000 * early:.0f} ms before the beginning left out"
+    return [f"{_describe(stream)}: {what}, which .{container.name} cannot place; nothing is heard of them"]
 
 
 def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:

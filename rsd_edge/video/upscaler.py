@@ -115,6 +115,7 @@ class VideoUpscaler:
             input_size=plan.clip.upright_size,
             output_size=(plan.encoder.width, plan.encoder.height),
             encoder=plan.encoder.name,
+            encoder_options=dict(plan.encoder.options),
             bytes=target.stat().st_size,
             seconds=time.perf_counter() - began,
             new_frames=work.frames - earlier,
