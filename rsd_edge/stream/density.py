@@ -18,7 +18,7 @@ def png_dpi(chunks: Mapping[bytes, bytes]) -> int:
     content = chunks.get(b"pHYs", b"")
     if len(content) != 9 or content[8] != 1:
         return 0
-    return round(struct.unpack_from(">I", content)[0] * _INCH_IN_METRES)
+    return round(int(struct.unpack_from(">I", content)[0]) * _INCH_IN_METRES)
 
 
 def png_gamma(chunks: Mapping[bytes, bytes]) -> float:

@@ -217,6 +217,8 @@ def _differences(found: dict[str, Any], header: dict[str, Any]) -> list[str]:
 def _value(name: str, value: Any) -> str:
     if name == "digest":
         return ""  # says nothing to anybody
+    if isinstance(value, float):
+        return f"{value:g}"
     return "default" if value is None else str(value)
 
 

@@ -230,7 +230,8 @@ class _Times:
         """All frames are whole steps apart, to one tick; some may be missing."""
         first = min(self.known, default=0)
         places = ((time - first) / step for time in self.known)
-        return all(abs(place - round(place)) * step <= max(1, step / 100) for place in places)
+        slack = max(Fraction(1), step / 100)
+        return all(abs(place - round(place)) * step <= slack for place in places)
 
     def spacing(self) -> tuple[int, int]:
         """The shortest and the longest step between frames, in ticks."""
