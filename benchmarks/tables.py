@@ -41,10 +41,15 @@ class Tables:
     """Every table by its name."""
 
     def __init__(
-        self, quality: dict[str, Any], speed: dict[str, Any], breakdown: dict[str, Any], published: dict[str, Any]
+        self,
+        quality: dict[str, Any],
+        speed: dict[str, Any],
+        breakdown: dict[str, Any],
+        published: dict[str, Any],
+        video: dict[str, Any],
     ) -> None:
         self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
-        self._published = published
+        self._published, self._videos = published, video["engines"]
         self._by_name: dict[str, Callable[[], str]] = {
             "quality": lambda: self._quality(list(self._sets), None),
             "quality-kodak24": lambda: self._quality([name for name in self._sets if "kodak24" in name], None),
@@ -55,6 +60,7 @@ class Tables:
             "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
             "published-networks": self._published_rows,
+            "video": self._video_rows,
         }
 
     def fill(self, text: str) -> str:
@@ -121,6 +127,18 @@ class Tables:
         ]
         return table(["part", "runtime", "ms", "GFLOP", "GFLOP/s", "of the fp32 peak", "peak memory MB"], rows)
 
+    def _video_rows(self) -> str:
+        rows = []
+        for name, row in self._videos.items():
+            paces = [_number(row[kind]["frames_per_second"], 2) for kind in ("video", "alone")]
+            spent = [_number(row[kind]["processor_ms_per_frame"], 0) for kind in ("video", "alone")]
+            peaks = [_number(row["peak_memory_mb"][when], 0) for when in ("after a third", "at the end")]
+            options = row["encoder_options"]
+            encoder = f"{row['encoder']} {options['preset']}, crf {options['crf']}"
+            rows.append([name, encoder, *paces, _number(row["video_to_alone"], 2), *spent, *peaks])
+        speeds = ["video fps", "engine alone fps", "ratio", "video CPU ms", "engine alone CPU ms"]
+        return table(["engine", "encoder", *speeds, "peak MB at 1/3", "peak MB at the end"], rows)
+
     def _threads(self) -> str:
         rows = [[name, _number(row["median"], 2)] for name, row in self._speed["threads"].items()]
         return table(["engine", "64x64 tile ms"], rows)
@@ -142,7 +160,7 @@ def _number(value: float | None, digits: int) -> str:
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    names = ("quality", "engines", "frame-breakdown", "published-networks")
+    names = ("quality", "engines", "frame-breakdown", "published-networks", "video")
     tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))

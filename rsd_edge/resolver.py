@@ -143,7 +143,8 @@ class SuperResolver:
         """The rows that `__call__` would return, byte for byte, from top to bottom, in bands as they are finished.
 
         Memory does not grow with the height of the result. A band may be overwritten when the next one is asked for.
-        From the first band until the generator is exhausted or closed, other calls wait.
+        From the first band until the generator is exhausted or closed, calls from other threads wait, and those from
+        the same one raise InputError.
         """
         frame = check_frame(image_bgr)
         height, width = frame.shape[:2]

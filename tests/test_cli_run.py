@@ -254,7 +254,7 @@ def test_interruption_keeps_finished_files_and_writes_the_report(
     assert rsd_edge("run", "in", "-o", "out", "--report", "r.json") == 130
     assert files_in("out") == ["a.png"]
     assert "interrupted; finished files are kept" in capfd.readouterr().err
-    assert [entry["status"] for entry in json.loads(Path("r.json").read_text())["files"]] == ["done"]
+    assert [entry["status"] for entry in json.loads(Path("r.json").read_text())["files"]] == ["done", "interrupted"]
 
 
 class Terminal(io.StringIO):

@@ -184,3 +184,31 @@ def test_decoding_a_large_tile_forms_no_matrix_of_all_scores(
     )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < most
+
+
+PEAK_OF_A_VIDEO = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from rsd_edge import VideoUpscaler
+from video_clips import Recipe, cubic, make
+
+source = make(Path(sys.argv[2]), Recipe(size=(160, 120), times=range(0, int(sys.argv[3]) * 512, 512), audio=("aac",)))
+VideoUpscaler(cubic)(source, source.with_name("out.mp4"))
+(peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+print(int(peak) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_the_memory_of_a_video_does_not_grow_with_its_frames(tmp_path: Path) -> None:
+    """360 frames more, which would take 330 MB, or 8 MB encoded; the allocator was seen to keep 4 MB more or less."""
+    peaks = []
+    for frames in (120, 480):
+        command = [sys.executable, "-c", PEAK_OF_A_VIDEO, Path(__file__).parent, tmp_path / "a.mp4", str(frames)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        peaks.append(int(run.stdout))
+    assert peaks[1] - peaks[0] < 20e6

@@ -72,6 +72,23 @@ def check_writable(folder: Path) -> None:
         raise output_error(folder, error) from error
 
 
+@contextlib.contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """The folder of a file that is about to be written, made if it is missing.
+
+    What was made goes away with an error if nothing is in it. Raises OutputError as `make_folder` does.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    make_folder(path.parent)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def output_error(path: Path, error: OSError) -> OutputError:
     """The OutputError for an OSError met while writing `path`, with its `errno`."""
     if error.errno in _DISK_FULL:
