@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rsd_edge.distill.config import DataConfig
+from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import PRESETS, degrade
 from rsd_edge.errors import InputError
 from rsd_edge.frames import to_model

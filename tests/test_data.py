@@ -12,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rsd_edge.distill.config import DataConfig
 from rsd_edge.distill.data import (
     Batch,
     CropDataset,
@@ -21,6 +20,7 @@ from rsd_edge.distill.data import (
     training_batches,
     validation_batch,
 )
+from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import degrade
 from rsd_edge.errors import InputError
 from rsd_edge.stream.images import read_image, write_image
