@@ -166,7 +166,7 @@ def bicubic_reduced(image: Image) -> Image:
 
 @functools.cache
 def cubic_taps() -> NDArray[np.float32]:
-    """(17,) weights of bicubic reduction by 4 (a = -0.5) around the third pixel of each four; the middle lies before it.
+    """(17,) weights of bicubic reduction by 4 (a = -0.5) around the third pixel of each four, half a pixel off centre.
 
     The reduction is by an integer, so they are the same for every pixel.
     """
