@@ -165,6 +165,15 @@ def test_images_that_cannot_be_used_are_passed_over(spoilt: Path, config: DataCo
         assert again.skipped == drawn[sample].skipped
 
 
+def test_one_usable_image_is_enough(spoilt: Path, config: DataConfig) -> None:
+    (spoilt / "b.png").unlink()
+    samples = dataset(replace(config, train=str(spoilt)))
+    drawn = [samples[sample] for sample in range(8)]
+    assert {len(sample.skipped) for sample in drawn} == {0, 1, 2, 3}
+    photo = read_image(spoilt / "a.png")
+    assert all(contains(photo, sample.hr) or contains(photo, sample.hr[:, ::-1]) for sample in drawn)
+
+
 def test_skipped_images_are_named_once_and_counted(
     spoilt: Path, config: DataConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
