@@ -8,7 +8,7 @@ from torch import Tensor
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
 from rsd_edge.kernels import reference_frames
-from rsd_edge.kernels.implementation import DTYPES, check_implementation, triton_kernels
+from rsd_edge.kernels.implementation import DTYPES, check_implementation, launch, runs_reference
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 from rsd_edge.tiling import AxisPlan, TilePlan
 
@@ -74,11 +74,12 @@ def _plan(numbers: list[int]) -> TilePlan:
 @torch.library.custom_op("rsd_edge::frame_tiles", mutates_args=())
 def _frame_tiles(frame: Tensor, numbers: list[int], dtype: torch.dtype, implementation: str) -> Tensor:
     plan = _plan(numbers)
-    if implementation == "reference":
+    if runs_reference(implementation, frame.device):
         return reference_frames.frame_tiles(frame, plan, dtype)
     out = torch.empty((plan.count, 3, plan.tile_h, plan.tile_w), dtype=dtype, device=frame.device)
     lanes = plan.tile_h * -(-plan.tile_w // PIXELS_PER_LANE)
-    triton_kernels("frames").frame_tiles[(-(-lanes // TILE_LANES), plan.count)](
+    launch(
+        "frames", "frame_tiles", (-(-lanes // TILE_LANES), plan.count),
         frame, out, plan.y.length, plan.x.length, plan.x.count, plan.tile_h, plan.tile_w, plan.y.stride, plan.x.stride,
         plan.y.halo, plan.tile_h * plan.tile_w, lanes, LANES=TILE_LANES,
     )  # fmt: skip
@@ -94,13 +95,14 @@ def _(frame: Tensor, numbers: list[int], dtype: torch.dtype, implementation: str
 @torch.library.custom_op("rsd_edge::merge_tiles", mutates_args=())
 def _merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[int], implementation: str) -> Tensor:
     plan = _plan(numbers)
-    if implementation == "reference":
+    if runs_reference(implementation, frame.device):
         return reference_frames.merge_tiles(detail, frame, strength, plan)
     height, width = plan.y.length, plan.x.length
     words = torch.empty((SCALE * height, 3 * width), dtype=torch.int32, device=frame.device)
     blocks = -(-SCALE * plan.x.stride // MERGE_BLOCK)
-    triton_kernels("frames").merge_tiles[(SCALE * height, plan.x.count * blocks)](
-        detail.contiguous(), frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h,
+    launch(
+        "frames", "merge_tiles", (SCALE * height, plan.x.count * blocks),
+        detail, frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h,
         plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
     )  # fmt: skip
     return words.view(torch.uint8).view(SCALE * height, SCALE * width, 3)

@@ -21,7 +21,7 @@ from rsd_edge.backends.base import Progress
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE, PixelT, bicubic_x4, check_frame, check_out
 from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
-from rsd_edge.kernels.implementation import DTYPES, check_implementation
+from rsd_edge.kernels.implementation import DTYPES, check_device, check_implementation
 from rsd_edge.kernels.noise_field import noise_field, seed_tensor
 from rsd_edge.noise import NoiseField
 from rsd_edge.specs import ModelSpec, TileSpec
@@ -55,6 +55,7 @@ class CudaFramePath:
         tile.batch: tiles that the network takes at once. Raises InputError, BackendError, MissingDependencyError.
         """
         self.device = torch.device(device)
+        check_device(self.device)
         check_implementation(implementation, self.device)
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype}; use float32, float16 or bfloat16")

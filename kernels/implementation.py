@@ -37,6 +37,33 @@ def check_implementation(implementation: str, device: torch.device) -> None:
         )
 
 
+def runs_reference(implementation: str, device: torch.device) -> bool:
+    """Whether an operator is to compute its definition. Raises what `check_implementation` raises."""
+    check_implementation(implementation, device)
+    return implementation == REFERENCE
+
+
+def launch(module: str, kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Start a kernel of rsd_edge.kernels.triton_<module>. The only way to one: kernels take no strides.
+
+    Tensors that are not contiguous are copied, so those that the kernel writes must be contiguous. Raises
+    MissingDependencyError without triton.
+    """
+    ready = [argument.contiguous() if isinstance(argument, Tensor) else argument for argument in arguments]
+    getattr(triton_kernels(module), kernel)[grid](*ready, **constants)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise BackendError for a CUDA device that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not (device.index or 0) < count:
+        found = f"has {count} of them" if count else "has no GPU that CUDA can use"
+        raise BackendError(
+            f"device '{device}' was asked for, but this machine {found}; choose another device, or device 'cpu' with "
+            "implementation 'reference'"
+        )
+
+
 def triton_kernels(name: str) -> ModuleType:
     """The module rsd_edge.kernels.triton_<name>, imported now. Raises MissingDependencyError without triton."""
     import importlib

@@ -167,6 +167,14 @@ def test_epsilon_counts_where_the_variance_is_as_small() -> None:
         check(more, group_norm_silu_definition(*arguments, 1e-6))
 
 
+def test_the_default_epsilon_is_that_of_the_vq_networks() -> None:
+    x = 1e-3 * images(1, (1, 4, 33, 37))[0]
+    arguments = x, torch.ones(4), torch.zeros(4), 2
+    for name in ("triton", "reference"):
+        got = group_norm_silu(*arguments, implementation=name)
+        check(got, group_norm_silu_definition(*arguments, 1e-6))
+
+
 def test_memory_that_is_not_contiguous() -> None:
     tables, (x0, y, eps) = StepTables.of(), images(3, SHAPES[0])
     strange = [not_contiguous(value) for value in (x0, y, eps)]
@@ -185,6 +193,30 @@ def test_memory_that_is_not_contiguous() -> None:
     weights = (torch.ones(4), torch.zeros(4))
     plain = group_norm_silu(x0, *weights, 2, implementation="triton")
     assert torch.equal(group_norm_silu(strange[0], *weights, 2, implementation="triton"), plain)
+
+
+def test_steps_seeds_and_origins_that_are_not_contiguous() -> None:
+    """A column of a table, one step expanded: kernels know no strides and would read past them."""
+    tables, (x0, y, eps) = StepTables.of(), images(3, SHAPES[0])
+    column = torch.stack([T, torch.full_like(T, 9)], dim=1)[:, 0]
+    seeds = torch.stack([seed_tensor(SEEDS), seed_tensor([7, 8, 9])], dim=1)[:, 0]
+    origins = ORIGINS.t().contiguous().t()
+    for strange in (column, torch.tensor([14]).expand(3)):
+        assert strange.stride() != (1,)
+        steps = strange.clone(memory_format=torch.contiguous_format)
+
+        def run(t: Tensor, seeds: Tensor, origins: Tensor) -> list[Tensor]:
+            x, network_input = x0.clone().requires_grad_(), torch.zeros(3, 8, 5, 7)
+            x_t = forward_noise(x, y, eps, t, tables, scaled=True, implementation="triton")
+            drawn = forward_noise_drawn(x0, y, (seeds, origins), t, tables, implementation="triton")
+            x_prev = posterior_step(x0, y, eps, t, tables, network_input, implementation="triton")
+            return [x_t.detach(), *torch.autograd.grad(x_t.sum(), x), drawn, x_prev, network_input]
+
+        for got, expected in zip(run(strange, seeds, origins), run(steps, seed_tensor(SEEDS), ORIGINS), strict=True):
+            assert torch.equal(got, expected)
+    noise = [noise_field(*field, 4, 5, 7, implementation="triton") for field in
+             ((seeds, origins), (seed_tensor(SEEDS), ORIGINS))]  # fmt: skip
+    assert torch.equal(*noise)
 
 
 @pytest.mark.parametrize(

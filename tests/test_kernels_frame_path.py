@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,20 @@ def test_what_cannot_run_is_refused(path: CudaFramePath, engine: TileEngine, pho
     pytest.importorskip("triton")
     with pytest.raises(BackendError, match="needs tensors on a CUDA device"):
         CudaFramePath(as_network(engine), engine.spec.model, TILE, implementation="triton", device="cpu")
+
+
+@pytest.mark.parametrize("implementation", ["triton", "reference"])
+def test_a_machine_without_a_gpu_is_told_when_the_path_is_made(
+    engine: TileEngine, monkeypatch: pytest.MonkeyPatch, implementation: str
+) -> None:
+    make = partial(CudaFramePath, as_network(engine), engine.spec.model, TILE, implementation=implementation)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="device 'cuda' was asked for, but this machine has no GPU that CUDA can use"):
+        make()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BackendError, match="device 'cuda:1' was asked for, but this machine has 1 of them"):
+        make(device="cuda:1")
 
 
 @pytest.mark.parametrize(
