@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from rsd_edge.errors import BackendError, InputError, OutputError
-from rsd_edge.kernels.catalogue import DTYPES, KernelSpec, catalogue
+from rsd_edge.kernels import catalogue as catalogue_module
+from rsd_edge.kernels.catalogue import DTYPES, Count, KernelSpec, catalogue
 from rsd_edge.kernels.implementation import triton_kernels
-from rsd_edge.kernels.launch import FORMAT, MANIFEST, POINTER_ALIGNMENT
+from rsd_edge.kernels.launch import POINTER_ALIGNMENT
+from rsd_edge.kernels.manifest import FORMAT, INT32_MOST, MANIFEST, NOISE_TABLE, SEQUENCES
+from rsd_edge.noise import gaussian_table
 from rsd_edge.stream.atomic import make_folder, output_error, write_json
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
@@ -67,9 +70,8 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            built = triton.compile(
-                source, target=GPUTarget("cuda", sm, 32), options={"num_warps": _warps(spec, aligned)}
-            )
+            options = {"num_warps": _warps(spec, aligned)}
+            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(
                 f"kernel {spec.name} {dtype} does not compile for sm_{sm}: {' '.join(str(error).split())[:300]}; "
@@ -119,6 +121,8 @@ def build_kernels(
                 "triton": triton.__version__,
                 "ptxas": {tool.name: tool.version for tool in _tools(wanted)},
                 "sources": _source_hashes(),
+                "sequences": SEQUENCES,
+                "noise_table": _write_table(fresh),
                 "kernels": entries,
             }
             write_json(fresh / MANIFEST, manifest)
@@ -222,25 +226,60 @@ def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -
         "scratch_pointers": SCRATCH_POINTERS,
         "constants": dict(spec.constants),
         "threads": 32 * _warps(spec, aligned),
-        "grid": [asdict(axis) for axis in spec.grid],
+        **_rules(spec),
         **resources,
     }
+
+
+def _rules(spec: KernelSpec) -> dict[str, Any]:
+    def plain(counts: Mapping[str, Count]) -> dict[str, Any]:
+        return {name: [asdict(factor) for factor in factors] for name, factors in counts.items()}
+
+    return {
+        "grid": [[asdict(factor) for factor in axis] for axis in spec.grid],
+        "equal": plain(spec.equal),
+        "at_least": plain(spec.at_least),
+        "products": [{"sizes": list(sizes), "most": most} for sizes, most in spec.products],
+    }
+
+
+def _write_table(folder: Path) -> dict[str, Any]:
+    data = gaussian_table().astype("<i2").tobytes()
+    (folder / NOISE_TABLE).write_bytes(data)
+    return {"file": NOISE_TABLE, "type": "i16", "shape": [len(data) // 2], "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _arguments(spec: KernelSpec, dtype: str, aligned: bool) -> list[dict[str, Any]]:
     """In the order in which the kernel takes them."""
     function = getattr(triton_kernels(spec.module), spec.function)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    shapes = _shapes(spec)
     for name in function.arg_names:
         if name in spec.constants:
             continue
         kind, _, multiple = spec.arguments[name].partition("/")
         divisor = POINTER_ALIGNMENT if aligned and (multiple or kind.startswith("*")) else 1
         rows.append({"name": name, "type": kind.replace("D", dtype), "multiple_of": divisor})
+        if kind == "i32":
+            rows[-1] |= {"least": spec.least.get(name, 1), "most": spec.most.get(name, INT32_MOST)}
+        elif kind.startswith("*"):
+            rows[-1]["shape"] = shapes[name]
     return rows
+
+
+def _shapes(spec: KernelSpec) -> dict[str, list[str]]:
+    shapes: dict[str, list[str]] = {}
+    names: list[str] = []
+    for word in spec.shapes.split():
+        name, _, shape = word.partition(":")
+        names.append(name)
+        if shape:
+            shapes |= dict.fromkeys(names, shape.split(","))
+            names = []
+    return shapes
 
 
 def _source_hashes() -> dict[str, str]:
     names = sorted({spec.module for spec in catalogue()})
-    files = [Path(str(triton_kernels(name).__file__)) for name in names]
+    files = [Path(str(module.__file__)) for module in (catalogue_module, *map(triton_kernels, names))]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

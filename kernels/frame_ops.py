@@ -8,13 +8,13 @@ from torch import Tensor
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
 from rsd_edge.kernels import reference_frames
+from rsd_edge.kernels.catalogue import MERGE_LANES, merge_columns
 from rsd_edge.kernels.implementation import DTYPES, check_implementation, launch, runs_reference
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 from rsd_edge.tiling import AxisPlan, TilePlan
 
 TILE_LANES = 64
 PIXELS_PER_LANE = 16
-MERGE_BLOCK = 512
 
 
 def frame_tiles(frame: Tensor, plan: TilePlan, *, dtype: torch.dtype = torch.float32, implementation: str) -> Tensor:
@@ -99,11 +99,12 @@ def _merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[
         return reference_frames.merge_tiles(detail, frame, strength, plan)
     height, width = plan.y.length, plan.x.length
     words = torch.empty((SCALE * height, 3 * width), dtype=torch.int32, device=frame.device)
-    blocks = -(-SCALE * plan.x.stride // MERGE_BLOCK)
+    block = merge_columns(plan.x.stride)
+    rows = MERGE_LANES // block
     launch(
-        "frames", "merge_tiles", (SCALE * height, plan.x.count * blocks),
+        "frames", "merge_tiles", (2 * -(-height // rows), plan.x.count * -(-plan.x.stride // block)),
         detail, frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h,
-        plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
+        plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, ROWS=rows, COLUMNS=block,
     )  # fmt: skip
     return words.view(torch.uint8).view(SCALE * height, SCALE * width, 3)
 

@@ -249,6 +249,8 @@ def test_frame_tiles(height: int, width: int, spec: TileSpec, offset: int, dtype
         (3, 3, TileSpec(size=10, halo=4, feather=1, fixed=True)),  # seams both ways, short last cores
         (1, 5, TileSpec(size=10, halo=4, feather=1, fixed=True)),  # a tile with seams on both sides
         (1, 3, TileSpec(size=10, halo=4, feather=0, fixed=True)),  # a border without a fade
+        (10, 19, TileSpec(size=24, halo=4, feather=2, fixed=True)),  # more rows than a block; of two tiles' columns
+        (3, 34, TileSpec(size=62, halo=14, feather=2, fixed=True)),  # no block of columns fits
     ],
 )
 def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:

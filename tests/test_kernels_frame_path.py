@@ -127,7 +127,7 @@ def test_a_machine_without_a_gpu_is_told_when_the_path_is_made(
 ) -> None:
     make = partial(CudaFramePath, as_network(engine), engine.spec.model, TILE, implementation=implementation)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendError, match="device 'cuda' was asked for, but this machine has no GPU that CUDA can use"):
+    with pytest.raises(BackendError, match="device 'cuda' was asked for, but this machine has no GPU"):
         make()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
