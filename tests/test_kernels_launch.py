@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
-from rsd_edge.kernels.aot import build_kernels
+from rsd_edge.kernels import frame_ops, noise_field, norm_act
+from rsd_edge.kernels.aot import _arguments, _rules, build_kernels
 from rsd_edge.kernels.catalogue import catalogue
 from rsd_edge.kernels.launch import CudaDriver, KernelPack
+from rsd_edge.kernels.manifest import check_arguments, count
+from rsd_edge.kernels.sequences import FrameLaunches, GroupNormLaunches
 from rsd_edge.noise import gaussian_table
+from rsd_edge.specs import TileSpec
+from rsd_edge.tiling import plan_tiles
 
 FEW = tuple(
     spec for spec in catalogue() if spec.name in ("prior_input-c4", "apply_contiguous", "merge_stats", "frame_tiles")
@@ -287,3 +294,81 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'rsd-edge\[cubins\]'"):
         CudaDriver()
+
+
+class RecordingPack:
+    """Checks launches against the catalogue as KernelPack does, and keeps their names, grids and arguments."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[str, list[int], dict[str, Any]]] = []
+
+    def launch(
+        self, name: str, *, dtype: str, sizes: dict[str, int], arguments: dict[str, Any], stream: int = 0
+    ) -> None:
+        spec = next(spec for spec in catalogue() if spec.name == name)
+        entry = {"name": name, "arguments": _arguments(spec, dtype, True), **_rules(spec)}
+        check_arguments(entry, arguments, sizes)
+        known = {**arguments, **sizes}
+        self.launches.append((name, [count(entry, axis, known) for axis in entry["grid"]], arguments))
+
+
+def operator_launches(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]
+) -> list[tuple[str, list[int], list[Any]]]:
+    """What the torch operators would start: names of functions, grids and numbers."""
+    seen: list[tuple[str, list[int], list[Any]]] = []
+
+    def note(module: str, kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        seen.append((kernel, list(grid), [value for value in arguments if isinstance(value, (int, float))]))
+
+    for module in (frame_ops, noise_field, norm_act):
+        monkeypatch.setattr(module, "launch", note)
+        monkeypatch.setattr(module, "runs_reference", lambda *_: False)
+        monkeypatch.setattr(module, "check_implementation", lambda *_: None)
+    run()
+    return seen
+
+
+def numbers(pack: RecordingPack) -> list[tuple[str, list[int], list[Any]]]:
+    """Without addresses, in the kernel's order."""
+    rows = []
+    for name, grid, arguments in pack.launches:
+        spec = next(spec for spec in catalogue() if spec.name == name)
+        plain = [arguments[key] for key, kind in spec.arguments.items() if not kind.startswith("*")]
+        rows.append((spec.function, grid, plain))
+    return rows
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(61, 83, 40), (96, 160, 64)])
+def test_a_frame_is_launched_as_by_the_operators(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, size: int
+) -> None:
+    plan = plan_tiles(height, width, TileSpec(size=size, halo=8, feather=2, fixed=True))
+    pack = RecordingPack()
+    frame = FrameLaunches(pack, plan, "fp16")  # type: ignore[arg-type]
+    frame.cut(frame=16, tiles=32)
+    frame.draw(noise=48, seeds=64, origins=80, table=96, channels=5)
+    frame.merge(detail=112, frame=16, strength=128, out=144)
+    image, detail = torch.zeros(height, width, 3, dtype=torch.uint8), torch.zeros(plan.count, 3, 4 * size, 4 * size)
+    field = torch.zeros(plan.count, dtype=torch.int64), torch.tensor(frame.origins, dtype=torch.int32)
+
+    def run() -> None:
+        frame_ops.frame_tiles(image, plan, implementation="triton")
+        noise_field.noise_field(*field, 5, size, size, implementation="triton")
+        frame_ops.merge_tiles(detail, image, torch.ones(1), plan, implementation="triton")
+
+    assert numbers(pack) == operator_launches(monkeypatch, run)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_group_norm_is_launched_as_by_the_operator(monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
+    pack = RecordingPack()
+    norm = GroupNormLaunches(pack, 2, 96, 47 * 61, 3, "fp16", last=last)  # type: ignore[arg-type]
+    norm.run(x=16, out=32, weight=48, bias=64, partials=80, scale=96, shift=112)
+    x, ones = torch.zeros(2, 96, 47, 61), torch.ones(96)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    run = partial(norm_act.group_norm_silu, x, ones, ones, 3, implementation="triton")
+    assert numbers(pack) == operator_launches(monkeypatch, run)
+    with pytest.raises(InputError, match="96 channels do not divide into 5 groups"):
+        GroupNormLaunches(pack, 2, 96, 9, 5, "fp16")  # type: ignore[arg-type]
