@@ -7,7 +7,6 @@ segment; the last one that all are there. A line counts when it is whole, and is
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -21,8 +20,7 @@ from typing import IO, Any
 from rsd_edge.errors import OutputError
 from rsd_edge.stream.atomic import make_folder, output_error
 
-_VERSION = 2
-_SAMPLE = 1 << 20
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -220,14 +218,3 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "default" if value is None else str(value)
-
-
-def identity(path: Path) -> str:
-    """A digest that tells files apart without reading all of a film: length, first and last megabyte."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read())
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
 from rsd_edge.video.encoder import Encoder, choose_encoder
 from rsd_edge.video.formats import is_live
 from rsd_edge.video.joining import Film, join
-from rsd_edge.video.journal import Segment, WorkFolder, identity
+from rsd_edge.video.journal import Segment, WorkFolder
 from rsd_edge.video.opencv_io import upscale_with_opencv
 from rsd_edge.video.segments import EnlargedFrame, SegmentWriter
 from rsd_edge.video.settings import Forecast, FrameResolver, Progress, VideoResult, VideoSettings
@@ -137,7 +137,7 @@ class VideoUpscaler:
         encoder = asdict(plan.encoder)
         return {
             "settings": {key: value for key, value in asdict(self.settings).items() if key != "max_pixels"},
-            "input": identity(plan.clip.path),
+            "input": plan.clip.digest,
             "engine": _engine_identity(self.resolver),
             "encoder": {key: str(value) for key, value in encoder.items()},
         }
