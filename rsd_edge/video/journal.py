@@ -42,6 +42,7 @@ class WorkFolder:
     def __init__(self, target: Path, header: Mapping[str, Any]) -> None:
         """Open or make the folder of a target.
 
+        header: what must be the same for a run to go on, and `threads`, which need not be.
         Raises OutputError if another run is at it, or if it holds a run with another header.
         """
         self.path = target.with_name(f".{target.name}.rsd-edge")
@@ -51,6 +52,8 @@ class WorkFolder:
         self.partial: Path | None = None
         """Where an earlier run put what it had when it was interrupted."""
         self.partial_frames = 0
+        self.threads: int = header["threads"]
+        """Of the encoder: those that the run began with, on however many cores it goes on."""
         make_folder(self.path)
         try:
             self._journal: IO[bytes] = open(self.path / "journal.jsonl", "a+b")  # noqa: SIM115 (held until close)
@@ -145,6 +148,7 @@ class WorkFolder:
             self._append({"version": _VERSION, **header})
             return
         self._check(lines[0], header)
+        self.threads = lines[0]["threads"]
         for entry in lines[1:]:
             if "complete" in entry:
                 self.complete = True

@@ -6,7 +6,7 @@ import queue
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class VideoUpscaler:
             size = (plan.encoder.width, plan.encoder.height)
             forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
         with folder_for(target), WorkFolder(target, self._header(plan)) as work:
+            plan = replace(plan, encoder=replace(plan.encoder, threads=work.threads))
             notes = (*plan.notes, *_check_room(plan, work))
             earlier = work.frames
             damage = Damage()
@@ -133,13 +134,18 @@ class VideoUpscaler:
         return _Plan(clip, encoder, tracks, (width, height), (*clip.notes, *notes, *tracks.notes))
 
     def _header(self, plan: _Plan) -> dict[str, Any]:
-        """What must be the same for a run to go on: all that decides which packets come out."""
+        """What must be the same for a run to go on: all that decides which packets come out.
+
+        The threads are the journal's to keep.
+        """
         encoder = asdict(plan.encoder)
+        threads = encoder.pop("threads")
         return {
             "settings": {key: value for key, value in asdict(self.settings).items() if key != "max_pixels"},
             "input": plan.clip.digest,
             "engine": _engine_identity(self.resolver),
             "encoder": {key: str(value) for key, value in encoder.items()},
+            "threads": threads,
         }
 
     def _film(self, plan: _Plan, work: WorkFolder, segments: list[Segment]) -> Film:
