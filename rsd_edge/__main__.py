@@ -1,0 +1,21 @@
+"""What the `rsd-edge` script and `python -m rsd_edge` call; nothing is imported before Ctrl-C is provided for."""
+
+from __future__ import annotations
+
+import sys
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and exit, with a line instead of a traceback if Ctrl-C comes while it is loaded."""
+    try:
+        from rsd_edge.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(_INTERRUPTED)
+    run()
+
+
+if __name__ == "__main__":
+    main()
