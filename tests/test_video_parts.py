@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from video_clips import Recipe, cubic, make, read, upscale
 
@@ -87,6 +88,31 @@ def test_decoding_begins_at_a_keyframe_that_leads_there(tmp_path: Path, monkeypa
     # A packet in the middle of a group, as if its container took it for a keyframe.
     assert frames(replace(clip, entries=(27, 0))) == expected
     assert frames(replace(clip, entries=(27, 20, 0))) == expected
+
+
+def test_a_subtitle_on_screen_at_the_beginning_is_cut(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(times=range(0, 25 * 512, 512), subtitle="srt"))  # from 0.04 s to 0.2 s
+    for start, expected in ((0, (Fraction(4, 100), Fraction(16, 100))), (0.12, (0, Fraction(8, 100)))):
+        upscale(source, "b.mkv", start=start)
+        with av.open(str(tmp_path / "b.mkv")) as result:
+            (text,) = [packet for packet in result.demux(subtitles=0) if packet.size]
+            base = text.time_base
+            assert (text.pts * base, text.duration * base) == expected
+            assert bytes(text) == b"Hello"
+    upscale(source, "b.mkv", start=0.2)
+    assert not read(tmp_path / "b.mkv").packets
+
+
+def test_subtitles_without_an_end_are_left_out_aloud(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(subtitle="srt"))
+    content = source.read_bytes()
+    assert content.count(b"S_TEXT/UTF8") == 1
+    source.write_bytes(content.replace(b"S_TEXT/UTF8", b"S_HDMV/PGS\0"))  # strings end at the first zero
+    result, _ = upscale(source, "b.mkv", start=0.12)
+    note = "subtitle track 1 (pgssub): a picture that is shown at the beginning is left out until the next one"
+    assert note in result.notes
+    whole, _ = upscale(source, "b.mkv")
+    assert note not in whole.notes
 
 
 def test_two_frames_at_one_time_do_not_shift_the_rest(tmp_path: Path) -> None:

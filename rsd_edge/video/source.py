@@ -251,6 +251,8 @@ def _clip(
     field_order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
     if frame.interlaced_frame or field_order in _INTERLACED:
         extra.append("interlaced video: combs are enlarged with the rest; deinterlace it first (ffmpeg -vf bwdif)")
+    if stream.metadata.get("alpha_mode") == "1":
+        extra.append("transparency dropped")  # kept beside the pictures, where their format does not show it
     if _ends_early(container, stream, times):
         extra.append("the file is damaged or ends before its header says; what can be read is enlarged")
     if container.format.name in _RUNNING_CLOCK and not settings.start and shift:

@@ -106,7 +106,11 @@ class VideoUpscaler:
             if not work.segments:
                 raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
             film = self._film(plan, work, work.segments)
-            join(film, target)
+            try:
+                join(film, target)
+            except KeyboardInterrupt:
+                what = f"interrupted while {target} was put together"
+                raise VideoInterrupted(f"{source}: {what}; all frames are kept, and the same command goes on") from None
             work.remove()
         return VideoResult(
             source=source,
