@@ -12,6 +12,7 @@ import pytest
 from video_clips import Recipe, cubic, make, read, upscale
 
 from rsd_edge import VideoSettings, VideoUpscaler
+from rsd_edge.errors import InputError
 from rsd_edge.video import decoding
 from rsd_edge.video.decoding import Damage, timed_frames
 from rsd_edge.video.source import Clip, survey
@@ -113,6 +114,12 @@ def test_subtitles_without_an_end_are_left_out_aloud(tmp_path: Path) -> None:
     assert note in result.notes
     whole, _ = upscale(source, "b.mkv")
     assert note not in whole.notes
+
+
+def test_a_part_between_two_frames(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(times=(0, 512, 12800)))
+    with pytest.raises(InputError, match=r"has no frame in 0\.2 s from 0\.5 s; take more"):
+        upscale(source, "b.mkv", start=0.5, duration=0.2)
 
 
 def test_two_frames_at_one_time_do_not_shift_the_rest(tmp_path: Path) -> None:

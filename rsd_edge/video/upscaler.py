@@ -80,7 +80,8 @@ class VideoUpscaler:
         progress: called after each frame with frames done, frames expected or None, and seconds.
         forecast: called once, before the work, with what the result will be like.
         Raises VideoReadError for a source that cannot be read, InputError for one that is refused, OutputError for a
-        target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable.
+        target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable or,
+        where that was all, kept.
         """
         began = time.perf_counter()
         live = is_live(source)
