@@ -41,6 +41,9 @@ class OpenCvCapture:
             picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
         return np.ascontiguousarray(picture, np.uint8)
 
+    def interrupt(self) -> None:
+        """See Capture. Not possible: a read ends with its timeout."""
+
     def close(self) -> None:
         """See Capture."""
         self._capture.release()

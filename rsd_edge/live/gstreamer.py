@@ -104,6 +104,10 @@ class _PipeCapture:
             return None
         return None if frame is None else np.ascontiguousarray(frame.to_ndarray(format="bgr24"))
 
+    def interrupt(self) -> None:
+        """See Capture."""
+        self._process.terminate()
+
     def close(self) -> None:
         """See Capture."""
         _end(self._process)

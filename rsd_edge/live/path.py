@@ -44,6 +44,11 @@ class Work:
     batches: list[Batch] = field(default_factory=list)
 
     @property
+    def tiles(self) -> int:
+        """Tiles of the frame."""
+        return self.film.plan.count
+
+    @property
     def computed(self) -> int:
         """Tiles that the engine works on."""
         return sum(len(batch.tiles) for batch in self.batches)

@@ -45,6 +45,11 @@ class PatternCapture:
             return None
         return draw(self._background, self._index)
 
+    def interrupt(self) -> None:
+        """See Capture."""
+        with self._clock.changing():
+            self._closed = True
+
     def close(self) -> None:
         """See Capture."""
         self._closed = True

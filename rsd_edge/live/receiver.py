@@ -19,6 +19,9 @@ class Capture(Protocol):
     def read(self) -> Picture | None:
         """The next frame, BGR, of an array of its own; None if the source is gone."""
 
+    def interrupt(self) -> None:
+        """From another thread: let a `read` that waits return soon, where the device can do that."""
+
     def close(self) -> None:
         """Release the device; calling it again does nothing."""
 
@@ -64,28 +67,32 @@ class Receiver:
         self._stopped = False
         self._last = 0.0
         self._epoch = self._index = 0
+        self._capture: Capture | None = None
 
     def stop(self) -> None:
         """End after the read that is going on."""
         with self._clock.changing():
             self._stopped = True
+            capture = self._capture
+        if capture is not None:
+            capture.interrupt()
 
     def run(self) -> None:
         """Work until `stop`, or until nobody takes frames. Raises CameraError for a source that does not open at first,
         or that stays away for longer than `max_outage`."""
-        capture: Capture | None = self._source.open()
         try:
+            self._capture = self._source.open()
             self._last = self._clock.now()
-            while capture is not None:
+            while self._capture is not None:
                 self._statistics.open = True
-                self._read(capture)
+                self._read(self._capture)
                 self._statistics.open = False
-                capture.close()
-                capture = self._reopen()
+                self._capture.close()
+                self._capture = self._reopen()
         finally:
             self._statistics.open = False
-            if capture is not None:
-                capture.close()
+            if self._capture is not None:
+                self._capture.close()
             self._mailbox.finish()
 
     def _read(self, capture: Capture) -> None:
