@@ -47,13 +47,13 @@ _OPTIONS = (
         type=click.Choice(["fixed", "flow"]),
         help="Noise fixed in the image, or moving with it.",
     ),
-    click.option("--no-reuse", is_flag=True, help="Compute tiles that have not changed, too."),
+    click.option("--no-reuse", is_flag=True, help="Compute unchanged tiles, too."),
     click.option(
-        "--reuse-threshold", default=0.0, show_default=True, metavar="LEVELS", help="Of 8x8 pixels, below which a tile rests."
+        "--reuse-threshold", default=0.0, show_default=True, metavar="LEVELS", help="Change below which a tile rests."
     ),
-    click.option("--reuse-refresh", default=60, show_default=True, metavar="FRAMES", help="After which it is computed."),
+    click.option("--reuse-refresh", default=60, show_default=True, metavar="FRAMES", help="Longest rest of a tile."),
     click.option("--window", is_flag=True, help="Show camera results on the screen."),
-    click.option("--virtual-camera", is_flag=False, flag_value="auto", metavar="[DEVICE]", help="A v4l2loopback device."),
+    click.option("--virtual-camera", is_flag=False, flag_value="auto", metavar="[DEVICE]", help="Of v4l2loopback."),
     click.option("--serve", metavar="[HOST:]PORT", help="Show camera results to browsers."),
     click.option("--serve-token", metavar="TOKEN", help="What browsers elsewhere have to give; made up if not given."),
 )  # fmt: skip
@@ -158,7 +158,8 @@ def _sinks(
     if options["window"]:
         sinks.append(WindowSink(clock))
     if options["serve"]:
-        from rsd_edge.live.server import Address, PageSink
+        from rsd_edge.live.address import Address
+        from rsd_edge.live.server import PageSink
 
         page = PageSink(Address.parse(options["serve"], options["serve_token"]), source, statistics)
         click.echo(f"watch at {page.url}", err=True)

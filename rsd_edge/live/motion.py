@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,13 +112,13 @@ class FlowNoise:
         if not change.any():
             return True
         flow = self._flow.calc(gray, last, np.zeros_like(self._grid))
-        origin = self._grid + flow
-        matched = cv2.remap(last, origin, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        origin = np.asarray(self._grid + flow, np.float32)
+        matched = _carried(last, origin)
         if float(np.mean(cv2.absdiff(gray, matched))) > _CUT_LEVELS:
             return False
         length = np.hypot(flow[..., 0], flow[..., 1])
         still = (length < _TINY_PIXELS) | ((length < _STILL_PIXELS) & (change < _STILL_LEVELS))
-        carried = cv2.remap(self._shift, origin, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        carried = _carried(self._shift, origin)
         self._shift = np.where(still[..., None], self._shift, carried + flow)
         return True
 
@@ -144,3 +144,9 @@ class FlowNoise:
         y, x = self._plan.origin(index)
         top, left = y + self._plan.y.halo, x + self._plan.x.halo
         return self._addresses[top : top + self._plan.tile_h, left : left + self._plan.tile_w]
+
+
+def _carried(values: NDArray[Any], origin: NDArray[np.float32]) -> NDArray[Any]:
+    """For each pixel, the value at the place (x, y) that it comes from; beyond the edge, that at the edge."""
+    x, y = np.ascontiguousarray(origin[..., 0]), np.ascontiguousarray(origin[..., 1])
+    return np.asarray(cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))

@@ -150,7 +150,7 @@ class LivePath:
                     self.engine.collect(ticket)
 
     def finish(self, work: Work) -> Picture:
-        """The result: BGR (round(scale * h), round(scale * w), 3), read-only, the same array again for the same picture."""
+        """The result, BGR (round(scale * h), round(scale * w), 3), read-only: the same array if nothing changed."""
         film = work.film
         if self.settings.strength == 0:
             last = np.empty((SCALE * film.shape[0], SCALE * film.shape[1], 3), np.uint8)
@@ -210,11 +210,9 @@ class LivePath:
 
 
 def _touched(plan: TilePlan, computed: set[int]) -> set[int]:
-    """Tiles whose finished region depends on a computed one: it, and those after it that share a seam with it.
-
-    The base is of the frame itself, so the regions before it change, too, where the bicubic base reaches over.
-    """
-    touched = set()
+    """Tiles whose finished regions depend on a computed one: those after it through the seams, those before it through
+    the bicubic base, which reaches over."""
+    touched: set[int] = set()
     for index in computed:
         row, column = divmod(index, plan.x.count)
         for y in range(max(0, row - 1), min(row + 2, plan.y.count)):

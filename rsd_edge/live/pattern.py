@@ -66,8 +66,14 @@ def draw(background: Picture, index: int) -> Picture:
     cv2.circle(picture, centre, radius, (250, 250, 250), 1, cv2.LINE_AA)
     size = height / 240
     cv2.putText(
-        picture, f"{index:06d}", (width // 24, height - height // 16), cv2.FONT_HERSHEY_SIMPLEX, max(0.3, size),
-        (250, 250, 250), 1, cv2.LINE_AA,
+        picture,
+        f"{index:06d}",
+        (width // 24, height - height // 16),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        max(0.3, size),
+        (250, 250, 250),
+        1,
+        cv2.LINE_AA,
     )
     return picture
 

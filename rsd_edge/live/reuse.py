@@ -37,7 +37,7 @@ class TileReuse:
     def _changed(self, index: int, reader: TileReader, noise: TileNoise) -> bool:
         if not self._settings.reuse:
             return True
-        pixels = reader.pixels(index)
+        pixels = np.asarray(reader.pixels(index), np.uint8)
         known = self._inputs[index]
         if known is None:
             self._inputs[index] = pixels.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from rsd_edge.errors import InputError
@@ -14,12 +14,13 @@ from rsd_edge.live.receiver import Receiver, Reconnection, Source
 from rsd_edge.live.settings import DROP
 from rsd_edge.live.statistics import Statistics
 
-T = TypeVar("T")
+GivenT = TypeVar("GivenT")
+MadeT = TypeVar("MadeT")
 
 _TICK = 0.1
 """Seconds between two looks of the main thread."""
 _MOST_UNDER_WAY = 3
-"""Frames that are prepared, computed, finished and delivered at once: behind a sink that is slow, more only grow old."""
+"""Frames between mailbox and sink: behind a sink that is slow, more would only grow old."""
 _WAITING = 4
 """Frames that wait for the engine if none may be dropped."""
 _SMOOTHING = 0.25
@@ -60,7 +61,7 @@ class RunLimits:
     """newest: the engine always gets the latest frame, and older ones are dropped. none: all are enlarged."""
     max_frames: int | None = None
     """Results after which the run ends."""
-    reconnection: Reconnection = Reconnection()
+    reconnection: Reconnection = field(default_factory=Reconnection)
 
     def __post_init__(self) -> None:
         if self.drop not in DROP:
@@ -188,9 +189,9 @@ class LiveRunner:
             except Exception as error:
                 self._errors.append(error)
 
-    def _timed(self, stage: str, work: Callable[[], T]) -> tuple[T, float]:
+    def _timed(self, stage: str, work: Callable[[GivenT], MadeT], given: GivenT) -> tuple[MadeT, float]:
         began = self._clock.now()
-        made = work()
+        made = work(given)
         seconds = self._clock.now() - began
         self._statistics.stage(stage, seconds)
         return made, seconds
@@ -205,7 +206,7 @@ class LiveRunner:
                     return
                 with self._clock.changing():
                     self._under_way += 1
-                work, seconds = self._timed("pre", lambda frame=frame: self._stages.prepare(frame))
+                work, seconds = self._timed("pre", self._stages.prepare, frame)
                 self._statistics.computed(work.tiles, work.tiles - work.computed)
                 taken += 1
                 with self._clock.changing():
@@ -232,7 +233,7 @@ class LiveRunner:
             while (entry := self._prepared.get()) is not None:
                 with self._clock.changing():
                     self._forecast.busy_since, self._forecast.waiting = self._clock.now(), False
-                _, seconds = self._timed("engine", lambda entry=entry: self._stages.infer(entry[1]))
+                _, seconds = self._timed("engine", self._stages.infer, entry[1])
                 with self._clock.changing():
                     self._forecast.busy_since = None
                     self._forecast.engine = _smooth(self._forecast.engine, seconds)
@@ -245,7 +246,7 @@ class LiveRunner:
     def _finish(self) -> None:
         try:
             while (entry := self._computed.get()) is not None:
-                pixels, _ = self._timed("post", lambda entry=entry: self._stages.finish(entry[1]))
+                pixels, _ = self._timed("post", self._stages.finish, entry[1])
                 if not self._results.put(LiveResult(entry[0], pixels)):
                     return
         finally:
@@ -255,7 +256,7 @@ class LiveRunner:
     def _deliver(self) -> None:
         try:
             while (result := self._results.get()) is not None:
-                self._timed("sink", lambda result=result: self._write(result))
+                self._timed("sink", self._write, result)
                 height, width = result.pixels.shape[:2]
                 self._statistics.delivered(result.frame.captured, (width, height))
                 with self._clock.changing():

@@ -87,9 +87,7 @@ class VirtualCameraSink:
                     width=width, height=height, fps=self._rate, fmt=self._module.PixelFormat.BGR, device=self._device
                 )
             except RuntimeError as error:
-                raise OutputError(
-                    f"{self.name} cannot be opened ({error}); run 'sudo modprobe v4l2loopback'"
-                ) from None
+                raise OutputError(f"{self.name} cannot be opened ({error}); run 'sudo modprobe v4l2loopback'") from None
         if (self._camera.width, self._camera.height) == (width, height):
             picture = result.pixels
         else:

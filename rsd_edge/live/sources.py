@@ -14,7 +14,7 @@ from rsd_edge.live.receiver import Source
 
 _TEST = re.compile(r"test(?::(\d{1,5})x(\d{1,5}))?(?:@(\d+(?:\.\d+)?))?")
 _STREAMS = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtmp", "srt", "rtp")
-_FORMS = "0, /dev/video0, csi://0, rtsp://..., http://..., tcp://..., gst:\"...\" or test[:WxH@FPS]"
+_FORMS = '0, /dev/video0, csi://0, rtsp://..., http://..., tcp://..., gst:"..." or test[:WxH@FPS]'
 _SMALLEST, _LARGEST = 8, 8192
 
 
@@ -55,7 +55,7 @@ def _pattern(match: re.Match[str], clock: Clock, request: CaptureRequest) -> Pat
     if match[1]:
         width, height = int(match[1]), int(match[2])
     rate = float(match[3]) if match[3] else request.rate or 24.0
-    if not (_SMALLEST <= min(width, height) and max(width, height) <= _LARGEST and 0 < rate <= 1000):
+    if not (min(width, height) >= _SMALLEST and max(width, height) <= _LARGEST and 0 < rate <= 1000):
         raise InputError(
             f"test pattern {width}x{height}@{rate:g} is out of range; "
             f"sides go from {_SMALLEST} to {_LARGEST}, rates up to 1000"

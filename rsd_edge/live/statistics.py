@@ -153,7 +153,9 @@ class Statistics:
 
 def _mean_rate(times: Series) -> float | None:
     values = times.latest()
-    return round((len(values) - 1) / (values[-1] - values[0]), 3) if len(values) > 1 and values[-1] > values[0] else None
+    return (
+        round((len(values) - 1) / (values[-1] - values[0]), 3) if len(values) > 1 and values[-1] > values[0] else None
+    )
 
 
 def _milliseconds(found: dict[str, float] | None) -> dict[str, float] | None:
@@ -163,7 +165,7 @@ def _milliseconds(found: dict[str, float] | None) -> dict[str, float] | None:
 def prometheus(statistics: Statistics) -> str:
     """The same in Prometheus' text format, times in seconds as is usual there."""
     found = statistics.now()
-    lines = []
+    lines: list[str] = []
 
     def metric(name: str, kind: str, what: str, *samples: tuple[str, float]) -> None:
         lines.extend((f"# HELP rsd_edge_{name} {what}", f"# TYPE rsd_edge_{name} {kind}"))
@@ -178,7 +180,9 @@ def prometheus(statistics: Statistics) -> str:
         ("dropped", "Frames that gave way to newer ones."),
         ("reconnects", "Times that the source came back."),
     ):
-        metric(f"frames_{name}_total" if name != "reconnects" else "reconnects_total", "counter", what, ("", found[name]))
+        metric(
+            f"frames_{name}_total" if name != "reconnects" else "reconnects_total", "counter", what, ("", found[name])
+        )
     metric("tiles_reused_ratio", "gauge", "Share of tiles that were not computed again.", ("", found["tiles_reused"]))
     _summary(lines, "latency_seconds", "From capture to delivery, of the last frames.", [("", statistics.latency)])
     stages = [(name, times) for name, times in statistics.stages.items()]
