@@ -77,12 +77,15 @@ class _Forecast:
         self.waiting = False
         """A prepared frame has not been begun."""
         self.busy_since: float | None = None
-        self.engine = self.preparation = 0.0
+        self.engine: float | None = None
+        self.preparation: float | None = None
 
-    def wanted_in(self, now: float) -> float:
-        """Seconds until preparation should begin, so that it ends when the engine does."""
+    def wanted_in(self, now: float) -> float | None:
+        """Seconds until preparation should begin, so that it ends when the engine does; None while that is unknown."""
         if self.busy_since is None:
             return 0.0
+        if self.engine is None or self.preparation is None:
+            return None
         return max(0.0, self.busy_since + self.engine - self.preparation - now)
 
 
@@ -271,5 +274,5 @@ class LiveRunner:
             sink.write(result)
 
 
-def _smooth(old: float, new: float) -> float:
-    return new if not old else old + _SMOOTHING * (new - old)
+def _smooth(old: float | None, new: float) -> float:
+    return new if old is None else old + _SMOOTHING * (new - old)
