@@ -22,7 +22,9 @@ ENDLESS = [1 << 20]
 class Run:
     """A run on a virtual clock and what came of it."""
 
-    def __init__(self, script: list[int | None], limits: RunLimits, *, sink_seconds: float = 0.0, **stages: Any) -> None:
+    def __init__(
+        self, script: list[int | None], limits: RunLimits, *, sink_seconds: float = 0.0, **stages: Any
+    ) -> None:
         self.clock = VirtualClock()
         self.source = ScriptedSource(self.clock, script, PERIOD)
         self.statistics = Statistics(self.clock.now)

@@ -49,8 +49,8 @@ def gstreamer_source(name: str, pipeline: str) -> Source:
 
 
 def opencv_has_gstreamer() -> bool:
-    """Judged by what OpenCV says of itself."""
-    return cv2.CAP_GSTREAMER in cv2.videoio_registry.getBackends()
+    """Built in or there as a plugin."""
+    return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))
 
 
 class OpenCvGstreamerSource:

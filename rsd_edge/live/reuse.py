@@ -12,7 +12,7 @@ from rsd_edge.tiling import TilePlan, TileReader
 
 _BLOCK = 8
 """A side of the smallest thing whose change counts: sensor noise averages out over it, a finger does not."""
-_CALM = 0.5
+_CALM = 0.75
 """Of the threshold: below, a tile that was computed with every frame is at rest again."""
 
 

@@ -26,7 +26,7 @@ class StreamSettings:
     byte."""
     reuse_threshold: float = 0.0
     """Grey levels: tiles are left as they are while no 8x8 pixels of theirs have changed by more than this on average;
-    a tile that moves is computed until it changes by less than half of it. 0: no change at all."""
+    a tile that moves is computed until it changes by less than three quarters of it. 0: no change at all."""
     refresh: int = 60
     """Frames after which a tile is computed again at the latest, if there is a threshold."""
 
