@@ -243,3 +243,33 @@ def test_pictures_too_small_for_flow_keep_their_noise(resolver: SuperResolver, p
     path = LivePath(resolver.engine, StreamSettings(temporal="flow"))
     for image in (photo(9, 12), photo(9, 13)):
         assert np.array_equal(through(path, image)[0], resolver(image))
+
+
+def test_a_film_from_python_gives_what_single_calls_give(resolver: SuperResolver, photo: Photo) -> None:
+    image = photo(48, 64)
+    film = [image, image, spot(image, 9, 9), photo(40, 52)]
+    taken: list[int] = []
+
+    def frames() -> Iterator[Image]:
+        for index, picture in enumerate(film):
+            taken.append(index)
+            yield picture
+
+    results = resolver.stream(frames(), seed=4, scale=3.0)
+    assert taken == []
+    first = next(results)
+    assert taken == [0]
+    assert np.array_equal(resolver(image, seed=4, scale=3.0), first)  # in between, the engine is free
+    others = list(results)
+    assert others[0] is first
+    for picture, made in zip(film[1:], others, strict=True):
+        assert np.array_equal(made, resolver(picture, seed=4, scale=3.0))
+
+
+def test_bad_films_are_told(resolver: SuperResolver) -> None:
+    with pytest.raises(InputError, match="temporal"):
+        resolver.stream([], temporal="wild")
+    with pytest.raises(InputError, match="image 0 of the film has dtype uint16"):
+        next(resolver.stream([np.zeros((8, 8, 3), np.uint16)]))  # type: ignore[list-item]
+    with pytest.raises(InputError, match="gray"):
+        next(resolver.stream([np.zeros((8, 8), np.uint8)]))

@@ -168,7 +168,7 @@ def test_an_address_in_use_is_told(statistics: Statistics) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OutputError, match="cannot serve on 127.0.0.1:.*choose another"):
+        with pytest.raises(OutputError, match=r"cannot serve on 127.0.0.1:.*choose another"):
             PageSink(Address("127.0.0.1", taken.getsockname()[1], None), "test", statistics)
 
 

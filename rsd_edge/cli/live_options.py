@@ -263,6 +263,7 @@ class _Display:
 
 def table(source: str, found: Mapping[str, Any]) -> Any:
     """What a terminal shows of `Statistics.now`."""
+    from rich.console import Group
     from rich.table import Table
 
     def times(entry: Mapping[str, float] | None) -> list[str]:
@@ -275,10 +276,10 @@ def table(source: str, found: Mapping[str, Any]) -> Any:
         f"{found['delivered']} frames, {found['dropped']} dropped, {found['reconnects']} reconnections, "
         f"{found['tiles_reused']:.0%} of tiles reused"
     )
-    shown = Table(title=title, caption=note, title_justify="left", caption_justify="left")
+    shown = Table()
     for heading in ("ms", "p50", "p95", "p99"):
         shown.add_column(heading, justify="left" if heading == "ms" else "right")
     shown.add_row("[bold]latency", *times(found["latency_ms"]))
     for name, entry in found["stages_ms"].items():
         shown.add_row(name, *times(entry))
-    return shown
+    return Group(title, shown, note)

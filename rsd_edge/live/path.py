@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket, TileEngine
-from rsd_edge.errors import BackendError
+from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DetailCompositor, bicubic_x4, check_frame
 from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.motion import FixedNoise, FlowNoise, TileNoise
@@ -160,6 +162,18 @@ class LivePath:
             film.last = self._composed(work, film)
             film.delivered = _read_only(self._reduced(film, film.last))
         return film.delivered
+
+    def stream(self, images: Iterable[Picture], engine_free: AbstractContextManager[Any]) -> Iterator[Picture]:
+        """All three parts for one image after the other; `engine_free` is entered for each."""
+        for index, image in enumerate(images):
+            frame = check_frame(image)
+            if frame.dtype != np.uint8:
+                raise InputError(f"image {index} of the film has dtype {frame.dtype}; films are of uint8")
+            with engine_free:
+                work = self.prepare(LiveFrame(index, 0.0, frame))
+                self.infer(work)
+                result = self.finish(work)
+            yield result
 
     def warm_up(self, height: int, width: int) -> None:
         """Do what the first frame of that size would otherwise wait for. Raises BackendError, InputError."""
