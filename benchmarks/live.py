@@ -2,8 +2,9 @@
 
     python -P benchmarks/live.py --json benchmarks/reports/live.json --films ../shared/data/video
 
-The sizes run on the moving test pattern at 24 fps, which moves in every frame; the sink is null. Latency is from the moment at which the source hands a frame over until all sinks have its result. The
-films are read ahead of the measurement, reduced to `--width`, and enlarged without dropping, with and without reuse.
+The sizes run on the moving test pattern at 24 fps, without reuse, into nothing. Latency is from the moment at which the
+source hands a frame over until all sinks have its result. The films are read ahead of the measurement, reduced to
+`--width`, and enlarged without dropping, with and without reuse.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ def live_run(resolver: SuperResolver, width: int, height: int, seconds: float, r
     return found
 
 
-def read_film(path: Path, width: int, most: int) -> list[Image]:
-    """The first frames of a film, reduced."""
-    frames = []
+def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
+    """Frames `start` to `start + most - 1` of a film, reduced."""
+    frames: list[Image] = []
     with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
+        for index, frame in enumerate(container.decode(video=0)):
+            if index < start:
+                continue
             height = round(width * frame.height / frame.width / 2) * 2
             image = cv2.resize(frame.to_ndarray(format="bgr24"), (width, height), interpolation=cv2.INTER_AREA)
             frames.append(np.asarray(image, np.uint8))
@@ -115,8 +118,9 @@ def reuse(resolver: SuperResolver, film: list[Image]) -> list[dict[str, Any]]:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--seconds", default=8.0, show_default=True, help="Of each live run.")
 @click.option("--films", type=click.Path(path_type=Path, exists=True), help="The folder of the films.")
-@click.option("--width", default=160, show_default=True, help="Of the films when reduced.")
-@click.option("--frames", default=150, show_default=True, help="Of each film.")
+@click.option("--width", default=240, show_default=True, help="Of the films when reduced.")
+@click.option("--start", default=160, show_default=True, help="First frame of each film.")
+@click.option("--frames", default=80, show_default=True, help="Of each film.")
 @click.option("--tile", default=64, show_default=True, help="Of the films: smaller tiles rest more often.")
 @click.option("--note", default="", help="About the machine, such as what else it did.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
@@ -127,6 +131,7 @@ def main(
     seconds: float,
     films: Path | None,
     width: int,
+    start: int,
     frames: int,
     tile: int,
     note: str,
@@ -156,7 +161,7 @@ def main(
         document["reuse_tile"] = tile
         with SuperResolver.load(engine, tile=tile, **options) as resolver:
             for name in FILMS:
-                film = read_film(films / f"{name}.mp4", width, frames)
+                film = read_film(films / f"{name}.mp4", width, start, frames)
                 rows = reuse(resolver, film)
                 document["reuse"][name] = {"size": film[0].shape[1::-1], "frames": len(film), "rows": rows}
                 click.echo(json.dumps(document["reuse"][name]))

@@ -90,6 +90,7 @@ def run_live(
     from rsd_edge.live.receiver import Reconnection
     from rsd_edge.live.runner import LiveRunner, RunLimits
     from rsd_edge.live.settings import StreamSettings
+    from rsd_edge.live.sinks import WindowSink
     from rsd_edge.live.sources import CaptureRequest, open_source
     from rsd_edge.live.statistics import Statistics
 
@@ -113,11 +114,11 @@ def run_live(
         sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)
         runner = LiveRunner(source, LivePath(resolver.engine, stream), sinks, clock, statistics, limits)
         with _Display(source.name, statistics) as display:
-            window = next((sink for sink in sinks if sink.name == "window"), None)
+            window = next((sink for sink in sinks if isinstance(sink, WindowSink)), None)
 
             def watch() -> bool:
                 display.update()
-                return (window is None or window.show()) and not ended  # type: ignore[attr-defined]
+                return (window is None or window.show()) and not ended
 
             try:
                 runner.run(watch, _TICK if window is None else _WINDOW_TICK)
