@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from live_tables import live_tables
 
 from rsd_edge.stream.atomic import atomic_file
 
@@ -52,6 +53,10 @@ class Tables:
             "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
         }
+
+    def add(self, makers: dict[str, Callable[[], str]]) -> None:
+        """Further tables."""
+        self._by_name |= makers
 
     def fill(self, text: str) -> str:
         """The text with all its tables made anew. Raises KeyError for a table that does not exist."""
@@ -115,13 +120,19 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _load(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 @click.command()
 @click.option("--reports", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of JSON files.")
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
     names = ("quality", "engines", "frame-breakdown")
-    tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
+    tables = Tables(*(_load(reports / f"{name}.json") for name in names))
+    tables.add(live_tables(_load(reports / "live.json"), _load(reports / "temporal.json"), table))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))
         with atomic_file(path) as file:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import pickle
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +51,8 @@ def _served(kind: str, port: int, frames: int) -> Iterator[int]:
 def start(kind: str, port: int, frames: int) -> subprocess.Popen[bytes]:
     """A server that listens."""
     process = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__)), kind, str(port), str(frames)], stdout=subprocess.PIPE
+        [sys.executable, "-S", "-E", str(Path(__file__)), kind, str(port), str(frames), str(_parts_file(kind))],
+        stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"listening\n"
@@ -54,12 +60,22 @@ def start(kind: str, port: int, frames: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def _main(kind: str, port: int, frames: int) -> None:
+@cache
+def _parts_file(kind: str) -> Path:
+    """What is sent, made here: a server that imports nothing of this revives at once."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / kind
+    path.write_bytes(pickle.dumps(_jpegs() if kind == "mjpeg" else _packets()))
+    return path
+
+
+def _main(kind: str, port: int, frames: int, parts_file: str) -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     listener.listen()
-    parts = _jpegs() if kind == "mjpeg" else _packets()
+    parts = pickle.loads(Path(parts_file).read_bytes())
     sys.stdout.write("listening\n")
     sys.stdout.flush()
     while True:
@@ -122,4 +138,4 @@ def _packets() -> list[bytes]:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
