@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import web_driver
 
-from rsd_edge.errors import InputError, OutputError
+from rsd_edge.errors import InputError, MissingDependencyError, OutputError
 from rsd_edge.live.address import Address
 from rsd_edge.live.frames import LiveFrame, LiveResult
 from rsd_edge.live.statistics import Statistics
@@ -124,6 +126,13 @@ def test_other_sites_and_wrong_tokens_are_refused() -> None:
     assert not wide.admits("10.0.0.5:8080", None, "wrong-token")
     assert not wide.admits("127.0.0.1:8080", None, None)
     assert not wide.admits("10.0.0.5:8080", "http://evil.example", "right-token")
+
+
+def test_without_its_library_the_cure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "rsd_edge.live.server")
+    with pytest.raises(MissingDependencyError, match=r"--serve needs 'aiohttp'; run: pip install 'rsd-edge\[serve\]'"):
+        importlib.import_module("rsd_edge.live.server")
 
 
 def test_the_page_and_its_numbers_are_served(page: PageSink) -> None:

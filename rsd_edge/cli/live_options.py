@@ -20,7 +20,8 @@ from rsd_edge.stream.atomic import make_folder, write_json
 
 if TYPE_CHECKING:
     from rsd_edge.live.clock import Clock
-    from rsd_edge.live.runner import Sink
+    from rsd_edge.live.runner import RunLimits, Sink
+    from rsd_edge.live.settings import StreamSettings
     from rsd_edge.live.statistics import Statistics
     from rsd_edge.resolver import SuperResolver
     from rsd_edge.stream.batch import RunSettings
@@ -89,20 +90,11 @@ def run_live(
     from rsd_edge.live.path import LivePath
     from rsd_edge.live.receiver import Reconnection
     from rsd_edge.live.runner import LiveRunner, RunLimits
-    from rsd_edge.live.settings import StreamSettings
     from rsd_edge.live.sinks import WindowSink
     from rsd_edge.live.sources import CaptureRequest, open_source
     from rsd_edge.live.statistics import Statistics
 
-    stream = StreamSettings(
-        seed=settings.seed,
-        strength=settings.strength,
-        scale=settings.scale,
-        temporal=options["temporal"],
-        reuse=not options["no_reuse"],
-        reuse_threshold=options["reuse_threshold"],
-        refresh=options["reuse_refresh"],
-    )
+    stream = _stream_settings(options, settings)
     limits = RunLimits(options["drop"], for_videos["max_frames"], Reconnection(max_outage=options["max_outage"]))
     size, rate = _parse_capture(options["capture"])
     clock = SystemClock()
@@ -128,6 +120,20 @@ def run_live(
                     write_json(report_path, _report(source.name, stream, limits, engine, statistics))
         click.echo(_summary(source.name, statistics), err=True)
     return 128 + ended[0] if ended else 0
+
+
+def _stream_settings(options: Mapping[str, Any], settings: RunSettings) -> StreamSettings:
+    from rsd_edge.live.settings import StreamSettings
+
+    return StreamSettings(
+        seed=settings.seed,
+        strength=settings.strength,
+        scale=settings.scale,
+        temporal=options["temporal"],
+        reuse=not options["no_reuse"],
+        reuse_threshold=options["reuse_threshold"],
+        refresh=options["reuse_refresh"],
+    )
 
 
 def _sinks(
@@ -205,7 +211,9 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
-def _report(source: str, stream: Any, limits: Any, engine: Mapping[str, Any], statistics: Statistics) -> dict[str, Any]:
+def _report(
+    source: str, stream: StreamSettings, limits: RunLimits, engine: Mapping[str, Any], statistics: Statistics
+) -> dict[str, Any]:
     from rsd_edge import __version__
     from rsd_edge.machine import cpu_name, usable_cores
 
