@@ -39,14 +39,16 @@ FILMS = ("intel_bottle", "intel_one-by-one-person")
 THRESHOLDS = (0.0, 3.0, 6.0)
 
 
-def live_run(resolver: SuperResolver, width: int, height: int, seconds: float, rate: float = RATE) -> dict[str, Any]:
-    """The report of a run over the test pattern, without its first second."""
+def live_run(
+    resolver: SuperResolver, width: int, height: int, seconds: float, rate: float = RATE, drop: str = "newest"
+) -> dict[str, Any]:
+    """The report of a run over the test pattern."""
     clock = SystemClock()
     statistics = Statistics(clock.now)
     path = LivePath(resolver.engine, StreamSettings(reuse=False))
     path.warm_up(height, width)
     source = PatternSource(clock, width, height, rate)
-    runner = LiveRunner(source, path, [NullSink()], clock, statistics, RunLimits())
+    runner = LiveRunner(source, path, [NullSink()], clock, statistics, RunLimits(drop=drop))
     end = clock.now() + seconds
     processor = time.process_time()
     runner.run(lambda: clock.now() < end)
@@ -74,42 +76,51 @@ def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
     return frames
 
 
-def enlarge(resolver: SuperResolver, film: list[Image], settings: StreamSettings) -> tuple[float, float, list[Image]]:
-    """Seconds, share of tiles computed, and results."""
-    path = LivePath(resolver.engine, settings)
-    path.warm_up(*film[0].shape[:2])
-    computed = tiles = 0
-    results = []
-    began = time.perf_counter()
-    for index, image in enumerate(film):
-        work = path.prepare(LiveFrame(index, 0.0, image))
-        path.infer(work)
-        results.append(path.finish(work))
-        computed, tiles = computed + work.computed, tiles + work.tiles
-    return time.perf_counter() - began, computed / tiles, results
+class Contender:
+    """One way to enlarge a film, frame by frame, with what it cost."""
+
+    def __init__(self, resolver: SuperResolver, settings: StreamSettings, height: int, width: int) -> None:
+        self.threshold = settings.reuse_threshold
+        self._path = LivePath(resolver.engine, settings)
+        self._path.warm_up(height, width)
+        self.seconds = 0.0
+        self.computed = self.tiles = 0
+
+    def __call__(self, index: int, image: Image) -> Image:
+        began = time.perf_counter()
+        work = self._path.prepare(LiveFrame(index, 0.0, image))
+        self._path.infer(work)
+        result = self._path.finish(work)
+        self.seconds += time.perf_counter() - began
+        self.computed, self.tiles = self.computed + work.computed, self.tiles + work.tiles
+        return result
 
 
 def reuse(resolver: SuperResolver, film: list[Image]) -> list[dict[str, Any]]:
-    """Speed-up and difference at several thresholds, against the same path without reuse."""
-    plain, _, reference = enlarge(resolver, film, StreamSettings(reuse=False))
-    rows = []
-    for threshold in THRESHOLDS:
-        seconds, share, results = enlarge(resolver, film, StreamSettings(reuse_threshold=threshold))
-        differences = [cv2.absdiff(a, b) for a, b in zip(results, reference, strict=True)]
-        squared = np.mean([np.mean(np.square(item, dtype=np.float32)) for item in differences])
-        rows.append(
-            {
-                "threshold": threshold,
-                "tiles_computed": round(share, 4),
-                "times_as_fast": round(plain / seconds, 2),
-                "mean_difference": round(float(np.mean([item.mean() for item in differences])), 4),
-                "largest_difference": int(max(item.max() for item in differences)),
-                "psnr_db": None if squared == 0 else round(float(10 * np.log10(255**2 / squared)), 2),
-                "ms_per_frame": round(1000 * seconds / len(film), 2),
-                "ms_per_frame_without": round(1000 * plain / len(film), 2),
-            }
-        )
-    return rows
+    """Speed-up and difference at several thresholds, against the same path without reuse, in turns at each frame."""
+    size = film[0].shape[:2]
+    plain = Contender(resolver, StreamSettings(reuse=False), *size)
+    others = [Contender(resolver, StreamSettings(reuse_threshold=threshold), *size) for threshold in THRESHOLDS]
+    differences: list[list[Image]] = [[] for _ in others]
+    for index, image in enumerate(film):
+        reference = plain(index, image)
+        for other, found in zip(others, differences, strict=True):
+            found.append(np.asarray(cv2.absdiff(other(index, image), reference), np.uint8))
+    return [_reuse_row(other, plain, found) for other, found in zip(others, differences, strict=True)]
+
+
+def _reuse_row(other: Contender, plain: Contender, differences: list[Image]) -> dict[str, Any]:
+    squared = float(np.mean([np.mean(np.square(item, dtype=np.float32)) for item in differences]))
+    return {
+        "threshold": other.threshold,
+        "tiles_computed": round(other.computed / other.tiles, 4),
+        "times_as_fast": round(plain.seconds / other.seconds, 2),
+        "mean_difference": round(float(np.mean([item.mean() for item in differences])), 4),
+        "largest_difference": int(max(item.max() for item in differences)),
+        "psnr_db": None if squared == 0 else round(float(10 * np.log10(255**2 / squared)), 2),
+        "ms_per_frame": round(1000 * other.seconds / len(differences), 2),
+        "ms_per_frame_without": round(1000 * plain.seconds / len(differences), 2),
+    }
 
 
 @click.command()
@@ -155,6 +166,8 @@ def main(
         for wide, high in SIZES:
             document["sizes"].append(live_run(resolver, wide, high, seconds))
             click.echo(json.dumps(document["sizes"][-1]))
+        document["without_dropping"] = live_run(resolver, *SIZES[0], seconds, drop="none")
+        click.echo(json.dumps(document["without_dropping"]))
         document["slow_engine"] = live_run(resolver, 480, 270, seconds, rate=30.0)
         click.echo(json.dumps(document["slow_engine"]))
     if films is not None:

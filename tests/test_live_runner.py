@@ -64,6 +64,17 @@ def test_preparation_overlaps_with_the_engine_and_ends_when_it_does() -> None:
     assert max(run.sink.ages[2:]) < PERIOD + 0.02 + 0.1037 + 0.01 + 1e-9
 
 
+def test_an_engine_whose_time_varies_gets_no_frame_that_has_waited_for_it() -> None:
+    run = Run(ENDLESS, RunLimits(max_frames=60), pre=0.004)
+    engines = [0.1, 0.1, 0.1, 0.3, 0.12, 0.25] * 10
+    left = iter(engines)
+    run.stages.infer = lambda job: run.clock.spend(next(left))  # type: ignore[method-assign]
+    run.go()
+    waits = [age - engine for age, engine in zip(run.sink.ages, engines, strict=True)]
+    # Of the longest time, a fiftieth of what it exceeds the others by is forgotten in each frame: less than 0.02 s.
+    assert max(waits[5:]) < PERIOD + 0.004 + 0.02
+
+
 def test_a_fast_engine_drops_nothing() -> None:
     run = Run(ENDLESS, RunLimits(max_frames=50), pre=0.001, engine=0.02, post=0.001).go()
     assert run.sink.indices == list(range(50))

@@ -23,7 +23,7 @@ _MOST_UNDER_WAY = 3
 """Frames between mailbox and sink: behind a sink that is slow, more would only grow old."""
 _WAITING = 4
 """Frames that wait for the engine if none may be dropped."""
-_SMOOTHING = 0.25
+_SMOOTHING = 0.02
 _LONGEST_READ = 6.0
 """Seconds that a source may take to notice that it is not wanted any more."""
 
@@ -78,6 +78,8 @@ class _Forecast:
         """A prepared frame has not been begun."""
         self.busy_since: float | None = None
         self.engine: float | None = None
+        """Seconds, rather too many: a frame that is prepared too early grows old, and one that is prepared too late
+        costs the engine no more than the time of its preparation."""
         self.preparation: float | None = None
 
     def wanted_in(self, now: float) -> float | None:
@@ -239,7 +241,7 @@ class LiveRunner:
                 _, seconds = self._timed("engine", self._stages.infer, entry[1])
                 with self._clock.changing():
                     self._forecast.busy_since = None
-                    self._forecast.engine = _smooth(self._forecast.engine, seconds)
+                    self._forecast.engine = max(seconds, _smooth(self._forecast.engine, seconds))
                 if not self._computed.put(entry):
                     return
         finally:
