@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,8 @@ class Broadcast:
     def offer(self, result: LiveResult) -> None:
         """From any thread: there is a newer result. Never waits."""
         self.latest = result
-        self._loop.call_soon_threadsafe(self._announce)
+        with suppress(RuntimeError):  # the loop has been closed, and nobody looks any more
+            self._loop.call_soon_threadsafe(self._announce)
 
     async def packet(self, seen: int) -> Packet | None:
         """The newest result, after waiting for one that is not number `seen`; None when there will be no more."""

@@ -42,7 +42,8 @@ def open_source(text: str, clock: Clock, request: CaptureRequest | None = None) 
         return V4l2Source(text, request.size, request.rate)
     scheme, separator, rest = text.partition(":")
     if scheme == "gst" and rest.strip():
-        return gstreamer_source(text, rest.strip().strip('"'))
+        quoted = re.fullmatch(r'\s*"([^"]*)"\s*', rest)
+        return gstreamer_source(text, quoted[1] if quoted else rest.strip())
     if scheme == "csi" and re.fullmatch(r"//\d{1,2}", rest):
         return gstreamer_source(text, csi_pipeline(int(rest[2:]), request.size, request.rate))
     if scheme.lower() in _STREAMS and separator and rest.startswith("//") and len(rest) > 2:

@@ -153,9 +153,9 @@ class Statistics:
 
 def _mean_rate(times: Series) -> float | None:
     values = times.latest()
-    return (
-        round((len(values) - 1) / (values[-1] - values[0]), 3) if len(values) > 1 and values[-1] > values[0] else None
-    )
+    if len(values) < 2 or values[-1] == values[0]:
+        return None
+    return round(float((len(values) - 1) / (values[-1] - values[0])), 3)
 
 
 def _milliseconds(found: dict[str, float] | None) -> dict[str, float] | None:
