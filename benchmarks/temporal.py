@@ -3,7 +3,8 @@
     python -P benchmarks/temporal.py --films ../shared/data/video --json benchmarks/reports/temporal.json \
         --peer realesr-general-x4v3.ncnn.param realesr-general-x4v3.ncnn.bin
 
-Each film is reduced to `--width` and enlarged again, frame by frame. Two figures, in grey levels of luma:
+Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph.
+Two figures, in grey levels of luma:
 
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
   enlarged) and compared where the inputs agree after the same motion to within four levels. Lower is steadier.
@@ -32,10 +33,13 @@ from rsd_edge.bench.peer import NcnnPeer
 from rsd_edge.frames import SCALE, bicubic_x4
 from rsd_edge.machine import cpu_name
 from rsd_edge.opencv import cv2
+from rsd_edge.stream.images import read_image
 
 Image = NDArray[np.uint8]
 Plane = NDArray[np.float32]
 FILMS = ("bbb_480p_30s", "intel_bottle", "intel_car", "intel_one-by-one-person")
+PHOTO = Path(__file__).parents[1] / "assets" / "reference" / "foliage.jpg"
+PAN = (128, 90)
 _AGREE = 4.0
 _STILL = 2
 
@@ -52,6 +56,17 @@ def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
             frames.append(np.asarray(image, np.uint8))
             if len(frames) == most:
                 break
+    return frames
+
+
+def pan(width: int, height: int, most: int) -> list[Image]:
+    """A window that moves over a photograph by one and a half pixels in each frame, and a little up and down."""
+    photo = read_image(PHOTO)
+    frames = []
+    for index in range(most):
+        x, y = 6 * index % (photo.shape[1] - SCALE * width), round(20 + 20 * np.sin(index / 9))
+        window = photo[y : y + SCALE * height, x : x + SCALE * width]
+        frames.append(np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
     return frames
 
 
@@ -126,7 +141,7 @@ def all_methods(
 @click.option("--precision", default="int8", show_default=True)
 @click.option("--peer", nargs=2, type=click.Path(path_type=Path, exists=True), help="An ncnn .param and .bin.")
 @click.option("--width", default=160, show_default=True)
-@click.option("--start", default=30, show_default=True, help="First frame of each film.")
+@click.option("--start", default=200, show_default=True, help="First frame of each film.")
 @click.option("--frames", default=40, show_default=True)
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(
@@ -152,8 +167,8 @@ def main(
     }
     network = NcnnPeer(*peer, 2) if peer else None
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
-        for name in FILMS:
-            film = read_film(films / f"{name}.mp4", width, start, frames)
+        for name in (*FILMS, "pan"):
+            film = pan(*PAN, frames) if name == "pan" else read_film(films / f"{name}.mp4", width, start, frames)
             motion, base = Motion(film), [bicubic(image) for image in film]
             methods = all_methods(resolver, network, film, base)
             rows = {method: motion.measure(make(), base) for method, make in methods.items()}

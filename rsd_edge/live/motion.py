@@ -17,6 +17,8 @@ _FRESH_ROWS = 1 << 20
 _STILL_PIXELS = 0.3
 _STILL_LEVELS = 4.0
 """A place that moves by less and changes by less stands still: flow trembles with the noise of a sensor."""
+_UNSEEN_LEVELS = 1.5
+"""Whatever flow says of a place that changes by less: on flat ground it guesses."""
 _TINY_PIXELS = 0.02
 _BLOCK = 5
 _CUT_LEVELS = 20.0
@@ -118,7 +120,8 @@ class FlowNoise:
         if float(np.mean(cv2.absdiff(gray, matched))) > _CUT_LEVELS:
             return False
         length = np.hypot(flow[..., 0], flow[..., 1])
-        still = (length < _TINY_PIXELS) | ((length < _STILL_PIXELS) & (change < _STILL_LEVELS))
+        still = (length < _TINY_PIXELS) | (change < _UNSEEN_LEVELS)
+        still |= (length < _STILL_PIXELS) & (change < _STILL_LEVELS)
         carried = _carried(self._shift, origin)
         self._shift = np.where(still[..., None], self._shift, carried + flow)
         return True
