@@ -158,7 +158,7 @@ def test_a_pipeline_comes_through_a_pipe_and_ends_with_its_process() -> None:
 
 
 @pytest.mark.parametrize("serve", [mjpeg_server, ts_server])
-def test_streams_are_read_and_their_end_is_noticed(serve: Any) -> None:
+def test_streams_are_read_and_their_end_is_noticed(serve: Any, capfd: pytest.CaptureFixture[str]) -> None:
     with serve(frames=12) as url:
         capture = StreamSource(url).open()
         pictures = []
@@ -169,3 +169,4 @@ def test_streams_are_read_and_their_end_is_noticed(serve: Any) -> None:
     assert pictures[0].shape == (48, 64, 3)
     with pytest.raises(CameraError, match="does not answer or sends no video"):
         StreamSource(url).open()
+    assert capfd.readouterr().err == ""

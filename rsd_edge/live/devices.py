@@ -14,7 +14,7 @@ import numpy as np
 
 from rsd_edge.errors import CameraError
 from rsd_edge.live.frames import Picture
-from rsd_edge.opencv import cv2
+from rsd_edge.opencv import cv2, quiet
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ class StreamSource:
 def _open(target: str, api: int, options: Sequence[int]) -> Any | None:
     """A VideoCapture, or None if it does not open."""
     try:
-        capture = cv2.VideoCapture(target, api, options)
+        with quiet():
+            capture = cv2.VideoCapture(target, api, options)
     except cv2.error:
         return None
     if capture.isOpened():

@@ -18,7 +18,7 @@ from rsd_edge.errors import CameraError
 from rsd_edge.live.devices import OpenCvCapture
 from rsd_edge.live.frames import Picture
 from rsd_edge.live.receiver import Capture, Source
-from rsd_edge.opencv import cv2
+from rsd_edge.opencv import cv2, quiet
 
 _LAUNCHER = "gst-launch-1.0"
 _NEWEST = "videoconvert ! video/x-raw,format=BGR ! appsink max-buffers=1 drop=true sync=false"
@@ -61,7 +61,8 @@ class OpenCvGstreamerSource:
 
     def open(self) -> Capture:
         """See Source."""
-        capture = cv2.VideoCapture(self._pipeline, cv2.CAP_GSTREAMER)
+        with quiet():
+            capture = cv2.VideoCapture(self._pipeline, cv2.CAP_GSTREAMER)
         if not capture.isOpened():
             capture.release()
             raise CameraError(f"{self.name}: the pipeline does not start; try it with '{_LAUNCHER} {self._pipeline}'")

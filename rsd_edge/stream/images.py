@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsd_edge.errors import ImageReadError
-from rsd_edge.opencv import cv2
+from rsd_edge.opencv import cv2, quiet
 from rsd_edge.stream.encoders import Layout, Pixels
 from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, bare_png, parse_header, sniff_format
 from rsd_edge.stream.results import plan_result, to_bytes
@@ -24,7 +22,6 @@ MAX_PIXELS = 50_000_000
 """Largest input by default: with three bytes a pixel it takes 150 MB, and its result at x4 a file of up to 2.4 GB."""
 
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
-_OPENCV_SILENT = 0
 _ROWS_AT_ONCE = 256
 
 
@@ -110,7 +107,7 @@ def write_image(path: Path | str, image: Pixels) -> None:
 def _decode(data: bytes, header: ImageHeader) -> npt.NDArray[Any] | None:
     """As stored, apart from TIFF, which OpenCV turns upright; None if that is not what the header announces."""
     data = bare_png(data) if header.format == "PNG" else data
-    with _quiet_opencv():
+    with quiet():
         try:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
@@ -185,16 +182,3 @@ def _cure(reason: str) -> str:
     if "video" in reason:
         return "name it after its format, such as .mp4 or .mkv, to have it enlarged as one"
     return "copy or download it again" if incomplete else f"convert it to {_FORMATS}"
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Keep decoder messages off the terminal: the caller gets one exception that says it all."""
-    # OpenCV 5 moved these; in OpenCV 4 they are in the root.
-    logging = getattr(cv2.utils, "logging", cv2)
-    level = logging.getLogLevel()
-    logging.setLogLevel(_OPENCV_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
