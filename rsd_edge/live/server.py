@@ -19,8 +19,10 @@ from rsd_edge.opencv import cv2
 
 try:
     from aiohttp import WSMsgType, web
-except ModuleNotFoundError:
-    raise MissingDependencyError("--serve needs 'aiohttp'; run: pip install 'rsd-edge[serve]'") from None
+except ModuleNotFoundError:  # told when a page is asked for
+    _AVAILABLE = False
+else:
+    _AVAILABLE = True
 
 _MOST_CLIENTS = 8
 _SECONDS_TO_START = 10.0
@@ -49,7 +51,10 @@ class PageSink:
     def __init__(
         self, address: Address, source: str, statistics: Statistics, most_clients: int = _MOST_CLIENTS
     ) -> None:
-        """most_clients: that watch at once. Raises OutputError if the address cannot be had."""
+        """most_clients: that watch at once. Raises OutputError if the address cannot be had, MissingDependencyError
+        without aiohttp."""
+        if not _AVAILABLE:
+            raise MissingDependencyError("--serve needs 'aiohttp'; run: pip install 'rsd-edge[serve]'")
         self._address, self._source, self._statistics, self._most = address, source, statistics, most_clients
         self.watching = 0
         """Clients that get pictures."""
@@ -109,7 +114,14 @@ class PageSink:
             await runner.cleanup()
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[self._guard])
+        @web.middleware
+        async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
+            if not self._admits(request):
+                raise web.HTTPForbidden(text="the token is missing or wrong; open the address that rsd-edge printed\n")
+            response: web.StreamResponse = await handler(request)
+            return response
+
+        application = web.Application(middlewares=[guard])
         for path in _PAGE:
             application.router.add_get(path, self._file)
         application.router.add_get("/ws", self._socket)
@@ -119,14 +131,10 @@ class PageSink:
         application.router.add_get("/metrics", self._metrics)
         return application
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    def _admits(self, request: web.Request) -> bool:
         bearer = request.headers.get("Authorization", "")
         token = request.query.get("token") or bearer.removeprefix("Bearer ") or request.cookies.get("rsd-edge-token")
-        if not self._address.admits(request.headers.get("Host"), request.headers.get("Origin"), token):
-            raise web.HTTPForbidden(text="the token is missing or wrong; open the address that rsd-edge printed\n")
-        response: web.StreamResponse = await handler(request)
-        return response
+        return self._address.admits(request.headers.get("Host"), request.headers.get("Origin"), token)
 
     async def _file(self, request: web.Request) -> web.Response:
         name, kind = _PAGE[request.path]
