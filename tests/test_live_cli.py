@@ -158,6 +158,7 @@ def test_mistakes_are_told_in_one_line(toy_bundle: Path, tmp_path: Path, capsys:
         ("--camera", "test", "--max-outage", "0", "-o", "null"): "max-outage is 0",
         ("--camera", "test", "--serve", "x", "-o", "null"): "serve is 'x'",
         ("photo.png",): "Missing option '-o'",
+        ("photo.png", "-o", "out.png", "--serve", "8080"): "--serve: for cameras; add --camera, or leave it out",
         ("-o", "out.png"): "Missing argument 'INPUT...'",
     }
     for arguments, message in cases.items():

@@ -58,7 +58,7 @@ _OPTIONS = (
     click.option("--serve", metavar="[HOST:]PORT", help="Show camera results to browsers."),
     click.option("--serve-token", metavar="TOKEN", help="What browsers elsewhere have to give; made up if not given."),
 )  # fmt: skip
-_NAMES = (
+LIVE_OPTIONS = (
     "camera", "capture", "drop", "max_outage", "temporal", "no_reuse", "reuse_threshold", "reuse_refresh", "window",
     "virtual_camera", "serve", "serve_token",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def live_options(command: CommandT) -> CommandT:
 
 def take_live_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of cameras from those of a command and return them."""
-    return {name: options.pop(name) for name in _NAMES}
+    return {name: options.pop(name) for name in LIVE_OPTIONS}
 
 
 def run_live(
@@ -116,8 +116,7 @@ def run_live(
                 runner.run(watch, _TICK if window is None else _WINDOW_TICK)
             finally:  # a run that fails has an account as well
                 if report_path is not None:
-                    engine = resolver.choice.record() if resolver.choice else {}
-                    write_json(report_path, _report(source.name, stream, limits, engine, statistics))
+                    write_json(report_path, _report(source.name, stream, limits, resolver.record(), statistics))
         click.echo(_summary(source.name, statistics), err=True)
     return 128 + ended[0] if ended else 0
 

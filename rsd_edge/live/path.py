@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,13 +162,13 @@ class LivePath:
             film.delivered = _read_only(self._reduced(film, film.last))
         return film.delivered
 
-    def stream(self, images: Iterable[Picture], engine_free: AbstractContextManager[Any]) -> Iterator[Picture]:
-        """All three parts for one image after the other; `engine_free` is entered for each."""
+    def stream(self, images: Iterable[Picture], alone: Callable[[], AbstractContextManager[None]]) -> Iterator[Picture]:
+        """All three parts for one image after the other; `alone` gives the engine for each."""
         for index, image in enumerate(images):
             frame = check_frame(image)
             if frame.dtype != np.uint8:
                 raise InputError(f"image {index} of the film has dtype {frame.dtype}; films are of uint8")
-            with engine_free:
+            with alone():
                 work = self.prepare(LiveFrame(index, 0.0, frame))
                 self.infer(work)
                 result = self.finish(work)

@@ -107,6 +107,7 @@ class VideoSink:
             orientation=Orientation(),
             sample_aspect=None,
             notes=(),
+            max_pixels=self._settings.max_pixels,
         )
         return choose_encoder(clip, self._target, (width, height), self._settings)[0]
 
