@@ -120,6 +120,19 @@ def test_an_outage_ends_the_run_at_its_limit_after_everything_was_delivered() ->
     assert (run.sink.closed, run.source.open_now) == (1, 0)
 
 
+def test_a_source_that_opens_and_sends_nothing_is_away_too() -> None:
+    run = Run([5, 0], RunLimits(reconnection=Reconnection(max_outage=3.0)), engine=0.01)
+    with pytest.raises(CameraError, match=r"no signal for 3 s \(it opens and sends nothing\)"):
+        run.go()
+    last, seen = 5 * PERIOD, [0.0]
+    for pause in (0.25, 0.5, 1.0):
+        # Each opening ends with a read that takes a period and gives nothing.
+        seen.append((seen[-1] or last) + PERIOD + pause)
+    seen.append(last + 3.0)
+    assert run.source.attempts == pytest.approx(seen, abs=1e-9)
+    assert run.statistics.reconnects == 0
+
+
 def test_a_source_that_does_not_open_at_first_is_an_error_at_once() -> None:
     run = Run([None], RunLimits())
     with pytest.raises(CameraError, match="refused"):

@@ -68,6 +68,9 @@ class Receiver:
         self._last = 0.0
         self._epoch = self._index = 0
         self._capture: Capture | None = None
+        self._delay = self._rules.first
+        self._reason = ""
+        """Why there are no frames; empty while there are."""
 
     def stop(self) -> None:
         """End after the read that is going on."""
@@ -88,6 +91,7 @@ class Receiver:
                 self._read(self._capture)
                 self._statistics.open = False
                 self._capture.close()
+                self._reason = "it opens and sends nothing" if self._reason else "it was lost"
                 self._capture = self._reopen()
         finally:
             self._statistics.open = False
@@ -102,6 +106,9 @@ class Receiver:
             if pixels is None:
                 return
             now = self._last = self._clock.now()
+            if self._reason:
+                self._statistics.reconnects += 1
+            self._delay, self._reason = self._rules.first, ""
             self._statistics.captured(now, now - began, (pixels.shape[1], pixels.shape[0]))
             if not self._mailbox.put(LiveFrame(self._index, now, pixels, self._epoch)):
                 self._stopped = True
@@ -109,22 +116,21 @@ class Receiver:
             self._index += 1
 
     def _reopen(self) -> Capture | None:
-        """The source once it is back; None after `stop`."""
-        delay = self._rules.first
+        """The source once it opens again; None after `stop`. Raises CameraError at the end of the longest outage."""
         while True:
-            left = self._last + self._rules.max_outage - self._clock.now()
-            if not sleep(self._clock, max(0.0, min(delay, left)), lambda: self._stopped):
+            outage = self._clock.now() - self._last
+            if outage >= self._rules.max_outage:
+                raise CameraError(
+                    f"{self._source.name}: no signal for {outage:.0f} s ({self._reason}); "
+                    "check the camera and the network, or give a longer --max-outage"
+                )
+            delay, self._delay = self._delay, min(2 * self._delay, self._rules.longest)
+            if not sleep(self._clock, min(delay, self._rules.max_outage - outage), lambda: self._stopped):
                 return None
             try:
                 capture = self._source.open()
             except CameraError as error:
-                if self._clock.now() - self._last >= self._rules.max_outage:
-                    raise CameraError(
-                        f"{self._source.name}: no signal for {self._clock.now() - self._last:.0f} s ({error}); "
-                        "check the camera and the network, or give a longer --max-outage"
-                    ) from None
-                delay = min(2 * delay, self._rules.longest)
+                self._reason = str(error)
                 continue
             self._epoch += 1
-            self._statistics.reconnects += 1
             return capture
