@@ -98,21 +98,25 @@ def load_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     is decoded.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    return decode_image(_read_bytes(path), str(path), max_pixels)
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """Decode the bytes of an image file; `name` is what errors call it. Raises what `load_image` raises for a file."""
     try:
         header = parse_header(data)
     except HeaderError as error:
-        raise ImageReadError(f"{path} {error}; {error.cure or _cure(str(error))}") from None
+        raise ImageReadError(f"{name} {error}; {error.cure or _cure(str(error))}") from None
     if header.width * header.height > max_pixels:
         megapixels = header.width * header.height / 1e6
         raise ImageReadError(
-            f"{path} claims {header.width}x{header.height} = {megapixels:.1f} megapixels, more than the limit of "
+            f"{name} claims {header.width}x{header.height} = {megapixels:.1f} megapixels, more than the limit of "
             f"{max_pixels / 1e6:.1f}; if you trust the file, raise it with --max-pixels {header.width * header.height}"
         )
     with _overheard() as remarks:
         decoded = _decode(data, header)
     if decoded is None:
-        raise ImageReadError(f"{path} cannot be decoded (its {header.format} data is damaged or rare); save it anew")
+        raise ImageReadError(f"{name} cannot be decoded (its {header.format} data is damaged or rare); save it anew")
     return replace(_loaded(decoded, header), damage=remarks[0] if remarks else "")
 
 
