@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsd_edge.errors import CameraError
 from rsd_edge.live.clock import Clock, sleep
 from rsd_edge.live.frames import LiveFrame, LiveResult, Picture
+from rsd_edge.specs import EngineSpec, ModelSpec, TileSpec
 
 
 @dataclass
@@ -114,3 +116,36 @@ class RecordingSink:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class WholeTileEngine:
+    """Detail that depends on all of its tile, so that neighbours disagree where they overlap and any slip shows."""
+
+    ahead = 1
+    threads = 1
+
+    def __init__(self, tile: TileSpec) -> None:
+        self.spec, self.tile = EngineSpec(model=ModelSpec(name="double")), tile
+        self.runs = 0
+
+    def prepare(self, n: int, h: int, w: int) -> None:
+        pass
+
+    def submit(self, lq: NDArray[np.float32], noise: NDArray[np.float32], detail: NDArray[np.float32]) -> Any:
+        self.runs += len(lq)
+        for image, samples, out in zip(lq, noise, detail, strict=True):
+            level = 0.2 * np.sin(1000 * image.mean(dtype=np.float64) + 100 * samples.mean(dtype=np.float64))
+            fine = (0.1 * image + 0.05 * samples[:3]).transpose(1, 2, 0)
+            out[:] = np.repeat(np.repeat(fine, 4, axis=0), 4, axis=1) + level
+
+    def collect(self, ticket: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> WholeTileEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
