@@ -122,14 +122,35 @@ def test_only_what_depends_on_a_computed_tile_is_drawn_again_and_all_of_it(
     frugal, thorough = LivePath(resolver.engine, settings), LivePath(resolver.engine, settings)
     rng = np.random.default_rng(0)
     image = np.clip(photo(70, 100), 20, 235)
-    for index in range(8):
+    for index in range(16):
         noisy = np.clip(image + np.rint(rng.normal(0, 1.5, image.shape)), 0, 255).astype(np.uint8)
-        noisy[6 * index : 6 * index + 9, 10 * index : 10 * index + 9] = 255
+        y, x = min(6 * index, 54), 10 * index % 90
+        noisy[y : y + 9, x : x + 9] = 255
         result, computed = through(frugal, noisy)
         with monkeypatch.context() as patch:
             patch.setattr("rsd_edge.live.path._touched", lambda plan, computed: set(range(plan.count)))
             assert np.array_equal(through(thorough, noisy)[0], result)
         assert index == 0 or computed < 15
+
+
+def test_tiles_of_a_fixed_batch_live_on_while_others_of_it_are_computed_again(photo: Photo) -> None:
+    resolver = SuperResolver(WholeTileEngine(TileSpec(size=56, batch=4, fixed=True)))
+    path = LivePath(resolver.engine)
+    image = photo(70, 100)
+    for y, x in ((0, 0), (40, 60), (2, 2), (66, 90), (30, 50), (31, 51), (2, 90), (60, 3)):
+        image = spot(image, y, x)
+        assert np.array_equal(through(path, image)[0], resolver(image))
+
+
+def test_buffers_are_used_again(resolver: SuperResolver, photo: Photo) -> None:
+    path = LivePath(resolver.engine)
+    seen = set()
+    for index in range(12):
+        work = path.prepare(LiveFrame(index, 0.0, np.roll(photo(70, 100), index, axis=0)))
+        seen |= {id(batch.detail) for batch in work.batches}
+        path.infer(work)
+        path.finish(work)
+    assert len(seen) <= 2 * 15  # those of a frame on its way, and those of the one before
 
 
 def test_a_moving_tile_rests_only_well_below_the_threshold(resolver: SuperResolver) -> None:
@@ -209,8 +230,10 @@ def noise_of(pictures: list[Image], anew: int | None = None) -> list[NDArray[np.
 def test_still_pictures_keep_the_fixed_noise_even_if_a_sensor_trembles() -> None:
     fixed = FixedNoise(NoiseField(0), 5, PLAN).take(0)
     rng = np.random.default_rng(0)
-    still = [np.clip(texture() + np.rint(rng.normal(0, 2.0, (96, 128, 3))), 0, 255).astype(np.uint8) for _ in range(40)]
-    for taken in noise_of([texture(), texture(), *still]):
+    picture = texture()
+    picture[:, 50:] = 128  # flat ground, where flow guesses
+    still = [np.clip(picture + np.rint(rng.normal(0, 2.0, (96, 128, 3))), 0, 255).astype(np.uint8) for _ in range(40)]
+    for taken in noise_of([picture, picture, *still]):
         assert np.array_equal(taken, fixed)
 
 

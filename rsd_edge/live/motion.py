@@ -17,10 +17,11 @@ _FRESH_ROWS = 1 << 20
 _STILL_PIXELS = 0.3
 _STILL_LEVELS = 4.0
 """A place that moves by less and changes by less stands still: flow trembles with the noise of a sensor."""
-_UNSEEN_LEVELS = 1.5
-"""Whatever flow says of a place that changes by less: on flat ground it guesses."""
+_EXPLAINED = 0.35
+"""Share of a place's change that motion has to leave, or less, to be believed: on flat ground flow fits the noise of a
+sensor, and explains little of it."""
 _TINY_PIXELS = 0.02
-_BLOCK = 5
+_BLOCK = 9
 _CUT_LEVELS = 20.0
 """Grey levels by which a frame differs on average from the last one, moved to match: another scene differs by 34 and
 more, the same one by less than 9 (a film, two cameras that stand and one that drives)."""
@@ -117,10 +118,12 @@ class FlowNoise:
         flow = self._flow.calc(gray, last, np.zeros_like(self._grid))
         origin = np.asarray(self._grid + flow, np.float32)
         matched = _carried(last, origin)
-        if float(np.mean(cv2.absdiff(gray, matched))) > _CUT_LEVELS:
+        left = cv2.absdiff(gray, matched)
+        if float(np.mean(left)) > _CUT_LEVELS:
             return False
         length = np.hypot(flow[..., 0], flow[..., 1])
-        still = (length < _TINY_PIXELS) | (change < _UNSEEN_LEVELS)
+        unexplained = cv2.boxFilter(left, cv2.CV_32F, (_BLOCK, _BLOCK)) > _EXPLAINED * change
+        still = (length < _TINY_PIXELS) | unexplained
         still |= (length < _STILL_PIXELS) & (change < _STILL_LEVELS)
         carried = _carried(self._shift, origin)
         self._shift = np.where(still[..., None], self._shift, carried + flow)
