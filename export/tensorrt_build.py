@@ -32,10 +32,13 @@ from rsd_edge.bundle import (
     plan_name,
     write_bundle,
 )
+from rsd_edge.backends.tensorrt.frame_path import NEEDED
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.export.tensorrt_network import BuildProgress, Compiled, compile_graph
 from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.export.torch_tensorrt import TorchPart, compile_part
+from rsd_edge.kernels.launch import MANIFEST as PACK_MANIFEST
+from rsd_edge.kernels.launch import pack_files
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision
 from rsd_edge.stream.atomic import make_folder, output_error
 
@@ -116,7 +119,9 @@ def identity(
     graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions, target: Mapping[str, str]
 ) -> str:
     """A digest of everything that plans depend on."""
+    pack = () if options.kernels is None else (options.kernels / PACK_MANIFEST,)
     facts = {
+        "kernels": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pack if path.is_file()],
         "graphs": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in graphs.items()},
         "model": spec.model.name,
         "precision": spec.precision.value,
@@ -246,13 +251,7 @@ def _for_kernels(graphs: Mapping[str, Path], spec: EngineSpec, folder: Path) -> 
 
 def _kernel_files(folder: Path, sm: int) -> dict[str, Path]:
     """A pack's manifest and the kernels of one architecture, by their names in a bundle. Raises ModelError."""
-    from rsd_edge.backends.tensorrt.frame_path import NEEDED
-    from rsd_edge.kernels.launch import MANIFEST as KERNEL_MANIFEST
-    from rsd_edge.kernels.launch import KernelPack
-
-    pack = KernelPack(folder, sm, driver=None)
-    files = [KERNEL_MANIFEST, *pack.files(NEEDED)]
-    return {f"{KERNELS}/{file}": folder / file for file in files}
+    return {f"{KERNELS}/{file}": folder / file for file in (PACK_MANIFEST, *pack_files(folder, sm, NEEDED))}
 
 
 def _with_cache(options: TensorRtOptions, output: Path) -> TensorRtOptions:
