@@ -149,9 +149,7 @@ def pack_files(folder: Path, sm: int, names: Sequence[str]) -> list[str]:
     entries = [entry for entry in _read_manifest(folder)["kernels"] if entry["sm"] == sm and entry["name"] in names]
     missing = sorted(set(names) - {entry["name"] for entry in entries})
     if missing:
-        raise ModelError(
-            f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}"
-        )
+        raise ModelError(f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}")
     return [str(entry["file"]) for entry in entries]
 
 

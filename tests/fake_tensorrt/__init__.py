@@ -8,11 +8,13 @@ it would there; a name that it has and the fake does not do raises NotImplemente
 from __future__ import annotations
 
 import json
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
 from fake_tensorrt import network
 from fake_tensorrt.cudart import FakeCudart
 from fake_tensorrt.network import Object, World
@@ -52,8 +54,11 @@ def _restricted(name: str, members: set[str], world: World) -> type:
         own = type(self) is cls  # classes of Python that inherit from one of these may have what they like
         if own and not key.startswith("_") and key not in members:
             raise AttributeError(f"'{name}' of TensorRT {world.version} has no attribute '{key}'")
-        if own and key in members and not hasattr(behaviour, key) and key not in object.__getattribute__(
-            self, "__dict__"
+        if (
+            own
+            and key in members
+            and not hasattr(behaviour, key)
+            and key not in object.__getattribute__(self, "__dict__")
         ):
             raise NotImplementedError(f"the fake does not do {name}.{key}")
         return object.__getattribute__(self, key)
@@ -71,6 +76,7 @@ def make_module(version: str, cudart: FakeCudart) -> tuple[ModuleType, World]:
     """The module of a version and the world behind it."""
     surface = _SURFACE[version]
     module = ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it is there
     world = World(version, module, cudart)
     module.__version__ = version  # type: ignore[attr-defined]
     for name in surface["top"]:

@@ -24,7 +24,7 @@ from rsd_edge.backends.tensorrt.cuda import Cuda
 from rsd_edge.backends.tensorrt.engine import TensorRtEngine
 from rsd_edge.backends.tensorrt.plan import Context
 from rsd_edge.errors import BackendError, RsdEdgeError
-from rsd_edge.frames import SCALE, DType, PixelT, bicubic_x4, check_frame, check_out
+from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.kernels.launch import CudaDriver, Driver, KernelPack
 from rsd_edge.noise import NoiseField, gaussian_table
 from rsd_edge.pipeline import NumpyFramePath, check_strength
@@ -97,14 +97,14 @@ class DeviceFramePath:
         frame = check_frame(frame)
         field, strength = NoiseField(seed), check_strength(strength)
         with self._lock:
-            fits = strength > 0 and self._space_for(*frame.shape[:2], frame.dtype) is not None
+            fits = strength > 0 and self._space_for(frame.shape[0], frame.shape[1], frame.dtype) is not None
         if not fits:
             return self._numpy.bands(frame, seed=seed, strength=strength, progress=progress)
         return self._bands(frame, field.seed, strength, progress)
 
     def _bands(self, frame: NDArray[Any], seed: int, strength: float, progress: Progress | None) -> Bands:
         with self._lock:
-            space = self._space_for(*frame.shape[:2], frame.dtype)
+            space = self._space_for(frame.shape[0], frame.shape[1], frame.dtype)
             if space is None:  # memory went in the meantime
                 raise BackendError("the GPU is out of memory; close other programs, or use a smaller tile or batch")
             result, plan = space.enlarge(frame, seed, strength), space.plan
