@@ -115,6 +115,15 @@ class KernelPack:
         grid = _grid(entry, {**arguments, **sizes})
         self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
 
+    def dtype_of(self, name: str, wanted: str) -> str | None:
+        """The dtype to launch a kernel with: the one wanted, or None for a kernel that knows only one."""
+        return wanted if (name, wanted, True) in self._kernels else None
+
+    def only_taken(self, name: str, dtype: str | None, arguments: Mapping[str, int | float]) -> dict[str, int | float]:
+        """Those of some arguments that a kernel takes. Raises InputError for one that is not there."""
+        names = {argument["name"] for argument in self._entry(name, dtype, True)["arguments"]}
+        return {key: value for key, value in arguments.items() if key in names}
+
     def constants(self, name: str, dtype: str | None = None) -> Mapping[str, Any]:
         """What a kernel was compiled with, such as its BLOCK. Raises InputError for one that is not there."""
         found: Mapping[str, Any] = self._entry(name, dtype, True)["constants"]

@@ -73,9 +73,10 @@ class FakeDriver:
         self._cudart.give(stream, lambda: work(grid, _FLOATS.get(dtype), **arguments))
 
     def _noise_field(
-        self, grid: tuple[int, ...], dtype: None, *, OUT: int, SEEDS: int, ORIGINS: int, TABLE: int,
+        self, grid: tuple[int, ...], dtype: Any, *, OUT: int, SEEDS: int, ORIGINS: int, TABLE: int,
         channels: int, pixels: int, width: int,
     ) -> None:  # fmt: skip
+        assert dtype in (None, np.float32)
         n, view = grid[1], self._cudart.view
         out = view(OUT, (n, channels, pixels // width, width), np.float32)
         seeds, origins = view(SEEDS, (n,), np.int64), view(ORIGINS, (n, 2), np.int32)
@@ -85,6 +86,7 @@ class FakeDriver:
     def _frame_tiles(
         self, grid: tuple[int, ...], dtype: Any, *, FRAME: int, OUT: int, height: int, width: int, columns: int,
         tile_h: int, tile_w: int, stride_y: int, stride_x: int, halo: int, pixels: int,
+        lanes: int = 0,
     ) -> None:  # fmt: skip
         plan = TilePlan(AxisPlan(height, stride_y, halo, 0), AxisPlan(width, stride_x, halo, 0))
         assert (plan.x.count, plan.count, pixels) == (columns, grid[1], tile_h * tile_w)
