@@ -191,8 +191,8 @@ def _float(source: Source, backend: Backend, threads: int | None) -> Made:
 
 def _int8(source: Source, floating: Made, folder: Path, threads: int | None, images: Path | None) -> Made:
     from rsd_edge.export.calibration import calibration_samples, held_out_samples
-    from rsd_edge.export.gate import Gate, Judge, Search
-    from rsd_edge.export.quantize import prepare
+    from rsd_edge.export.gate import SEARCH_TILES, Gate, Judge, Search
+    from rsd_edge.export.quantize import Quantiser, prepare
 
     spec = replace(floating.spec, precision=Precision.INT8, weight_bits=int8_weight_bits())
 
@@ -200,11 +200,12 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
         return _open(floating.spec, graph, threads)
 
     calibration = calibration_samples(source.model, images)
+    graph = prepare(source.graph, folder)
     judge = Judge(source.graph, held_out_samples(source.model), opener, lpips=True)
-    search = Search(prepare(source.graph, folder), calibration, judge, opener, folder, spec.weight_bits or 8)
-    found = search.run(Gate())
+    compare = Judge(graph.path, calibration.first(SEARCH_TILES), opener, lpips=False)
+    found = Search(Quantiser(graph, calibration, folder, int8_weight_bits()), judge, compare).run(Gate())
     parity = {**found.report["closeness"], "reference": "fp32 on held-out crops"}
-    report = found.report | {"calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
+    report = found.report | {"weight_bits": spec.weight_bits, "calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
     return Made(spec, found.graph, parity, {REPORT: report})
 
 
