@@ -115,6 +115,11 @@ class KernelPack:
         grid = _grid(entry, {**arguments, **sizes})
         self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
 
+    def constants(self, name: str, dtype: str | None = None) -> Mapping[str, Any]:
+        """What a kernel was compiled with, such as its BLOCK. Raises InputError for one that is not there."""
+        found: Mapping[str, Any] = self._entry(name, dtype, True)["constants"]
+        return found
+
     def _entry(self, name: str, dtype: str | None, aligned: bool) -> dict[str, Any]:
         entry: dict[str, Any] | None = self._kernels.get((name, dtype, aligned))
         if entry is None:

@@ -146,7 +146,7 @@ class NumpyFramePath:
         frame = check_frame(frame)
         height, width = frame.shape[:2]
         out = check_out(out, frame, (SCALE * height, SCALE * width, 3))
-        job = _Job(frame, NoiseField(seed), _check_strength(strength), out, progress)
+        job = _Job(frame, NoiseField(seed), check_strength(strength), out, progress)
         if job.strength == 0.0:
             bicubic_x4(frame, out)
             job.report(1, 1)
@@ -166,7 +166,7 @@ class NumpyFramePath:
         A band is overwritten when the next one is asked for. From the first band until the generator is exhausted or
         closed, other calls wait. Raises what `__call__` raises, for arguments at once.
         """
-        frame, noise, strength = check_frame(frame), NoiseField(seed), _check_strength(strength)
+        frame, noise, strength = check_frame(frame), NoiseField(seed), check_strength(strength)
         if strength == 0.0:
             return bicubic_bands(frame, TileSpec.size, progress)
         return self._bands(frame, noise, strength, progress)
@@ -237,7 +237,8 @@ class NumpyFramePath:
             yield index
 
 
-def _check_strength(strength: float) -> float:
+def check_strength(strength: float) -> float:
+    """The strength itself. Raises InputError if it is not between 0 and 1."""
     if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):
         raise InputError(f"strength is {strength}; it must lie between 0 and 1")
     return float(strength)

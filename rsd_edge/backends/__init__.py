@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine
+from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine, WholeFramePath
 from rsd_edge.errors import BackendError
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, TileSpec
 
-__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "open_engine"]
+__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "WholeFramePath", "open_engine", "open_frame_path"]
 
 
 def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: int | None = None) -> TileEngine:
@@ -16,7 +16,7 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
 
     threads: CPU threads, or None for one on each core that this process may use. Raises BackendError, ModelError.
     """
-    if spec.model.family != EDGE_FAMILY and spec.backend is not Backend.ONNXRUNTIME:
+    if spec.model.family != EDGE_FAMILY and spec.backend not in (Backend.ONNXRUNTIME, Backend.TENSORRT):
         raise BackendError(
             f"{spec.backend.value} does not run the graphs of {spec.model.family} models; use "
             f"--backend {Backend.ONNXRUNTIME.value}, or give a checkpoint to --backend {Backend.TORCH.value}"
@@ -34,8 +34,25 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
             from rsd_edge.backends.openvino import OpenVinoEngine
 
             return OpenVinoEngine(graph_path, spec, threads, tile=tile)
+        case Backend.TENSORRT:
+            from rsd_edge.backends.tensorrt.bundle import open_tensorrt
+
+            return open_tensorrt(graph_path, spec, tile=tile, threads=threads)
         case Backend.TORCH:
             raise BackendError(
                 f"torch runs checkpoints and {graph_path} is a graph; give a .safetensors file, or use "
                 f"--backend {Backend.ONNXRUNTIME.value}"
             )
+
+
+def open_frame_path(engine: TileEngine) -> WholeFramePath:
+    """What takes whole frames to an engine: on the device where the engine brings kernels for that, else NumPy."""
+    if engine.spec.backend is Backend.TENSORRT:
+        from rsd_edge.backends.tensorrt.bundle import device_frame_path
+
+        path = device_frame_path(engine)
+        if path is not None:
+            return path
+    from rsd_edge.pipeline import NumpyFramePath
+
+    return NumpyFramePath(engine)
