@@ -205,7 +205,10 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
     compare = Judge(graph.path, calibration.first(SEARCH_TILES), opener, lpips=False)
     found = Search(Quantiser(graph, calibration, folder, int8_weight_bits()), judge, compare).run(Gate())
     parity = {**found.report["closeness"], "reference": "fp32 on held-out crops"}
-    report = found.report | {"weight_bits": spec.weight_bits, "calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
+    report = found.report | {
+        "weight_bits": spec.weight_bits,
+        "calibration": "packaged" if images is None else f"{len(calibration)} crops of own images",
+    }
     return Made(spec, found.graph, parity, {REPORT: report})
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx
@@ -69,6 +70,16 @@ def weights_of(node: ir.Node) -> ir.Value | None:
     return weights if weights is not None and weights.is_initializer() else None
 
 
+def weights_behind(node: ir.Node) -> ir.Value | None:
+    """The constant weights of a layer, be they quantised or not."""
+    value = node.inputs[1]
+    while value is not None and (maker := value.producer()) is not None:
+        if maker.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            return None
+        value = maker.inputs[0]
+    return value if value is not None and value.is_initializer() else None
+
+
 def channel_axis(node: ir.Node) -> int:
     """The axis of a layer's weights along which every output channel has a scale of its own."""
     if node.op_type == "Gemm":
@@ -81,7 +92,7 @@ def _thin(node: ir.Node) -> bool:
     weights = weights_of(node)
     if weights is None or weights.shape is None or node.op_type not in ("Conv", "ConvTranspose"):
         return False
-    channels = [int(weights.shape[0]), int(weights.shape[1])]
+    channels = weights.shape.numpy()[:2]
     return any(count < _FEW_CHANNELS and count % _CHANNEL_GROUP for count in channels)
 
 
@@ -90,10 +101,7 @@ def _kernel(node: ir.Node) -> int:
     weights = weights_of(node)
     if weights is None or weights.shape is None or node.op_type not in ("Conv", "ConvTranspose"):
         return 1
-    pixels = 1
-    for size in weights.shape.dims[2:]:
-        pixels *= int(size)  # type: ignore[arg-type]  # constants have no symbolic sizes
-    return pixels
+    return math.prod(weights.shape.numpy()[2:])
 
 
 def _layer_behind(value: ir.Value | None) -> ir.Node | None:

@@ -88,7 +88,8 @@ def _scales(peaks: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
 
 def _quantise_weights(graph: ir.Graph, node: ir.Node) -> None:
     weights = weights_of(node)
-    assert weights is not None and weights.const_value is not None
+    assert weights is not None
+    assert weights.const_value is not None
     axis, array = channel_axis(node), weights.const_value.numpy()
     others = tuple(index for index in range(array.ndim) if index != axis)
     _pair(graph, weights, _scales(np.abs(array).max(axis=others)), [(node, 1)], axis)
