@@ -14,6 +14,8 @@ from rsd_edge.errors import BackendError, InputError
 
 OPSET = 20
 """FP16 scales of Q/DQ need 19; TensorRT 10.3, on the boards of the installed base, reads up to 20."""
+_ROUNDS = 2
+"""Shapes that the first one makes constant tell the second one more."""
 _IR_VERSION = 9
 """Of ONNX 1.15, which brought opset 20: readers of that age refuse later ones."""
 
@@ -26,15 +28,23 @@ def prepared(part: onnx.ModelProto) -> onnx.ModelProto:
             f"the graph has control flow ({', '.join(loops)}), whose types cannot be set; export it without"
         )
     before = next(item.version for item in part.opset_import if item.domain in ("", "ai.onnx"))
-    model = ir.from_proto(part if before == OPSET else version_converter.convert_version(part, OPSET))
-    optimizer.optimize_ir(model)
+    model = part if before == OPSET else version_converter.convert_version(part, OPSET)
+    for _ in range(_ROUNDS):
+        model = _folded(ir.from_proto(model))
+    return model
+
+
+def _folded(model: ir.Model) -> onnx.ModelProto:
+    optimizer.fold_constants(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveUnusedNodesPass()(model)
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"  # layers are chosen by name, and ONNX lets it be empty
     common.NameFixPass()(model)
     model.ir_version = _IR_VERSION
-    return inferred(ir.to_proto(model))
+    shaped = ir.from_proto(inferred(ir.to_proto(model)))
+    _constant_shapes(shaped.graph)
+    common.RemoveUnusedNodesPass()(shaped)
+    return inferred(ir.to_proto(shaped))
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -62,10 +72,7 @@ def with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelPr
             dim.dim_value = sizes[dim.dim_param]
     for item in fixed.graph.output:  # they say what the inputs were, and inference only adds to that
         item.type.tensor_type.ClearField("shape")
-    graph_ir = ir.from_proto(inferred(fixed))
-    _constant_shapes(graph_ir.graph)
-    common.RemoveUnusedNodesPass()(graph_ir)
-    return inferred(ir.to_proto(graph_ir))
+    return _folded(ir.from_proto(inferred(fixed)))
 
 
 def _constant_shapes(graph: ir.Graph) -> None:
