@@ -22,8 +22,8 @@ from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import BuildRecord, Bundle, resolve_engine, shipped_engines, write_bundle
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export.parts_options import PartsOptions
+from rsd_edge.export.probe import probe
 from rsd_edge.machine import cpu_name, int8_weight_bits, usable_cores
-from rsd_edge.noise import NoiseField
 from rsd_edge.selection import TILE as SPEED_TILE
 from rsd_edge.selection import median_seconds
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, ModelSpec, Precision, TileSpec
@@ -216,18 +216,8 @@ def _open(spec: EngineSpec, graph: Path, threads: int | None) -> TileEngine:
     return open_engine(graph, spec, tile=TileSpec.of(spec.model), threads=threads)
 
 
-def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:
-    """A tile with the spectrum of a photograph (1 / f) in [-1, 1], and noise of the field."""
-    white = NoiseField(1).normal(3 * n, 0, 0, side, side).reshape(n, 3, side, side)
-    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)
-    pink = np.fft.irfft2(np.fft.rfft2(white) / np.maximum(np.hypot(fy, fx), 1 / side), s=(side, side))
-    lq = np.clip(0.5 * pink / pink.std(), -1, 1).astype(np.float32)
-    noise = NoiseField(2).normal(n * model.noise_channels, 0, 0, side, side)
-    return lq, noise.reshape(n, model.noise_channels, side, side)
-
-
 def _parity(engine: TileEngine, reference: Reference) -> dict[str, Any]:
-    lq, noise = _probe(engine.spec.model, 2, PARITY_TILE)
+    lq, noise = probe(engine.spec.model, 2, PARITY_TILE)
     detail = np.empty((2, 4 * PARITY_TILE, 4 * PARITY_TILE, 3), np.float32)
     engine.collect(engine.submit(lq, noise, detail))
     error = detail.astype(np.float64) - reference(lq, noise)

@@ -141,6 +141,20 @@ class KernelPack:
         return self._functions[key]
 
 
+def pack_files(folder: Path, sm: int, names: Sequence[str]) -> list[str]:
+    """Files of a pack, relative to it, with these kernels for one architecture.
+
+    Raises ModelError for a folder that is not a pack, or has not all of them.
+    """
+    entries = [entry for entry in _read_manifest(folder)["kernels"] if entry["sm"] == sm and entry["name"] in names]
+    missing = sorted(set(names) - {entry["name"] for entry in entries})
+    if missing:
+        raise ModelError(
+            f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}"
+        )
+    return [str(entry["file"]) for entry in entries]
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())

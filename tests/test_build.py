@@ -109,7 +109,7 @@ def test_fp16_is_refused(weights: Path, tmp_path: Path, backend: Backend) -> Non
 
 
 def detail_of(bundle: Bundle) -> NDArray[np.float32]:
-    lq, noise = build._probe(bundle.spec.model, 1, 32)
+    lq, noise = build.probe(bundle.spec.model, 1, 32)
     detail = np.empty((1, 128, 128, 3), np.float32)
     with open_engine(bundle.graph_path, bundle.spec, tile=TileSpec(), threads=1) as engine:
         engine.collect(engine.submit(lq, noise, detail))
@@ -297,7 +297,7 @@ def test_an_unwritable_output_is_named(toy_bundle: Path, tmp_path: Path) -> None
 
 def test_the_probe_looks_like_a_photograph(tiny_weights: Checkpoint) -> None:
     """In range, with energy falling with frequency: white noise would hide errors of flat areas."""
-    lq, noise = build._probe(tiny_weights.spec, 2, 64)
+    lq, noise = build.probe(tiny_weights.spec, 2, 64)
     assert lq.shape == (2, 3, 64, 64)
     assert noise.shape == (2, 5, 64, 64)
     assert np.abs(lq).max() <= 1

@@ -189,7 +189,7 @@ class Cuda:
         if int(status) == 0:
             return results[0] if len(results) == 1 else tuple(results)
         if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
-            wanted = "" if nbytes is None else f" of {nbytes / _MIB:.0f} MiB"
+            wanted = "" if nbytes is None else f" of {nbytes / _MIB:.1f} MiB"
             raise BackendError(
                 f"the GPU is out of memory: an allocation{wanted} failed; close other programs, "
                 "or use a smaller tile or batch"

@@ -33,6 +33,8 @@ from rsd_edge.tiling import TilePlan, plan_tiles
 
 log = logging.getLogger(__name__)
 
+NEEDED = ("noise_field", "frame_tiles", "merge_tiles")
+"""Kernels of a pack that this path launches."""
 PROBED_ROW = 16
 """One row of the detail in so many is looked at for numbers that are not finite. Four LR rows apart: what goes wrong
 within the network spreads by at least its last three convolutions before it comes out."""
