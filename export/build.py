@@ -112,7 +112,7 @@ def build_engine(
         raise InputError(f"tile and code-book lookup are options of published models, and '{model}' is none")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        source = _from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else _from_bundle(model)
+        source = from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else from_bundle(model)
         made = _float(source, backend, threads)
         graphs = {Precision.FP32: made}
         if precision is Precision.INT8:
@@ -137,7 +137,8 @@ def _version(package: str) -> str:
     return __version__ if package == "rsd-edge" else importlib.metadata.version(package)
 
 
-def _from_checkpoint(path: Path, folder: Path) -> Source:
+def from_checkpoint(path: Path, folder: Path) -> Source:
+    """The tile of an edge checkpoint, its graph written into the folder."""
     import torch
 
     from rsd_edge.export.deploy import DeployedTile
@@ -160,7 +161,8 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
     return Source(checkpoint.spec, graph, reference, said, origin, exporter=("torch", "onnx"))
 
 
-def _from_bundle(model: str) -> Source:
+def from_bundle(model: str) -> Source:
+    """A shipped model or an fp32 bundle. Raises ModelError for anything else."""
     if model not in shipped_engines() and not Path(model).is_dir():
         names = ", ".join(shipped_engines())
         raise ModelError(

@@ -13,6 +13,7 @@ from rsd_edge.errors import InputError
 from rsd_edge.export.lint_operators import OLDEST, RANDOM, Version, known_since, newest_opset
 from rsd_edge.export.lint_qdq import QDQ_RULES
 
+_ONNX = ("", "ai.onnx")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _TYPES = (*_FLOATS, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL)
 _RESIZE = {
@@ -63,15 +64,15 @@ def _version(text: str) -> Version:
 
 def _opsets(model: onnx.ModelProto, version: Version) -> Iterator[str]:
     for item in model.opset_import:
-        if item.domain not in ("", "ai.onnx"):
-            yield f"domain '{item.domain}' needs a plugin; export without it"
-        elif item.version > newest_opset(version):
+        if item.domain in _ONNX and item.version > newest_opset(version):
             yield f"opset {item.version} is newer than {newest_opset(version)}, the last that it reads; convert to that"
 
 
 def _operator(node: ir.Node, version: Version) -> Iterator[str]:
     since = known_since(node.op_type)
-    if node.op_type in RANDOM:
+    if node.domain not in _ONNX:
+        yield f"is of domain '{node.domain}' and needs a plugin; express it with ONNX's own operators"
+    elif node.op_type in RANDOM:
         yield "draws random numbers, whose seed TensorRT ignores; make them an input"
     elif since is None:
         yield "is not read by TensorRT's parser; express it with other operators"

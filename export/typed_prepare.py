@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx import version_converter
 from onnx_ir.passes import common
-from onnxscript import optimizer
 
 from rsd_edge.errors import BackendError, InputError
 
@@ -16,6 +18,8 @@ OPSET = 20
 """FP16 scales of Q/DQ need 19; TensorRT 10.3, on the boards of the installed base, reads up to 20."""
 _ROUNDS = 2
 """Shapes that the first one makes constant tell the second one more."""
+_UNWANTED = ["GeluFusionL1", "MatMulAddFusion"]
+"""Of ONNX Runtime's: TensorRT knows attention by its plain products, and Gelu not in every version."""
 _IR_VERSION = 9
 """Of ONNX 1.15, which brought opset 20: readers of that age refuse later ones."""
 
@@ -30,21 +34,28 @@ def prepared(part: onnx.ModelProto) -> onnx.ModelProto:
     before = next(item.version for item in part.opset_import if item.domain in ("", "ai.onnx"))
     model = part if before == OPSET else version_converter.convert_version(part, OPSET)
     for _ in range(_ROUNDS):
-        model = _folded(ir.from_proto(model))
+        model = _folded(model)
     return model
 
 
-def _folded(model: ir.Model) -> onnx.ModelProto:
-    optimizer.fold_constants(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    for index, node in enumerate(model.graph):
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(path)
+        ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED
+        )
+        folded = ir.from_proto(onnx.load(path))
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(folded)
+    for index, node in enumerate(folded.graph):
         node.name = node.name or f"{node.op_type}_{index}"  # layers are chosen by name, and ONNX lets it be empty
-    common.NameFixPass()(model)
-    model.ir_version = _IR_VERSION
-    shaped = ir.from_proto(inferred(ir.to_proto(model)))
-    _constant_shapes(shaped.graph)
-    common.RemoveUnusedNodesPass()(shaped)
-    return inferred(ir.to_proto(shaped))
+    common.NameFixPass()(folded)
+    for domain in [name for name in folded.opset_imports if name]:
+        del folded.opset_imports[domain]  # ONNX Runtime imports all that it knows
+    folded.ir_version = _IR_VERSION
+    return _with_constant_shapes(inferred(ir.to_proto(folded)))
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,10 +83,12 @@ def with_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelPr
             dim.dim_value = sizes[dim.dim_param]
     for item in fixed.graph.output:  # they say what the inputs were, and inference only adds to that
         item.type.tensor_type.ClearField("shape")
-    return _folded(ir.from_proto(inferred(fixed)))
+    return _with_constant_shapes(inferred(fixed))
 
 
-def _constant_shapes(graph: ir.Graph) -> None:
+def _with_constant_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    shaped = ir.from_proto(model)
+    graph = shaped.graph
     for node in list(graph):
         if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].is_initializer():
             continue
@@ -85,6 +98,8 @@ def _constant_shapes(graph: ir.Graph) -> None:
             value = ir.val(f"{node.name}_shape", const_value=ir.tensor(sizes, ir.DataType.INT64))
             graph.register_initializer(value)
             node.replace_input_with(1, value)
+    common.RemoveUnusedNodesPass()(shaped)
+    return inferred(ir.to_proto(shaped))
 
 
 def float_activations(model: onnx.ModelProto) -> list[str]:
