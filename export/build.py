@@ -112,7 +112,7 @@ def build_engine(
         raise InputError(f"tile and code-book lookup are options of published models, and '{model}' is none")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        source = _from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else _from_bundle(model)
+        source = from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else from_bundle(model)
         made = _float(source, backend, threads)
         graphs = {Precision.FP32: made}
         if precision is Precision.INT8:
@@ -137,7 +137,8 @@ def _version(package: str) -> str:
     return __version__ if package == "rsd-edge" else importlib.metadata.version(package)
 
 
-def _from_checkpoint(path: Path, folder: Path) -> Source:
+def from_checkpoint(path: Path, folder: Path) -> Source:
+    """The tile of an edge checkpoint, its graph written into the folder."""
     import torch
 
     from rsd_edge.export.deploy import DeployedTile
@@ -160,7 +161,8 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
     return Source(checkpoint.spec, graph, reference, said, origin, exporter=("torch", "onnx"))
 
 
-def _from_bundle(model: str) -> Source:
+def from_bundle(model: str) -> Source:
+    """A shipped model or an fp32 bundle. Raises ModelError for anything else."""
     if model not in shipped_engines() and not Path(model).is_dir():
         names = ", ".join(shipped_engines())
         raise ModelError(
@@ -191,8 +193,8 @@ def _float(source: Source, backend: Backend, threads: int | None) -> Made:
 
 def _int8(source: Source, floating: Made, folder: Path, threads: int | None, images: Path | None) -> Made:
     from rsd_edge.export.calibration import calibration_samples, held_out_samples
-    from rsd_edge.export.gate import Gate, Judge, Search
-    from rsd_edge.export.quantize import prepare
+    from rsd_edge.export.gate import SEARCH_TILES, Gate, Judge, Search
+    from rsd_edge.export.quantize import Quantiser, prepare
 
     spec = replace(floating.spec, precision=Precision.INT8, weight_bits=int8_weight_bits())
 
@@ -200,11 +202,15 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
         return _open(floating.spec, graph, threads)
 
     calibration = calibration_samples(source.model, images)
+    graph = prepare(source.graph, folder)
     judge = Judge(source.graph, held_out_samples(source.model), opener, lpips=True)
-    search = Search(prepare(source.graph, folder), calibration, judge, opener, folder, spec.weight_bits or 8)
-    found = search.run(Gate())
+    compare = Judge(graph.path, calibration.first(SEARCH_TILES), opener, lpips=False)
+    found = Search(Quantiser(graph, calibration, folder, int8_weight_bits()), judge, compare).run(Gate())
     parity = {**found.report["closeness"], "reference": "fp32 on held-out crops"}
-    report = found.report | {"calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
+    report = found.report | {
+        "weight_bits": spec.weight_bits,
+        "calibration": "packaged" if images is None else f"{len(calibration)} crops of own images",
+    }
     return Made(spec, found.graph, parity, {REPORT: report})
 
 

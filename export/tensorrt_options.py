@@ -80,7 +80,8 @@ def trtexec_line(
         words.append("--stronglyTyped")
     for name, count in zip(("minShapes", "optShapes", "maxShapes"), options.batch, strict=True):
         limits = (f"{key}:{'x'.join(map(str, _with_batch(shape, count)))}" for key, shape in shapes.items())
-        words.append(f"--{name}={','.join(limits)}")
+        if shapes:  # those of a graph without open sizes are refused
+            words.append(f"--{name}={','.join(limits)}")
     words.append(f"--builderOptimizationLevel={options.level}")
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}")

@@ -258,7 +258,7 @@ def write_bundle(
                 shutil.copyfile(source, fresh / file)
             for file, text in {MANIFEST: f"{json.dumps(manifest, indent=2)}\n".encode(), **texts}.items():
                 (fresh / file).write_bytes(text)
-            _replace_folder(fresh, target, aside=Path(temporary) / "old")
+            replace_folder(fresh, target, aside=Path(temporary) / "old")
     except OSError as error:
         raise OutputError(
             f"bundle {target} cannot be written ({error.strerror}); free space or choose another folder"
@@ -273,7 +273,7 @@ def _entry(source: Path) -> dict[str, str | int]:
         raise ModelError(f"graph {source} cannot be read ({error.strerror})") from error
 
 
-def _replace_folder(fresh: Path, target: Path, aside: Path) -> None:
+def replace_folder(fresh: Path, target: Path, aside: Path) -> None:
     """Rename `fresh` to `target`. A folder cannot be renamed over another one, so the old one steps aside first."""
     if not target.exists():
         os.replace(fresh, target)
