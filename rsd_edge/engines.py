@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rsd_edge.bundle import MANIFEST, ZOO, Bundle, load_bundle, read_manifest, shipped_engines
-from rsd_edge.errors import BackendError, ModelError
+from rsd_edge.errors import BackendError, ModelError, NoEngineError
 from rsd_edge.machine import cache_folder
 from rsd_edge.specs import Backend, Precision
 
@@ -26,18 +27,10 @@ def tensorrt_engine(model: str, precision: Precision | None, folder: Path | None
     """The TensorRT engine of a shipped model for this GPU, the fastest if there are several.
 
     precision: None for any. folder: where to look; None for that of `engine_folder`.
-    Raises MissingDependencyError or BackendError without TensorRT or a GPU, and BackendError with the command that
+    Raises MissingDependencyError or BackendError without TensorRT or a GPU, and NoEngineError with the command that
     builds one where there is none.
     """
-    from rsd_edge.backends.tensorrt.cuda import Cuda
-    from rsd_edge.backends.tensorrt.device import reasons_against, target_of
-    from rsd_edge.backends.tensorrt.library import load_tensorrt
-
-    trt, cuda = load_tensorrt(), Cuda()
-    try:
-        here = target_of(trt, cuda)
-    finally:
-        cuda.close()
+    here = _here()
     found = []
     for path in sorted((folder or engine_folder()).glob(f"{model}-{Backend.TENSORRT.value}-*/{MANIFEST}")):
         try:
@@ -46,16 +39,39 @@ def tensorrt_engine(model: str, precision: Precision | None, folder: Path | None
             log.info("%s", error)
             continue
         kind = str(manifest["engine"].get("precision"))
-        against, _ = reasons_against(manifest.get("target") or {}, here)
+        against = _against(manifest, here)
         if not against and (precision is None or kind == precision.value) and _current(manifest):
             found.append((float(manifest["speed"]["median_ms"][kind]), path.parent))
     if not found:
         kind = "" if precision is None else f" --precision {precision.value}"
-        raise BackendError(
+        raise NoEngineError(
             f"there is no TensorRT engine of '{model}' for this GPU; add --auto-build, or run "
             f"'rsd-edge build-engine --model {model} --backend tensorrt{kind}' and give its folder as the engine"
         )
     return load_bundle(min(found)[1])
+
+
+def cannot_run(bundle: Bundle) -> list[str]:
+    """Why a TensorRT engine does not run on this GPU. Raises as `tensorrt_engine` does without TensorRT or a GPU."""
+    return _against(bundle.manifest, _here())
+
+
+def _here() -> dict[str, str]:
+    from rsd_edge.backends.tensorrt.cuda import Cuda
+    from rsd_edge.backends.tensorrt.device import target_of
+    from rsd_edge.backends.tensorrt.library import load_tensorrt
+
+    trt, cuda = load_tensorrt(), Cuda()
+    try:
+        return target_of(trt, cuda)
+    finally:
+        cuda.close()
+
+
+def _against(manifest: Mapping[str, Any], here: Mapping[str, str]) -> list[str]:
+    from rsd_edge.backends.tensorrt.device import reasons_against
+
+    return reasons_against(manifest.get("target") or {}, here)[0]
 
 
 def _current(manifest: dict[str, Any]) -> bool:
