@@ -52,6 +52,8 @@ def _restricted(name: str, members: set[str], world: World) -> type:
 
     def get(self: Any, key: str) -> Any:
         own = type(self) is cls  # classes of Python that inherit from one of these may have what they like
+        if own and key in members:
+            world.read.add((name, key))
         if own and not key.startswith("_") and key not in members:
             raise AttributeError(f"'{name}' of TensorRT {world.version} has no attribute '{key}'")
         if (
@@ -66,6 +68,8 @@ def _restricted(name: str, members: set[str], world: World) -> type:
     def put(self: Any, key: str, value: Any) -> None:
         if type(self) is cls and not key.startswith("_") and key not in members:
             raise AttributeError(f"'{name}' of TensorRT {world.version} has no attribute '{key}'")
+        if type(self) is cls and key in members:
+            world.written.add((name, key))
         object.__setattr__(self, key, value)
 
     cls = type(name, (behaviour,), {"_world": world, "__getattribute__": get, "__setattr__": put})

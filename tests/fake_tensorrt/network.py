@@ -30,6 +30,9 @@ class World:
     """none, parse, out-of-memory, serialize, deserialize, context, execute, not-finite, wrong-shape, timing-cache."""
     built: list[dict[str, Any]] = field(default_factory=list)
     """What each call of the builder was given."""
+    read: set[tuple[str, str]] = field(default_factory=set)
+    """(class, member) that were looked up; those of the fake's own making are among them."""
+    written: set[tuple[str, str]] = field(default_factory=set)
 
 
 def graph_io(model: onnx.ModelProto) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
