@@ -30,6 +30,7 @@ FP16_GATE = Gate(psnr_db=60, detail_snr_db=34, lpips=0)
 INT8_GATE = Gate()
 _SEARCH_BATCHES = 4
 """Of those for calibration: methods and layers are compared on them."""
+_INSTEAD = {"int8": "--precision fp16", "fp16": "--backend onnxruntime"}
 _FP16_METHODS = (Method.MINMAX,)
 """FP16 has no ranges to choose."""
 
@@ -66,7 +67,8 @@ def typed_graph(
     activations = collect(source, float_activations(source), seen)
     make = _Int8(source, activations) if precision == "int8" else _Fp16(source, activations)
     judge = _Judge(source, list(held_out) if held_out is not None else seen, peak)
-    search = Search(make, judge, _Judge(source, seen[:_SEARCH_BATCHES], peak))
+    compare = _Judge(source, seen[:_SEARCH_BATCHES], peak)
+    search = Search(make, judge, compare, precision=precision, instead=_INSTEAD[precision])
     default = INT8_GATE if precision == "int8" else FP16_GATE
     found = search.run(gate or default, methods if precision == "int8" else _FP16_METHODS)
     report = {
