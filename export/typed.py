@@ -31,6 +31,8 @@ INT8_GATE = Gate()
 _SEARCH_BATCHES = 4
 """Of those for calibration: methods and layers are compared on them."""
 _INSTEAD = {"int8": "--precision fp16", "fp16": "--backend onnxruntime"}
+_ONLY_MOVE = {"Concat", "Expand", "Gather", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+"""Their results are as exact as what they are given."""
 _FP16_METHODS = (Method.MINMAX,)
 """FP16 has no ranges to choose."""
 
@@ -95,7 +97,8 @@ class _Fp16:
         graph = ir.from_proto(source).graph
         self.islands = fp32_islands(graph, activations.extremes)
         floats = [node for node in graph if any(value.dtype is ir.DataType.FLOAT for value in node.outputs)]
-        self.layers = tuple(node.name or "" for node in floats if node.name not in self.islands)
+        candidates = [node for node in floats if node.op_type not in _ONLY_MOVE and node.name not in self.islands]
+        self.layers = tuple(node.name or "" for node in candidates)
 
     def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
         return _halved(ir.from_proto(self._source), {*self.islands, *keep_float})

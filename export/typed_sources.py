@@ -16,7 +16,7 @@ from rsd_edge.backends.onnx_parts import OnnxPartsEngine
 from rsd_edge.bundle import DECODER, GRAPH, BuildRecord
 from rsd_edge.errors import InputError
 from rsd_edge.export.build import Source, from_bundle, from_checkpoint
-from rsd_edge.export.calibration import SIDE, Samples, calibration_samples, held_out_samples
+from rsd_edge.export.calibration import Samples, calibration_samples, held_out_samples
 from rsd_edge.export.quantize import BATCH, batches_of
 from rsd_edge.export.ranges import Feeds
 from rsd_edge.export.tensorrt_options import TensorRtOptions

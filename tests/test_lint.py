@@ -20,9 +20,7 @@ ZERO = np.zeros((), np.int8)
 
 
 def half(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {
-        name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in weights.items()
-    }
+    return {name: array.astype(np.float16) if array.dtype == np.float32 else array for name, array in weights.items()}
 
 
 def fp16_model(nodes: list[Any], weights: dict[str, NDArray[Any]] | None = None, **options: Any) -> onnx.ModelProto:
@@ -34,7 +32,9 @@ def only(model: onnx.ModelProto, version: str = VERSION) -> str:
     return finding
 
 
-def pair(source: str, weights: dict[str, NDArray[Any]], scale: Any = 0.1, zero: Any = ZERO, **attributes: Any) -> list[Any]:
+def pair(
+    source: str, weights: dict[str, NDArray[Any]], scale: Any = 0.1, zero: Any = ZERO, **attributes: Any
+) -> list[Any]:
     """A Q/DQ pair from `source` to `source`_dq."""
     weights[f"{source}_s"], weights[f"{source}_z"] = np.asarray(scale, np.float32), np.asarray(zero)
     parameters = [f"{source}_s", f"{source}_z"]
@@ -76,7 +76,9 @@ def test_opsets_have_an_end(opset: int, version: str) -> None:
 def test_operators_of_others_need_plugins() -> None:
     model = fp16_model([helper.make_node("BiasGelu", ["x", "x"], ["y"], name="g", domain="com.microsoft")])
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert any(item.startswith("BiasGelu 'g' is of domain 'com.microsoft' and needs a plugin") for item in lint(model, VERSION))
+    assert any(
+        item.startswith("BiasGelu 'g' is of domain 'com.microsoft' and needs a plugin") for item in lint(model, VERSION)
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,9 @@ def test_operators_of_others_need_plugins() -> None:
 )
 def test_operators_that_the_parser_does_not_have(operator: str, options: dict[str, Any]) -> None:
     options.pop("outputs", None)
-    node = helper.make_node(operator, ["x", "x"] if operator in ("Compress", "MaxUnpool") else ["x"], ["y"], name="o", **options)
+    node = helper.make_node(
+        operator, ["x", "x"] if operator in ("Compress", "MaxUnpool") else ["x"], ["y"], name="o", **options
+    )
     model = make_model([node])
     assert f"{operator} 'o' is not read by TensorRT's parser; express it with other operators" in lint(model, VERSION)
 
@@ -108,7 +112,10 @@ def test_random_numbers_are_inputs(operator: str) -> None:
     [
         ({"antialias": 1, "mode": "linear"}, "antialiases, which TensorRT refuses"),
         ({"mode": "cubic"}, "has mode cubic; TensorRT knows nearest, linear"),
-        ({"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}, "has coordinate_transformation_mode"),
+        (
+            {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"},
+            "has coordinate_transformation_mode",
+        ),
         ({"keep_aspect_ratio_policy": "not_larger"}, "has keep_aspect_ratio_policy not_larger; TensorRT knows stretch"),
     ],
 )
@@ -155,7 +162,9 @@ def test_scales_have_the_type_of_what_they_scale() -> None:
     given = half(weights)
     given["x_s"] = given["x_s"].astype(np.float32)
     nodes[-1].output[0] = "y"
-    assert any("'x_q' mixes FP32 and FP16 inputs" in item for item in lint(make_model(nodes, given, dtype=HALF), VERSION))
+    assert any(
+        "'x_q' mixes FP32 and FP16 inputs" in item for item in lint(make_model(nodes, given, dtype=HALF), VERSION)
+    )
 
 
 def test_constants_are_stored_as_they_are_read() -> None:
@@ -181,11 +190,15 @@ def test_engines_compute_with_few_types(kind: int) -> None:
     ]
     found = lint(fp16_model(nodes), VERSION)
     assert len(found) == 2
-    assert all("'other' of type" in item and item.endswith("which engines do not compute with; cast it") for item in found)
+    assert all(
+        "'other' of type" in item and item.endswith("which engines do not compute with; cast it") for item in found
+    )
 
 
 def test_inputs_are_of_few_types_too() -> None:
-    model = make_model([helper.make_node("Cast", ["x"], ["y"], name="c", to=HALF)], dtype=TensorProto.DOUBLE, output_dtype=HALF)
+    model = make_model(
+        [helper.make_node("Cast", ["x"], ["y"], name="c", to=HALF)], dtype=TensorProto.DOUBLE, output_dtype=HALF
+    )
     assert any(item.startswith("'x' enters or leaves the graph as DOUBLE") for item in lint(model, VERSION))
 
 
@@ -246,7 +259,10 @@ def test_what_runs_in_float_reads_no_rounded_values(operator: str) -> None:
     weights: dict[str, NDArray[Any]] = {}
     nodes = [*pair("x", weights), helper.make_node(operator, ["x_dq"], ["y"], name="s")]
     finding = only(fp16_model(nodes, weights))
-    assert finding == f"DequantizeLinear 'dq' is read by {operator} 's', which runs in float; let it read the tensor itself"
+    assert (
+        finding
+        == f"DequantizeLinear 'dq' is read by {operator} 's', which runs in float; let it read the tensor itself"
+    )
 
 
 def test_biases_are_not_quantised() -> None:
@@ -255,7 +271,9 @@ def test_biases_are_not_quantised() -> None:
     nodes[-1:-1] = pair("c_b", weights, 0.01)
     nodes[-1].input[2] = "c_b_dq"
     nodes[-1].output[0] = "y"
-    assert only(fp16_model(nodes, weights)).endswith("dequantises a constant for input 2 of Conv 'c'; only weights may be")
+    assert only(fp16_model(nodes, weights)).endswith(
+        "dequantises a constant for input 2 of Conv 'c'; only weights may be"
+    )
 
 
 def test_activations_have_one_scale() -> None:
@@ -280,7 +298,10 @@ def test_layers_are_integer_as_a_whole(part: str) -> None:
     kept = nodes[:2] if part == "activation" else nodes[2:4]
     nodes[-1].input[0 if part == "weights" else 1] = "x" if part == "weights" else "c_w"
     nodes[-1].output[0] = "y"
-    assert only(fp16_model([*kept, nodes[-1]], weights)) == f"Conv 'c' is integer in its {part} only; quantise both or none"
+    assert (
+        only(fp16_model([*kept, nodes[-1]], weights))
+        == f"Conv 'c' is integer in its {part} only; quantise both or none"
+    )
 
 
 @pytest.mark.parametrize(("scales", "axis"), [(0.01, 0), (np.full(WIDTH, 0.01), 1)])
@@ -288,7 +309,10 @@ def test_weights_have_a_scale_for_each_output_channel(scales: Any, axis: int) ->
     weights: dict[str, NDArray[Any]] = {}
     nodes = integer_conv(weights, scales=scales, axis=axis)
     nodes[-1].output[0] = "y"
-    assert only(fp16_model(nodes, weights)) == "Conv 'c' has weights without one scale a channel on axis 0; quantise them so"
+    assert (
+        only(fp16_model(nodes, weights))
+        == "Conv 'c' has weights without one scale a channel on axis 0; quantise them so"
+    )
 
 
 def test_of_a_residual_sum_one_input_is_quantised() -> None:
@@ -310,6 +334,9 @@ def test_what_is_joined_has_one_scale() -> None:
         *pair("z", weights, 0.2),
         helper.make_node("Concat", ["x_dq", "z_dq"], ["y"], name="j", axis=1),
     ]
-    assert only(fp16_model(nodes, weights, inputs=inputs)) == "Concat 'j' joins integers of different scales; give its inputs one"
+    assert (
+        only(fp16_model(nodes, weights, inputs=inputs))
+        == "Concat 'j' joins integers of different scales; give its inputs one"
+    )
     weights["z_s"] = weights["x_s"]
     assert lint(fp16_model(nodes, weights, inputs=inputs), VERSION) == []

@@ -1,4 +1,4 @@
-"""Float graphs to strongly typed ones: what becomes FP16, what stays FP32, what becomes integer, and how close it is."""
+"""Float graphs to strongly typed ones: what becomes FP16, stays FP32 or becomes integer, and how close it is."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_a_graph_that_overflows_misses_its_gate() -> None:
     ]
     model = make_model(nodes, weights, {"x": (4,)})
     quiet, loud = ({"x": np.float32([1, -2, 3, 4]) * gain} for gain in (1, 100))
-    with pytest.raises(BackendError, match="FP16 stays outside its gate .* use --backend onnxruntime"):
+    with pytest.raises(BackendError, match=r"FP16 stays outside its gate .* use --backend onnxruntime"):
         typed_graph(model, "fp16", [quiet], held_out=[loud], peak=800)
 
 
