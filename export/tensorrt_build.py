@@ -21,6 +21,7 @@ from typing import Any
 from rsd_edge import __version__
 from rsd_edge.backends.tensorrt.cuda import Cuda
 from rsd_edge.backends.tensorrt.device import target_of
+from rsd_edge.backends.tensorrt.frame_path import NEEDED
 from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.bundle import (
     GRAPH,
@@ -32,7 +33,6 @@ from rsd_edge.bundle import (
     plan_name,
     write_bundle,
 )
-from rsd_edge.backends.tensorrt.frame_path import NEEDED
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.export.tensorrt_network import BuildProgress, Compiled, compile_graph
 from rsd_edge.export.tensorrt_options import TensorRtOptions
@@ -115,9 +115,7 @@ def open_site() -> _Site:
     return _Site(trt, cuda, target_of(trt, cuda))
 
 
-def identity(
-    graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions, target: Mapping[str, str]
-) -> str:
+def identity(graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions, target: Mapping[str, str]) -> str:
     """A digest of everything that plans depend on."""
     pack = () if options.kernels is None else (options.kernels / PACK_MANIFEST,)
     facts = {

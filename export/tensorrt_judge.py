@@ -45,8 +45,8 @@ GATES = {
     Precision.FP16: DeviceGate(50.0, 24.0),
     Precision.INT8: DeviceGate(40.0, 14.0),
 }
-"""INT8 as for the graphs. FP16 allows ten times the error of the graphs, since devices add up in FP16 where ONNX Runtime
-does not; a wrong layer costs far more."""
+"""INT8 as for the graphs. FP16 may stray three times as far as the graphs, since devices add up in FP16 where ONNX
+Runtime does not; a wrong layer costs far more."""
 _PUBLISHED_FP16 = DeviceGate(30.0, 5.0)
 """Their code book turns a rounding into another code here and there, which changes pixels and not pictures."""
 
@@ -144,9 +144,7 @@ def median_ms(engines: Sequence[TileEngine], lq: Array, noise: Array) -> list[fl
     return [float(np.median(times)) for times in taken]
 
 
-def _reference(
-    graphs: Mapping[str, Path], spec: EngineSpec, threads: int | None, lq: Array, noise: Array
-) -> Array:
+def _reference(graphs: Mapping[str, Path], spec: EngineSpec, threads: int | None, lq: Array, noise: Array) -> Array:
     tile = TileSpec.of(spec.model, lq.shape[2])
     if spec.model.family == EDGE_FAMILY:
         with OnnxRuntimeEngine(graphs[GRAPH], spec, threads, tile=tile) as engine:

@@ -100,7 +100,7 @@ def compile_graph(
 def make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
     """TensorRT's IProgressMonitor on ours. After Ctrl-C it asks TensorRT to stop, and `interrupted` is True."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.interrupted = False
@@ -140,9 +140,7 @@ def _parse(trt: Any, network: Any, logger: Any, graph: Path) -> None:
     )
 
 
-def _set_shapes(
-    builder: Any, network: Any, config: Any, options: TensorRtOptions, tile: int, graph: Path
-) -> None:
+def _set_shapes(builder: Any, network: Any, config: Any, options: TensorRtOptions, tile: int, graph: Path) -> None:
     """Fix the tile in the network itself, so that all that follows from it is folded; leave the batch to a profile."""
     profile = builder.create_optimization_profile()
     open_batch = False

@@ -55,9 +55,9 @@ def compile_part(part: TorchPart, precision: Precision, options: TensorRtOptions
     try:
         with torch.no_grad():
             program = torch.export.export(module, tensors, dynamic_shapes=dynamic)
-            plan = convert(program, arg_inputs=_inputs(torch_tensorrt, example, tensors, options), **_settings(
-                convert, options
-            ))
+            plan = convert(
+                program, arg_inputs=_inputs(torch_tensorrt, example, tensors, options), **_settings(convert, options)
+            )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BackendError(f"Torch-TensorRT builds no engine: {reason}; leave --compiler out") from error
@@ -82,9 +82,7 @@ def _inputs(
             made.append(torch_tensorrt.Input(shape=tuple(tensor.shape), dtype=tensor.dtype, name=name))
             continue
         low, mid, high = ((count, *tensor.shape[1:]) for count in options.batch)
-        made.append(
-            torch_tensorrt.Input(min_shape=low, opt_shape=mid, max_shape=high, dtype=tensor.dtype, name=name)
-        )
+        made.append(torch_tensorrt.Input(min_shape=low, opt_shape=mid, max_shape=high, dtype=tensor.dtype, name=name))
     return made
 
 

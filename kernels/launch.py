@@ -115,6 +115,15 @@ class KernelPack:
         grid = _grid(entry, {**arguments, **sizes})
         self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
 
+    def dtype_of(self, name: str, wanted: str) -> str | None:
+        """The dtype to launch a kernel with: the one wanted, or None for a kernel that knows only one."""
+        return wanted if (name, wanted, True) in self._kernels else None
+
+    def only_taken(self, name: str, dtype: str | None, arguments: Mapping[str, int | float]) -> dict[str, int | float]:
+        """Those of some arguments that a kernel takes. Raises InputError for one that is not there."""
+        names = {argument["name"] for argument in self._entry(name, dtype, True)["arguments"]}
+        return {key: value for key, value in arguments.items() if key in names}
+
     def constants(self, name: str, dtype: str | None = None) -> Mapping[str, Any]:
         """What a kernel was compiled with, such as its BLOCK. Raises InputError for one that is not there."""
         found: Mapping[str, Any] = self._entry(name, dtype, True)["constants"]
@@ -149,9 +158,7 @@ def pack_files(folder: Path, sm: int, names: Sequence[str]) -> list[str]:
     entries = [entry for entry in _read_manifest(folder)["kernels"] if entry["sm"] == sm and entry["name"] in names]
     missing = sorted(set(names) - {entry["name"] for entry in entries})
     if missing:
-        raise ModelError(
-            f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}"
-        )
+        raise ModelError(f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}")
     return [str(entry["file"]) for entry in entries]
 
 

@@ -61,6 +61,24 @@ def int8_weight_bits() -> int:
     return 8 if platform.machine() in _ARM or "vnni" in cpu_features() else 7
 
 
+def cache_folder() -> Path:
+    """Where this user's caches live: XDG_CACHE_HOME, or what the operating system has for it, and rsd-edge in that.
+
+    Raises RuntimeError where the user has no home.
+    """
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if chosen.is_absolute():  # a relative one is to be ignored, says its specification
+        return chosen / "rsd-edge"
+    home = Path.home()
+    match platform.system():
+        case "Windows":
+            return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "rsd-edge"
+        case "Darwin":
+            return home / "Library" / "Caches" / "rsd-edge"
+        case _:
+            return home / ".cache" / "rsd-edge"
+
+
 def l4t_release() -> str:
     """Of Jetson Linux, such as R36.4.3; empty elsewhere."""
     found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(_L4T))

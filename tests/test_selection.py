@@ -273,7 +273,7 @@ def test_a_user_without_a_home_has_no_memory(
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(selection.platform, "system", lambda: "Linux")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(Path, "home", homeless)
     check_nothing_is_remembered(world, caplog)
 

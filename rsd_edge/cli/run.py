@@ -86,6 +86,9 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option("-r", "--recursive", is_flag=True, help="Sub-folders too; OUT mirrors the tree.")
 @click.option("--skip-existing", is_flag=True, help="Leave results that exist as they are.")
 @click.option("--strip", is_flag=True, help="Leave EXIF, XMP and colour profiles out of the results.")
+@click.option(
+    "--auto-build", is_flag=True, help="Run on TensorRT, with an engine that is built for this GPU first if need be."
+)
 @click.option("--tile", type=int, help="Side of a tile in input pixels; smaller needs less memory.")
 @click.option("--batch", default=_DEFAULTS.batch, show_default=True, type=int, help="Tiles at once.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
@@ -103,6 +106,7 @@ def command(
     suffix: str,
     recursive: bool,
     report_path: Path | None,
+    auto_build: bool,
     **options: Any,
 ) -> int:
     """Upscale images and videos. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF, MP4, MKV...
@@ -126,6 +130,10 @@ def command(
         raise InputError("--size and --max-side are for images; give videos a --scale, or run them apart")
     if report_path is not None:
         make_folder(report_path.parent)
+    if auto_build:
+        from rsd_edge.cli.auto_build import with_engine
+
+        settings = with_engine(settings)
     with _load(settings) as resolver:
         results = _run(jobs, resolver, settings, for_videos, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)

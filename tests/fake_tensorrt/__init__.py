@@ -8,11 +8,13 @@ it would there; a name that it has and the fake does not do raises NotImplemente
 from __future__ import annotations
 
 import json
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
 from fake_tensorrt import network
 from fake_tensorrt.cudart import FakeCudart
 from fake_tensorrt.network import Object, World
@@ -50,10 +52,15 @@ def _restricted(name: str, members: set[str], world: World) -> type:
 
     def get(self: Any, key: str) -> Any:
         own = type(self) is cls  # classes of Python that inherit from one of these may have what they like
+        if own and key in members:
+            world.read.add((name, key))
         if own and not key.startswith("_") and key not in members:
             raise AttributeError(f"'{name}' of TensorRT {world.version} has no attribute '{key}'")
-        if own and key in members and not hasattr(behaviour, key) and key not in object.__getattribute__(
-            self, "__dict__"
+        if (
+            own
+            and key in members
+            and not hasattr(behaviour, key)
+            and key not in object.__getattribute__(self, "__dict__")
         ):
             raise NotImplementedError(f"the fake does not do {name}.{key}")
         return object.__getattribute__(self, key)
@@ -61,6 +68,8 @@ def _restricted(name: str, members: set[str], world: World) -> type:
     def put(self: Any, key: str, value: Any) -> None:
         if type(self) is cls and not key.startswith("_") and key not in members:
             raise AttributeError(f"'{name}' of TensorRT {world.version} has no attribute '{key}'")
+        if type(self) is cls and key in members:
+            world.written.add((name, key))
         object.__setattr__(self, key, value)
 
     cls = type(name, (behaviour,), {"_world": world, "__getattribute__": get, "__setattr__": put})
@@ -71,6 +80,7 @@ def make_module(version: str, cudart: FakeCudart) -> tuple[ModuleType, World]:
     """The module of a version and the world behind it."""
     surface = _SURFACE[version]
     module = ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it is there
     world = World(version, module, cudart)
     module.__version__ = version  # type: ignore[attr-defined]
     for name in surface["top"]:

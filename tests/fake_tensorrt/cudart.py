@@ -23,7 +23,7 @@ ALIGNMENT = 256
 Work = Callable[[], None]
 
 
-class cudaError_t(IntEnum):  # noqa: N801
+class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
@@ -34,12 +34,12 @@ class cudaError_t(IntEnum):  # noqa: N801
     cudaErrorStreamCaptureUnsupported = 900
 
 
-class cudaMemcpyKind(IntEnum):  # noqa: N801
+class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
 
 
-class cudaStreamCaptureMode(IntEnum):  # noqa: N801
+class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeGlobal = 0
     cudaStreamCaptureModeThreadLocal = 1
     cudaStreamCaptureModeRelaxed = 2
@@ -58,14 +58,14 @@ class _Event:
 class FakeCudart:
     """The module. `faults` holds, by function, the error that it gives; `live` what was not freed."""
 
-    cudaError_t = cudaError_t  # noqa: N815
-    cudaMemcpyKind = cudaMemcpyKind  # noqa: N815
-    cudaStreamCaptureMode = cudaStreamCaptureMode  # noqa: N815
-    cudaStreamNonBlocking = 1  # noqa: N815
-    cudaEventDefault = 0  # noqa: N815
-    cudaEventDisableTiming = 2  # noqa: N815
-    cudaHostAllocDefault = 0  # noqa: N815
-    cudaHostAllocMapped = 2  # noqa: N815
+    cudaError_t = cudaError_t
+    cudaMemcpyKind = cudaMemcpyKind
+    cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaStreamNonBlocking = 1
+    cudaEventDefault = 0
+    cudaEventDisableTiming = 2
+    cudaHostAllocDefault = 0
+    cudaHostAllocMapped = 2
 
     def __init__(self, *, integrated: bool = False, total: int = 8 << 30, name: bytes = b"Orin") -> None:
         self.integrated, self.total, self.name = integrated, total, name
@@ -191,6 +191,11 @@ class FakeCudart:
             return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
         self._run(int(stream), None)
         return self._answer("cudaStreamSynchronize")
+
+    def cudaDeviceSynchronize(self) -> tuple[Any, ...]:
+        for stream in self._streams:
+            self._run(stream, None)
+        return self._answer("cudaDeviceSynchronize")
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
         self._run(int(stream), None)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+
 from fake_tensorrt.cudart import FakeCudart
 
 MAGIC = b"FAKEPLAN"
@@ -29,6 +30,9 @@ class World:
     """none, parse, out-of-memory, serialize, deserialize, context, execute, not-finite, wrong-shape, timing-cache."""
     built: list[dict[str, Any]] = field(default_factory=list)
     """What each call of the builder was given."""
+    read: set[tuple[str, str]] = field(default_factory=set)
+    """(class, member) that were looked up; those of the fake's own making are among them."""
+    written: set[tuple[str, str]] = field(default_factory=set)
 
 
 def graph_io(model: onnx.ModelProto) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
@@ -219,19 +223,19 @@ class Builder(Object):
         if "none" in world.faults:
             self._error("Error Code 10: could not find any implementation for node Conv_3")
             return None
-        (profile,) = config._profiles
-        shapes = self._shapes(network, profile)
+        shapes = self._shapes(network, config._profiles)
         header = {"version": world.version, "gpu": world.cudart.name.decode(), "shapes": shapes,
                   "graph": str(network._path), "stripped": "STRIP_PLAN" in config._flags}  # fmt: skip
         text = json.dumps(header).encode()
         graph = b"" if header["stripped"] else network._path.read_bytes()
         return host_memory(MAGIC + len(text).to_bytes(4, "little") + text + graph)
 
-    def _shapes(self, network: Any, profile: Any) -> dict[str, Any]:
+    def _shapes(self, network: Any, profiles: list[Any]) -> dict[str, Any]:
         shapes = {}
+        known = profiles[0]._shapes if profiles else {}
         for tensor in network._tensors:
             fixed = all(length > 0 for length in tensor.shape)
-            limits = profile._shapes.get(tensor.name, [tuple(tensor.shape)] * 3 if fixed else None)
+            limits = known.get(tensor.name, [tuple(tensor.shape)] * 3 if fixed else None)
             assert limits is not None, f"no profile for {tensor.name}"
             assert all(d in (-1, a) or d in (-1, b) for d, a, b in zip(tensor.shape, limits[0], limits[2], strict=True))
             shapes[tensor.name] = limits
@@ -315,6 +319,7 @@ class ICudaEngine(Object):
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         assert profile == 0
+        assert -1 in self.get_tensor_shape(name), f"{name} is in no profile"
         return [tuple(shape) for shape in self._header["shapes"][name]]
 
     def create_execution_context(self, strategy: Any) -> Any:

@@ -121,7 +121,7 @@ class Cuda:
         else:
             device = self.device_memory(nbytes)
         memory = (ctypes.c_byte * nbytes).from_address(address)
-        host = np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+        host = np.frombuffer(memoryview(memory), dtype, math.prod(shape)).reshape(shape)
         return Staged(host, address, device, copied=not self.device.integrated)
 
     def upload(self, staged: Staged, stream: int) -> None:
@@ -181,7 +181,11 @@ class Cuda:
         return child
 
     def close(self) -> None:
-        """Free what was made, the latest first; errors are ignored, since there is nothing left to save."""
+        """Wait for the device and free what was made, the latest first.
+
+        Errors are ignored, since there is nothing left to save.
+        """
+        self._api.cudaDeviceSynchronize()
         self._made.close()
 
     def _do(self, name: str, answer: tuple[Any, ...], nbytes: int | None = None) -> Any:

@@ -151,7 +151,7 @@ class TensorRtEngine:
     @property
     def output(self) -> str:
         """Name of the plan's only output."""
-        return next(iter(self.plan.outputs))
+        return str(next(iter(self.plan.outputs)))
 
     def new_context(self) -> Context:
         """One more context for a batch, with the scratch memory of all; its runs belong on `stream`."""
@@ -159,9 +159,7 @@ class TensorRtEngine:
 
     def _new_slot(self) -> _Slot:
         context, cuda = self.new_context(), self.cuda
-        inputs = {
-            name: cuda.staged(shape, self.plan.inputs[name].dtype) for name, shape in self.input_shapes().items()
-        }
+        inputs = {name: cuda.staged(shape, self.plan.inputs[name].dtype) for name, shape in self.input_shapes().items()}
         detail = cuda.staged(self.detail_shape(context), self.plan.outputs[self.output].dtype)
         context.bind({**{name: staged.device for name, staged in inputs.items()}, self.output: detail.device})
         events = (cuda.event() for _ in range(3))

@@ -24,7 +24,7 @@ from rsd_edge.backends.tensorrt.cuda import Cuda
 from rsd_edge.backends.tensorrt.engine import TensorRtEngine
 from rsd_edge.backends.tensorrt.plan import Context
 from rsd_edge.errors import BackendError, RsdEdgeError
-from rsd_edge.frames import SCALE, DType, PixelT, bicubic_x4, check_frame, check_out
+from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.kernels.launch import CudaDriver, Driver, KernelPack
 from rsd_edge.noise import NoiseField, gaussian_table
 from rsd_edge.pipeline import NumpyFramePath, check_strength
@@ -42,6 +42,8 @@ _SHARE_OF_MEMORY = 0.6
 """Of what is free; the rest is left to decoders and encoders."""
 _DTYPES = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
 _SEED_SIGN = 1 << 63
+_PIXELS_OF_A_LANE = 16
+"""Of a row, which a thread cuts in the kernels that count in lanes."""
 
 
 class DeviceFramePath:
@@ -97,14 +99,14 @@ class DeviceFramePath:
         frame = check_frame(frame)
         field, strength = NoiseField(seed), check_strength(strength)
         with self._lock:
-            fits = strength > 0 and self._space_for(*frame.shape[:2], frame.dtype) is not None
+            fits = strength > 0 and self._space_for(frame.shape[0], frame.shape[1], frame.dtype) is not None
         if not fits:
             return self._numpy.bands(frame, seed=seed, strength=strength, progress=progress)
         return self._bands(frame, field.seed, strength, progress)
 
     def _bands(self, frame: NDArray[Any], seed: int, strength: float, progress: Progress | None) -> Bands:
         with self._lock:
-            space = self._space_for(*frame.shape[:2], frame.dtype)
+            space = self._space_for(frame.shape[0], frame.shape[1], frame.dtype)
             if space is None:  # memory went in the meantime
                 raise BackendError("the GPU is out of memory; close other programs, or use a smaller tile or batch")
             result, plan = space.enlarge(frame, seed, strength), space.plan
@@ -219,19 +221,17 @@ class _Space:
         plan, count = self.plan, len(self._seeds.host)
         self._seeds.host[:] = seed - 2 * (seed & _SEED_SIGN)
         self._cuda.upload(self._seeds, self._engine.stream)
-        self._pack.launch(
+        self._launch(
             "noise_field",
-            sizes={"n": count},
-            arguments={
-                "OUT": self._noise,
-                "SEEDS": self._seeds.device,
-                "ORIGINS": self._origins.device,
-                "TABLE": self._table.device,
-                "channels": self._engine.spec.model.noise_channels,
-                "pixels": plan.tile_h * plan.tile_w,
-                "width": plan.tile_w,
-            },
-            stream=self._engine.stream,
+            np.dtype(np.float32),
+            {"n": count},
+            OUT=self._noise,
+            SEEDS=self._seeds.device,
+            ORIGINS=self._origins.device,
+            TABLE=self._table.device,
+            channels=self._engine.spec.model.noise_channels,
+            pixels=plan.tile_h * plan.tile_w,
+            width=plan.tile_w,
         )
         self._cuda.drain(self._engine.stream)  # the seeds may be written again
         self._seed = seed
@@ -257,6 +257,36 @@ class _Space:
         )
         self._merge()
 
+    def _cut(self) -> None:
+        y, x = self.plan.y, self.plan.x
+        self._launch(
+            "frame_tiles",
+            self._engine.plan.inputs["lq"].dtype,
+            {"tiles": self.plan.count},
+            **self._geometry(),
+            OUT=self._lq,
+            pixels=y.side * x.side,
+            lanes=y.side * -(-x.side // _PIXELS_OF_A_LANE),
+        )
+
+    def _merge(self) -> None:
+        y, x = self.plan.y, self.plan.x
+        dtype = self._engine.plan.outputs[self._engine.output].dtype
+        per_block = int(self._pack.constants("merge_tiles", _DTYPES[dtype])["BLOCK"])
+        self._launch(
+            "merge_tiles",
+            dtype,
+            {"output_rows": SCALE * y.length},
+            **self._geometry(),
+            DETAIL=self._detail,
+            OUT=self._result.device,
+            STRENGTH=self._strength.device,
+            rows=y.count,
+            feather=y.feather,
+            blocks=-(-SCALE * x.stride // per_block),
+        )
+        self._cuda.download(self._result, self._engine.stream)
+
     def _geometry(self) -> dict[str, int]:
         y, x = self.plan.y, self.plan.x
         return {
@@ -271,35 +301,10 @@ class _Space:
             "halo": y.halo,
         }
 
-    def _cut(self) -> None:
-        self._pack.launch(
-            "frame_tiles",
-            dtype=_DTYPES[self._engine.plan.inputs["lq"].dtype],
-            sizes={"tiles": self.plan.count},
-            arguments={**self._geometry(), "OUT": self._lq, "pixels": self.plan.tile_h * self.plan.tile_w},
-            stream=self._engine.stream,
-        )
-
-    def _merge(self) -> None:
-        y, x = self.plan.y, self.plan.x
-        dtype = _DTYPES[self._engine.plan.outputs[self._engine.output].dtype]
-        per_block = int(self._pack.constants("merge_tiles", dtype)["BLOCK"])
-        self._pack.launch(
-            "merge_tiles",
-            dtype=dtype,
-            sizes={"output_rows": SCALE * y.length},
-            arguments={
-                **self._geometry(),
-                "DETAIL": self._detail,
-                "OUT": self._result.device,
-                "STRENGTH": self._strength.device,
-                "rows": y.count,
-                "feather": y.feather,
-                "blocks": -(-SCALE * x.stride // per_block),
-            },
-            stream=self._engine.stream,
-        )
-        self._cuda.download(self._result, self._engine.stream)
+    def _launch(self, name: str, dtype: np.dtype[Any], sizes: dict[str, int], **arguments: int) -> None:
+        kind = self._pack.dtype_of(name, _DTYPES[dtype])
+        taken = self._pack.only_taken(name, kind, arguments)
+        self._pack.launch(name, dtype=kind, sizes=sizes, arguments=taken, stream=self._engine.stream)
 
     def _not_finite(self) -> list[int]:
         sums = self._probe.host.sum(axis=1, dtype=np.float64)

@@ -57,7 +57,7 @@ def make_logger(trt: Any) -> Any:
     errors = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
     told = (*errors, trt.ILogger.WARNING)
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages: deque[tuple[bool, str]] = deque(maxlen=200)

@@ -52,21 +52,16 @@ class TensorRtPartsEngine(PartsEngine):
         self._parts: dict[str, _Part] = {}
         try:
             plans = {
-                name: Plan(trt, folder / plan_name(name), weights=folder / name if weights else None)
-                for name in GRAPHS
+                name: Plan(trt, folder / plan_name(name), weights=folder / name if weights else None) for name in GRAPHS
             }
             whole = _tile_of(plans, folder, tile or TileSpec.of(spec.model))
             scratch, stream = scratch_for(self._cuda, list(plans.values())), self._cuda.stream()
-            self._parts = {
-                name: _Part(self._cuda, plan, scratch, stream, whole.batch) for name, plan in plans.items()
-            }
+            self._parts = {name: _Part(self._cuda, plan, scratch, stream, whole.batch) for name, plan in plans.items()}
         except BaseException:
             self.close()
             raise
         takes_noise = "eps" in plans[GENERATOR].inputs
-        super().__init__(
-            spec, threads if threads is not None else usable_cores(), whole, takes_noise=takes_noise
-        )
+        super().__init__(spec, threads if threads is not None else usable_cores(), whole, takes_noise=takes_noise)
 
     def prepare(self, n: int, h: int, w: int) -> None:
         """Run every plan until it is warm, and record its CUDA graph."""

@@ -29,7 +29,7 @@ class Tensor:
     smallest: Shape
     usual: Shape
     largest: Shape
-    """Of an input, what its profile allows; of an output, as `shape`."""
+    """Of an input with an open shape, what its profile allows; `shape` otherwise."""
 
 
 class Plan:
@@ -77,7 +77,8 @@ class Plan:
         engine = self.engine
         shape = tuple(engine.get_tensor_shape(name))
         dtype = numpy_dtype(self.trt, engine.get_tensor_dtype(name))
-        if engine.get_tensor_mode(name) == self.trt.TensorIOMode.OUTPUT:
+        output = engine.get_tensor_mode(name) == self.trt.TensorIOMode.OUTPUT
+        if output or -1 not in shape:  # profiles hold open shapes only
             return Tensor(name, dtype, shape, shape, shape, shape)
         smallest, usual, largest = (tuple(limit) for limit in engine.get_tensor_profile_shape(name, 0))
         return Tensor(name, dtype, shape, smallest, usual, largest)
