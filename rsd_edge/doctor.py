@@ -6,7 +6,6 @@ import importlib.util
 import platform
 import re
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 

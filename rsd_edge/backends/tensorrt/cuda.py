@@ -111,7 +111,7 @@ class Cuda:
         return int(made)
 
     def staged(self, shape: tuple[int, ...], dtype: DTypeLike) -> Staged:
-        """An array on host and device: one and the same memory on an integrated GPU, pinned memory elsewhere."""
+        """An array on host and device, zeros on the host: one memory on an integrated GPU, pinned memory elsewhere."""
         api, nbytes = self._api, max(1, math.prod(shape) * np.dtype(dtype).itemsize)
         flags = api.cudaHostAllocMapped if self.device.integrated else api.cudaHostAllocDefault
         address = int(self._do("cudaHostAlloc", api.cudaHostAlloc(nbytes, flags), nbytes))
@@ -122,6 +122,7 @@ class Cuda:
             device = self.device_memory(nbytes)
         memory = (ctypes.c_byte * nbytes).from_address(address)
         host = np.frombuffer(memoryview(memory), dtype, math.prod(shape)).reshape(shape)
+        host[...] = 0
         return Staged(host, address, device, copied=not self.device.integrated)
 
     def upload(self, staged: Staged, stream: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +78,7 @@ class TensorRtEngine:
         """Run every slot until it is warm, and record its CUDA graph."""
         self._check(n, h, w)
         for slot in self._slots:
-            slot.run.warm_up(self.stream)
+            slot.run.warm_up(self.stream, slot.inputs.values())
 
     def submit(self, lq: Array, noise: Array, detail: Array) -> Ticket:
         """See TileEngine; `lq` and `noise` may be written again on return."""
@@ -191,11 +191,16 @@ class Replay:
         self.graph: int | None = None
         self._warm = False
 
-    def warm_up(self, stream: int) -> None:
-        """Run a few times and record the graph, once; if that fails, a warning says so and runs are enqueued."""
+    def warm_up(self, stream: int, inputs: Iterable[Staged]) -> None:
+        """Run a few times and record the graph, once; if that fails, a warning says so and runs are enqueued.
+
+        inputs: uploaded first, since an index that is rubbish would read beyond its table.
+        """
         if self._warm:
             return
         self._warm = True
+        for staged in inputs:
+            self._cuda.upload(staged, stream)
         for _ in range(_WARM_UPS):
             self._context.enqueue(stream)
         self._cuda.drain(stream)

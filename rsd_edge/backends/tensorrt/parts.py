@@ -100,7 +100,7 @@ class _Part:
         self._replay = Replay(cuda, context, str(plan.path))
 
     def warm_up(self) -> None:
-        self._replay.warm_up(self._stream)
+        self._replay.warm_up(self._stream, self._inputs.values())
 
     def __call__(self, inputs: dict[str, NDArray[Any]]) -> Array:
         for name, value in inputs.items():
@@ -110,9 +110,11 @@ class _Part:
                     f"{self._plan.path} was opened for {name} of {staged.host.shape}, not {value.shape}; "
                     "open it for that batch"
                 )
+        self.warm_up()
+        for name, value in inputs.items():
+            staged = self._inputs[name]
             np.copyto(staged.host, value, casting="same_kind")
             self._cuda.upload(staged, self._stream)
-        self.warm_up()
         self._replay(self._stream)
         self._cuda.download(self._output, self._stream)
         self._cuda.drain(self._stream)
