@@ -93,6 +93,8 @@ def build_engine(
     gate, or an INT8 engine that is not faster than fp32 here; ModelError for a model that cannot be used, InputError
     for a calibration folder that cannot, OutputError if the output cannot be written. Nothing is written then.
     """
+    if backend is Backend.TENSORRT:
+        raise BackendError("tensorrt engines are not built for CPUs; use rsd_edge.export.typed_build.build_tensorrt")
     if precision in (Precision.FP16, Precision.BF16):
         raise BackendError(
             f"{backend.value} engines for CPUs cannot be built in {precision.value}; use --precision fp32 or int8"

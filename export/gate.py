@@ -30,6 +30,8 @@ SEARCH_TILES = 32
 
 _LEAST_POWER = 1e-20
 """Where zero begins: far below what float32 leaves of detail, and finite in dB."""
+_WORST_POWER = 1e20
+"""Of an error that is not finite, likewise."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class Quantised(Generic[GraphT]):
 
 def closeness(result: Detail, reference: Detail, peak: float = 2.0) -> Closeness:
     """PSNR for values that span `peak`, and the power of the reference over that of the error."""
-    error = result.astype(np.float64) - reference
-    power = max(float(np.mean(error**2)), _LEAST_POWER)
+    power = max(float(np.mean((result.astype(np.float64) - reference) ** 2)), _LEAST_POWER)
+    if not np.isfinite(power):
+        power = _WORST_POWER
     signal = max(float(np.mean(reference.astype(np.float64) ** 2)), _LEAST_POWER)
     return Closeness(
         psnr_db=round(10 * float(np.log10(peak**2 / power)), 2),
@@ -127,10 +130,20 @@ class Search(Generic[GraphT]):
     """Finds the graph that is as much reduced as the gate allows."""
 
     def __init__(
-        self, make: Maker[GraphT], judge: Callable[[GraphT], Closeness], compare: Callable[[GraphT], Closeness]
+        self,
+        make: Maker[GraphT],
+        judge: Callable[[GraphT], Closeness],
+        compare: Callable[[GraphT], Closeness],
+        *,
+        precision: str = "int8",
+        instead: str = "--precision fp32",
     ) -> None:
-        """judge: against the gate. compare: on the tiles by which methods and layers are chosen."""
+        """
+        judge: against the gate. compare: on the tiles by which methods and layers are chosen. precision: what is sought.
+        instead: options that do without.
+        """
         self._make, self._judge, self._compare = make, judge, compare
+        self._precision, self._instead = precision, instead
 
     def run(self, gate: Gate, methods: tuple[Method, ...] = tuple(Method)) -> Quantised[GraphT]:
         """Choose the calibration method and, unless the gate holds at once, leave the worst layers in float until so.
@@ -159,8 +172,8 @@ class Search(Generic[GraphT]):
                 }
                 return Quantised(graph, closeness, report)
         raise BackendError(
-            f"INT8 stays outside its gate ({gate}) even with nearly all layers in float; nothing was written; "
-            "use --precision fp32, or calibrate on images like yours with --calibration"
+            f"{self._precision.upper()} stays outside its gate ({gate}) even with nearly all layers in float; nothing was "
+            f"written; use {self._instead}, or calibrate on images like yours with --calibration"
         )
 
     def _sensitivity(self, method: Method) -> dict[str, float]:

@@ -69,6 +69,7 @@ def compile_graph(
     network = builder.create_network(bit(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"))
     _parse(trt, network, logger, graph)
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, it would leave ten bits to the FP32 islands
     made = Compiled(b"")
     _set_shapes(builder, network, config, options, tile, graph)
     made.limits = _limit_memory(trt, cuda, config, options)

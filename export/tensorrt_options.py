@@ -16,6 +16,12 @@ COMPILERS = ("onnx", "torch-tensorrt")
 LEVELS = range(6)
 
 _PUBLISHED_TILE = 64
+_TRTEXEC_WORDS = {
+    "version-compatible": ("--versionCompatible", "--excludeLeanRuntime"),
+    "refit": ("--refit",),
+    "strip-plan": ("--stripWeights",),
+}
+"""trtexec has none for hardware that this asks for."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,12 @@ def trtexec_line(
         limits = (f"{key}:{'x'.join(map(str, _with_batch(shape, count)))}" for key, shape in shapes.items())
         if shapes:  # those of a graph without open sizes are refused
             words.append(f"--{name}={','.join(limits)}")
-    words.append(f"--builderOptimizationLevel={options.level}")
+    words += ["--noTF32", f"--builderOptimizationLevel={options.level}"]
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}")
     if options.timing_cache is not None:
         words.append(f"--timingCacheFile={options.timing_cache}")
-    for flag, word in (("version-compatible", "--versionCompatible"), ("strip-plan", "--stripWeights")):
-        if flag in options.flags:
-            words.append(word)
+    words += [word for flag in options.flags for word in _TRTEXEC_WORDS.get(flag, ())]
     return shlex.join(words)
 
 

@@ -30,6 +30,9 @@ FP16_GATE = Gate(psnr_db=60, detail_snr_db=34, lpips=0)
 INT8_GATE = Gate()
 _SEARCH_BATCHES = 4
 """Of those for calibration: methods and layers are compared on them."""
+_INSTEAD = {"int8": "--precision fp16", "fp16": "--backend onnxruntime"}
+_ONLY_MOVE = {"Concat", "Expand", "Gather", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+"""Their results are as exact as what they are given."""
 _FP16_METHODS = (Method.MINMAX,)
 """FP16 has no ranges to choose."""
 
@@ -66,7 +69,8 @@ def typed_graph(
     activations = collect(source, float_activations(source), seen)
     make = _Int8(source, activations) if precision == "int8" else _Fp16(source, activations)
     judge = _Judge(source, list(held_out) if held_out is not None else seen, peak)
-    search = Search(make, judge, _Judge(source, seen[:_SEARCH_BATCHES], peak))
+    compare = _Judge(source, seen[:_SEARCH_BATCHES], peak)
+    search = Search(make, judge, compare, precision=precision, instead=_INSTEAD[precision])
     default = INT8_GATE if precision == "int8" else FP16_GATE
     found = search.run(gate or default, methods if precision == "int8" else _FP16_METHODS)
     report = {
@@ -93,7 +97,8 @@ class _Fp16:
         graph = ir.from_proto(source).graph
         self.islands = fp32_islands(graph, activations.extremes)
         floats = [node for node in graph if any(value.dtype is ir.DataType.FLOAT for value in node.outputs)]
-        self.layers = tuple(node.name or "" for node in floats if node.name not in self.islands)
+        candidates = [node for node in floats if node.op_type not in _ONLY_MOVE and node.name not in self.islands]
+        self.layers = tuple(node.name or "" for node in candidates)
 
     def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
         return _halved(ir.from_proto(self._source), {*self.islands, *keep_float})

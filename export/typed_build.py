@@ -17,14 +17,14 @@ import onnx
 
 from rsd_edge import __version__
 from rsd_edge.bundle import BuildRecord, Bundle, replace_folder
-from rsd_edge.errors import BackendError, InputError
+from rsd_edge.errors import BackendError
 from rsd_edge.export.lint import lint
 from rsd_edge.export.tensorrt_build import build_bundle, open_site
 from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
 from rsd_edge.export.typed import TypedGraph, typed_graph
 from rsd_edge.export.typed_prepare import with_sizes
-from rsd_edge.export.typed_sources import Part, Parts, model_parts
-from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, to_dict
+from rsd_edge.export.typed_sources import Part, model_parts
+from rsd_edge.specs import Backend, EngineSpec, Precision, to_dict
 from rsd_edge.stream.atomic import make_folder, output_error
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,9 @@ def build_tensorrt(
     """
     options = options or TensorRtOptions()
     if precision not in (Precision.FP16, Precision.INT8):
-        raise BackendError(f"tensorrt engines are built in fp16 or int8, not in {precision.value}; use --precision fp16")
+        raise BackendError(
+            f"tensorrt engines are built in fp16 or int8, not in {precision.value}; use --precision fp16"
+        )
     if not onnx_only:
         open_site().cuda.close()  # typing takes minutes; what is missing can be said at once
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +107,9 @@ def _typed(name: str, part: Part, precision: Precision) -> TypedGraph:
     findings = {version: lint(model, version) for version in LINTED}
     for version, found in findings.items():
         if found:
-            raise BackendError(f"TensorRT {version} would not take {name}: {found[0]}; report this with the model's name")
+            raise BackendError(
+                f"TensorRT {version} would not take {name}: {found[0]}; report this with the model's name"
+            )
     return replace(graph, model=model, report=graph.report | {"lint": findings})
 
 

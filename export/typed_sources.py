@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
 from rsd_edge.bundle import DECODER, GRAPH, BuildRecord
-from rsd_edge.errors import BackendError, InputError, ModelError
-from rsd_edge.export.build import from_bundle, from_checkpoint
-from rsd_edge.export.calibration import SIDE, Samples, calibration_samples, held_out_samples
+from rsd_edge.errors import InputError
+from rsd_edge.export.build import Source, from_bundle, from_checkpoint
+from rsd_edge.export.calibration import Samples, calibration_samples, held_out_samples
 from rsd_edge.export.quantize import BATCH, batches_of
 from rsd_edge.export.ranges import Feeds
 from rsd_edge.export.tensorrt_options import TensorRtOptions
@@ -59,16 +59,23 @@ def model_parts(
     calibration: a folder of LR images; None takes the packaged ones. Raises ModelError, InputError and BackendError as
     `build_engine` does.
     """
+    if _is_published(model):
+        return _published(Path(model), folder, options, lookup, calibration)
+    if not lookup:
+        raise InputError(f"code-book lookup is an option of published models, and '{model}' is none; leave it out")
+    checkpoint = model.endswith(".safetensors")
+    return _edge(from_checkpoint(Path(model), folder) if checkpoint else from_bundle(model), options, calibration)
+
+
+def _is_published(model: str) -> bool:
     if not model.endswith(".safetensors"):
-        return _edge(from_bundle(model), options, calibration)
+        return False
     from rsd_edge.models.checkpoint import load_checkpoint
 
-    if load_checkpoint(Path(model)).spec.family == EDGE_FAMILY:
-        return _edge(from_checkpoint(Path(model), folder), options, calibration)
-    return _published(Path(model), folder, options, lookup, calibration)
+    return load_checkpoint(Path(model)).spec.family != EDGE_FAMILY
 
 
-def _edge(source: Any, options: TensorRtOptions, images: Path | None) -> Parts:
+def _edge(source: Source, options: TensorRtOptions, images: Path | None) -> Parts:
     side = options.tile_of(source.model)
     part = Part(
         source.graph,

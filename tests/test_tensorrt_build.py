@@ -373,7 +373,7 @@ def test_trtexec_is_spelled_for_its_version() -> None:
     line = trtexec_line(Path("a b/graph.onnx"), shapes, options)
     assert line == (
         "trtexec '--onnx=a b/graph.onnx' '--saveEngine=a b/graph.plan' --stronglyTyped --minShapes=lq:1x3x48x48,t:1 "
-        "--optShapes=lq:2x3x48x48,t:1 --maxShapes=lq:4x3x48x48,t:1 --builderOptimizationLevel=4 "
+        "--optShapes=lq:2x3x48x48,t:1 --maxShapes=lq:4x3x48x48,t:1 --noTF32 --builderOptimizationLevel=4 "
         "--memPoolSize=workspace:512 --stripWeights"
     )
     assert "--stronglyTyped" not in trtexec_line(Path("graph.onnx"), shapes, options, tensorrt="11.4")

@@ -160,7 +160,7 @@ class IBuilderConfig(Object):
 
     def __init__(self) -> None:
         self._limits: dict[str, int] = {}
-        self._flags: set[str] = set()
+        self._flags: set[str] = {"TF32"}
         self._profiles: list[Any] = []
         self._cache: Any = None
 
@@ -170,6 +170,9 @@ class IBuilderConfig(Object):
 
     def set_flag(self, flag: Any) -> None:
         self._flags.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag.name)
 
     def add_optimization_profile(self, profile: Any) -> int:
         self._profiles.append(profile)
