@@ -47,6 +47,7 @@ def measured(folder: Path) -> tuple[str, str, dict[str, Any]]:
     from rsd_edge.backends.tensorrt.cuda import Cuda
     from rsd_edge.backends.tensorrt.device import target_of
     from rsd_edge.backends.tensorrt.library import load_tensorrt
+
     bundle = load_bundle(folder)
     cuda = Cuda()
     before, target = cuda.free_bytes(), target_of(load_tensorrt(), cuda)

@@ -70,9 +70,7 @@ def convolutions(graph: Path, n: int, h: int, w: int) -> list[Convolution]:
         while weight not in weights:  # of a quantised layer, behind its DequantizeLinear
             weight = produced[weight].input[0]
         shape = weights[weight]
-        found.append(
-            Convolution(sizes[node.input[0]], sizes[node.output[0]], math.prod(shape), math.prod(shape[1:]))
-        )
+        found.append(Convolution(sizes[node.input[0]], sizes[node.output[0]], math.prod(shape), math.prod(shape[1:])))
     return found
 
 

@@ -77,7 +77,9 @@ def estimate(layers: Sequence[Convolution], device: Device, precision: Precision
     seconds = sum(parts.values())
     tile = TileSpec(halo=model.halo, multiple_of=model.multiple_of, fixed=True)
     count = plan_tiles(*FRAME, tile).count
-    return Estimate(1e3 * seconds, 1e3 * seconds * count, memory_mib(layers, precision, model), max(parts, key=parts.__getitem__))
+    return Estimate(
+        1e3 * seconds, 1e3 * seconds * count, memory_mib(layers, precision, model), max(parts, key=parts.__getitem__)
+    )
 
 
 def memory_mib(layers: Sequence[Convolution], precision: Precision, model: ModelSpec) -> float:
@@ -96,9 +98,7 @@ def estimates(graph: Path, model: ModelSpec) -> dict[str, dict[str, Any]]:
     """By device and precision, ready for JSON. graph: the float one."""
     layers = convolutions(graph, 1, TileSpec.size, TileSpec.size)
     return {
-        device.name: {
-            precision.value: _rounded(estimate(layers, device, precision, model)) for precision in _BYTES
-        }
+        device.name: {precision.value: _rounded(estimate(layers, device, precision, model)) for precision in _BYTES}
         for device in DEVICES
     }
 

@@ -10,11 +10,13 @@ import click
 
 from rsd_edge.bundle import load_bundle, shipped_engines
 from rsd_edge.cli import missing_package
+from rsd_edge.cli.build_progress import TerminalProgress
 from rsd_edge.engines import cannot_run, engine_folder, tensorrt_engine
 from rsd_edge.errors import BackendError, InputError, NoEngineError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend, Precision
 from rsd_edge.stream.batch import RunSettings
+
 
 def with_engine(settings: RunSettings) -> RunSettings:
     """The settings with the path of an engine that runs here.
@@ -74,6 +76,7 @@ def _build(model: str, precision: Precision, settings: RunSettings) -> Path:
     options = TensorRtOptions(tile=settings.tile, batch=(1, settings.batch, settings.batch), threads=settings.threads)
     click.echo(f"building a TensorRT engine of {model} in {precision.value} for this GPU; once, minutes", err=True)
     sys.stderr.flush()
-    bundle = build_tensorrt(model, engine_folder(), precision=precision, options=options)
+    with TerminalProgress() as progress:
+        bundle = build_tensorrt(model, engine_folder(), precision=precision, options=options, progress=progress)
     click.echo(f"built {bundle.path}", err=True)
     return bundle.path
