@@ -144,8 +144,8 @@ class Search(Generic[GraphT]):
         instead: str = "--precision fp32",
     ) -> None:
         """
-        judge: against the gate. compare: on the tiles by which methods and layers are chosen. precision: what is sought.
-        instead: options that do without.
+        judge: against the gate. compare: on the tiles by which methods and layers are chosen. precision: what is
+        sought. instead: options that do without.
         """
         self._make, self._judge, self._compare = make, judge, compare
         self._precision, self._instead = precision, instead
@@ -177,8 +177,8 @@ class Search(Generic[GraphT]):
                 }
                 return Quantised(graph, closeness, report)
         raise BackendError(
-            f"{self._precision.upper()} stays outside its gate ({gate}) even with nearly all layers in float; nothing was "
-            f"written; use {self._instead}, or calibrate on images like yours with --calibration"
+            f"{self._precision.upper()} stays outside its gate ({gate}) even with nearly all layers in float; nothing "
+            f"was written; use {self._instead}, or calibrate on images like yours with --calibration"
         )
 
     def _sensitivity(self, method: Method) -> dict[str, float]:

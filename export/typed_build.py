@@ -1,4 +1,4 @@
-"""`build-engine --backend tensorrt`: typed graphs, and of these an engine here or the command that builds it elsewhere."""
+"""`build-engine --backend tensorrt`: typed graphs, and an engine of them here or the command that builds it elsewhere."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def build_tensorrt(
 ) -> Bundle | GraphsOnly:
     """Type the graphs of a model, and compile them, in a folder within `output`.
 
-    model: a shipped name, a bundle folder or a checkpoint. lookup: of a published model, decode by way of its code book.
-    calibration: a folder of LR images like those the engine will see; None takes the packaged ones. onnx_only: write
-    the graphs and how to compile them, which needs neither TensorRT nor a GPU.
+    model: a shipped name, a bundle folder or a checkpoint. lookup: of a published model, decode by way of its code
+    book. calibration: a folder of LR images like those the engine will see; None takes the packaged ones. onnx_only:
+    write the graphs and how to compile them, which needs neither TensorRT nor a GPU.
     Raises BackendError for a precision that is not FP16 or INT8 and for a graph that misses its gate or that TensorRT
     would not read; MissingDependencyError or BackendError without TensorRT and `onnx_only`; ModelError, InputError and
     OutputError. Nothing is written then.

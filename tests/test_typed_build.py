@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -16,15 +17,17 @@ import pytest
 import torch
 from torch import nn
 
-from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, GRAPH
+from rsd_edge.backends import open_engine
+from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, GRAPH, Bundle
 from rsd_edge.cli import main
 from rsd_edge.errors import BackendError, InputError
-from rsd_edge.export import typed_build, typed_sources
+from rsd_edge.export import tensorrt_judge, typed_build, typed_sources
 from rsd_edge.export.calibration import Samples
 from rsd_edge.export.gate import Gate
 from rsd_edge.export.lint import lint
+from rsd_edge.export.rounding import rounded, run_graph
 from rsd_edge.export.tensorrt_options import TensorRtOptions
-from rsd_edge.export.typed_build import LINTED, MANIFEST, GraphsOnly, build_tensorrt
+from rsd_edge.export.typed_build import LINTED, MANIFEST, REPORT, GraphsOnly, build_tensorrt
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint, state_of
 from rsd_edge.models.official import for_family
 from rsd_edge.models.published import PublishedModel
@@ -36,6 +39,7 @@ from rsd_edge.specs import (
     PublishedArchitecture,
     ScheduleSpec,
     SwinUNetArchitecture,
+    TileSpec,
     VqArchitecture,
 )
 
@@ -251,6 +255,33 @@ def test_a_failed_write_leaves_nothing(edge_file: Path, tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="the disk is full"):
         build_tensorrt(str(edge_file), tmp_path / "out", onnx_only=True)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.usefixtures("few_tiles")
+@pytest.mark.parametrize("version", fake_tensorrt.VERSIONS)
+def test_typed_graphs_become_engines(
+    edge_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """From a checkpoint to the detail of a tile, with a library that runs graphs in ONNX Runtime."""
+    fake_tensorrt.install(monkeypatch, version)
+    monkeypatch.setattr(tensorrt_judge, "median_ms", lambda engines, lq, noise: [2.0, 1.0][-len(engines) :])
+    monkeypatch.setattr(tensorrt_judge, "GATES", dict.fromkeys(Precision, tensorrt_judge.DeviceGate(20, 8)))
+    options = TensorRtOptions(tile=48, batch=(1, 2, 2), threads=1)
+    rng = np.random.default_rng(0)
+    lq = rng.uniform(-1, 1, (2, 3, 48, 48)).astype(np.float32)
+    noise = rng.standard_normal((2, 5, 48, 48), np.float32)
+    for precision in (Precision.FP16, Precision.INT8):
+        made = build_tensorrt(str(edge_file), tmp_path, precision=precision, options=options)
+        assert isinstance(made, Bundle)
+        reports = json.loads((made.path / REPORT).read_text())
+        assert reports[GRAPH]["precision"] == precision.value
+        assert made.manifest["parity"]["graph"]["detail_snr_db"] == reports[GRAPH]["closeness"]["detail_snr_db"]
+        detail = np.empty((2, 192, 192, 3), np.float32)
+        with open_engine(made.graph_path, made.spec, tile=TileSpec(48, 16, batch=2)) as engine:
+            engine.collect(engine.submit(lq, noise, detail))
+        expected = run_graph(rounded(onnx.load(made.path / GRAPH)), [{"lq": lq, "noise": noise}])
+        # The library rounds less than the graph means; an integer may then be the next one here and there.
+        assert 20 * np.log10(expected.std() / np.abs(detail - expected).std()) > 25
 
 
 def test_tiles_that_a_model_cannot_take_are_refused(published_file: Path, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def command(
         if runtime is Backend.TENSORRT:
             options = TensorRtOptions(tile=tile, threads=threads, **fields)
             wanted = Precision(precision or Precision.FP16)
-            return _tensorrt(model, output, wanted, options, calibration, lookup=not no_lookup, onnx_only=onnx_only)
+            lookup = not no_lookup
+            return _tensorrt(model, output, wanted, options, calibration, lookup=lookup, onnx_only=onnx_only)
         if onnx_only or fields:
             raise InputError(
                 f"{_named(onnx_only, fields)} serves --backend tensorrt, not {runtime.value}; leave it out"

@@ -293,7 +293,11 @@ class ICudaEngine(Object):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        # It would make integer, by one scale, what lies between integer layers; TensorRT keeps to the graph.
+        unwanted = ["WeightBiasQuantization"]
+        self._session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+        )
 
     @property
     def num_io_tensors(self) -> int:
