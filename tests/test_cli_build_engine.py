@@ -36,7 +36,7 @@ def test_a_checkpoint_becomes_a_bundle(
     out, err = capsys.readouterr()
     assert out.startswith(f"{folder}: ")
     assert "dB against the network; a 64x64 tile on 1 threads: fp32 " in out
-    assert err.startswith("building for onnxruntime, not for tensorrt: TensorRT is not installed here")
+    assert err.startswith("built for onnxruntime, not for tensorrt: TensorRT is not installed here")
     assert err.count("\n") == 1
 
 

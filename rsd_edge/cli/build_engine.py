@@ -70,7 +70,8 @@ def command(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rsd_edge.export").setLevel(logging.INFO)
     onnx_only, fields = take_tensorrt_options(tensorrt)
-    runtime = Backend(backend) if backend else _own_choice(precision, calibration, explicit=onnx_only or bool(fields))
+    explicit = onnx_only or bool(fields)
+    runtime, why = (Backend(backend), "") if backend else _own_choice(precision, calibration, explicit=explicit)
     try:
         if runtime is Backend.TENSORRT:
             options = TensorRtOptions(tile=tile, threads=threads, **fields)
@@ -92,22 +93,23 @@ def command(
         )
     except ModuleNotFoundError as error:
         raise missing_package("build-engine", "export", error) from error
+    if why:
+        click.echo(f"built for onnxruntime, not for tensorrt: {why}", err=True)
     _tell(bundle)
     return 0
 
 
-def _own_choice(precision: str | None, calibration: Path | None, *, explicit: bool) -> Backend:
-    """TensorRT if it was asked for by its options, or may be chosen and can build here; why it cannot is told."""
+def _own_choice(precision: str | None, calibration: Path | None, *, explicit: bool) -> tuple[Backend, str]:
+    """TensorRT if it was asked for by its options, or may be chosen and can build here; otherwise why it cannot."""
     if explicit:
-        return Backend.TENSORRT
+        return Backend.TENSORRT, ""
     if precision is not None or calibration is not None:
-        return Backend.ONNXRUNTIME
+        return Backend.ONNXRUNTIME, ""
     try:
         check_device()
     except RsdEdgeError as error:
-        click.echo(f"building for onnxruntime, not for tensorrt: {error}", err=True)
-        return Backend.ONNXRUNTIME
-    return Backend.TENSORRT
+        return Backend.ONNXRUNTIME, str(error)
+    return Backend.TENSORRT, ""
 
 
 def _tensorrt(
