@@ -201,7 +201,7 @@ class _Space:
         cuda.clear(self._lq, count * self._bytes[0], engine.stream)
         self._row = SCALE * plan.tile_w
         rows = count * 3 * SCALE * plan.tile_h // PROBED_ROW
-        self._probe = cuda.staged((rows, self._row), engine.plan.outputs[engine.output].dtype)
+        self._probe, self._probed = cuda.pinned((rows, self._row), engine.plan.outputs[engine.output].dtype)
         for staged in (self._origins, self._table):
             cuda.upload(staged, engine.stream)
 
@@ -250,10 +250,8 @@ class _Space:
                 }
             )
             self._context.enqueue(engine.stream)
-        probe = self._probe
-        cuda.download_rows(
-            probe.address, self._detail, probe.host.itemsize * self._row, PROBED_ROW, len(probe.host), engine.stream
-        )
+        bytes_of_row = self._probe.itemsize * self._row
+        cuda.download_rows(self._probed, self._detail, bytes_of_row, PROBED_ROW, len(self._probe), engine.stream)
         self._merge()
 
     def _cut(self) -> None:
@@ -306,7 +304,7 @@ class _Space:
         self._pack.launch(name, dtype=kind, sizes=sizes, arguments=taken, stream=self._engine.stream)
 
     def _not_finite(self) -> list[int]:
-        sums = self._probe.host.sum(axis=1, dtype=np.float64)
+        sums = self._probe.sum(axis=1, dtype=np.float64)
         rows = np.flatnonzero(~np.isfinite(sums)) * PROBED_ROW
         tiles = {int(row) // (3 * SCALE * self.plan.tile_h) for row in rows}
         return sorted(tile for tile in tiles if tile < self.plan.count)
