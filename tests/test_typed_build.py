@@ -231,7 +231,7 @@ def test_options_of_tensorrt_serve_no_other_backend(
     name: str, values: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["build-engine", f"--{name}", *values, "-o", str(tmp_path)])
+        main(["build-engine", "--backend", "onnxruntime", f"--{name}", *values, "-o", str(tmp_path)])
     assert caught.value.code == 2
     assert capsys.readouterr().err == f"error: --{name} serves --backend tensorrt, not onnxruntime; leave it out\n"
 
