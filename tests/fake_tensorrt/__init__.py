@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fake_tensorrt import network
+from fake_tensorrt import engine, network
 from fake_tensorrt.cudart import FakeCudart
 from fake_tensorrt.network import Object, World
 
@@ -47,8 +47,8 @@ def _enum(name: str, members: dict[str, int]) -> type:
 
 
 def _restricted(name: str, members: set[str], world: World) -> type:
-    """A class with these members and no others, doing what the class of that name in network.py does."""
-    behaviour = getattr(network, name, Object)
+    """A class with these members and no others, doing what the class of that name in network.py or engine.py does."""
+    behaviour = getattr(network, name, None) or getattr(engine, name, Object)
 
     def get(self: Any, key: str) -> Any:
         own = type(self) is cls  # classes of Python that inherit from one of these may have what they like

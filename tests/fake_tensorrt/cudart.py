@@ -62,7 +62,6 @@ class FakeCudart:
     cudaMemcpyKind = cudaMemcpyKind
     cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaStreamNonBlocking = 1
-    cudaEventDefault = 0
     cudaEventDisableTiming = 2
     cudaHostAllocDefault = 0
     cudaHostAllocMapped = 2
@@ -226,9 +225,6 @@ class FakeCudart:
         found = self._events[int(event)]
         self._reach(found, found.stream, found.mark)
         return self._answer("cudaEventSynchronize")
-
-    def cudaEventElapsedTime(self, start: int, stop: int) -> tuple[Any, ...]:
-        return self._answer("cudaEventElapsedTime", 1.5)
 
     def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
         del self._events[int(event)]

@@ -80,11 +80,10 @@ class Cuda:
         self._made.callback(api.cudaStreamDestroy, made)
         return int(made)
 
-    def event(self, *, timing: bool = False) -> int:
+    def event(self) -> int:
         """An event, not recorded yet."""
         api = self._api
-        flags = api.cudaEventDefault if timing else api.cudaEventDisableTiming
-        made = self._do("cudaEventCreateWithFlags", api.cudaEventCreateWithFlags(flags))
+        made = self._do("cudaEventCreateWithFlags", api.cudaEventCreateWithFlags(api.cudaEventDisableTiming))
         self._made.callback(api.cudaEventDestroy, made)
         return int(made)
 
@@ -174,10 +173,6 @@ class Cuda:
     def launch(self, graph: int, stream: int) -> None:
         """Do what a graph recorded."""
         self._do("cudaGraphLaunch", self._api.cudaGraphLaunch(graph, stream))
-
-    def milliseconds(self, start: int, stop: int) -> float:
-        """Time between two recorded events made for timing."""
-        return float(self._do("cudaEventElapsedTime", self._api.cudaEventElapsedTime(start, stop)))
 
     def child(self) -> Cuda:
         """The same device; what is made through the child is freed by closing the child."""
