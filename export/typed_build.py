@@ -1,4 +1,4 @@
-"""`build-engine --backend tensorrt`: typed graphs, and an engine of them here or the command that builds it elsewhere."""
+"""`build-engine --backend tensorrt`: typed graphs, and an engine of them here or the command to build it elsewhere."""
 
 from __future__ import annotations
 
