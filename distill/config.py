@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 
+from rsd_edge.distill.data_config import DataConfig, check_crop
 from rsd_edge.errors import InputError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
 
@@ -29,32 +30,6 @@ _LEAST = {
     0: (*_WEIGHTS, "warmup", "lr_final", "gan_start", "latent_noise"),
     1: ("iterations", "batch", "fake_steps", "log_every", "validate_every", "save_every"),
 }
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the HR images are and how LR images are made of them."""
-
-    train: str = ""
-    """Folder of HR training images (searched recursively)."""
-    val: str = ""
-    """Folder of HR validation images; never trained on."""
-    crop: int = 128
-    """HR side of a training crop, a multiple of 8."""
-    degradations: dict[str, float] = field(default_factory=lambda: {"real": 0.5, "light": 0.4, "bicubic": 0.1})
-    """Preset name to share of the samples."""
-    workers: int = 2
-    val_crops: int = 32
-    cache_mb: int = 2000
-    """Decoded training images that each worker keeps in memory."""
-
-    def __post_init__(self) -> None:
-        _check_crop("data.crop", self.crop)
-        shares = self.degradations.values()
-        if any(share < 0 for share in shares) or not sum(shares) > 0:
-            raise InputError("data.degradations needs at least one preset, with shares that are not negative nor all 0")
-        if self.workers < 0 or self.val_crops < 1 or self.cache_mb < 0:
-            raise InputError("data.workers and data.cache_mb must not be negative, and data.val_crops at least 1")
 
 
 @dataclass(frozen=True)
@@ -115,7 +90,7 @@ class StageConfig:
         if not self.timesteps or min(self.timesteps) < 0:
             raise InputError("timesteps needs at least one index, counted from 0")
         if self.crop is not None:
-            _check_crop("crop of a stage", self.crop)
+            check_crop("crop of a stage", self.crop)
 
 
 @dataclass(frozen=True)
@@ -152,11 +127,6 @@ class DistillConfig:
 
     def crop_of(self, stage: StageConfig) -> int:
         return stage.crop or self.data.crop
-
-
-def _check_crop(name: str, crop: int) -> None:
-    if crop % 8 or crop < 64:
-        raise InputError(f"{name} is {crop}; it must be a multiple of 8, at least 64")
 
 
 class _Yaml(yaml.SafeLoader):

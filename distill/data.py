@@ -1,7 +1,7 @@
-"""Training pairs: random HR crops, degraded on the fly, every sample seeded by its own index.
+"""Training pairs: random HR crops with the LR crops made of them, or given, every sample seeded by its own index.
 
-Sample i of a run depends on (seed, i) and the list of files alone: neither the number of workers nor a resumed run
-changes what the networks see.
+Sample i of a run depends on (seed, i) and the list of images alone: neither the number of workers, nor how ranks share
+the samples, nor a resumed run changes what the networks see. Every epoch takes each image once, in an order of its own.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rsd_edge.distill.config import DataConfig
-from rsd_edge.distill.degrade import PRESETS, degrade
+from rsd_edge.distill.blur_kernels import draw_index
+from rsd_edge.distill.data_config import DataConfig
+from rsd_edge.distill.degrade import degrade
+from rsd_edge.distill.sources import Entry, list_images, pair, read_entry
 from rsd_edge.errors import InputError
-from rsd_edge.frames import to_model
+from rsd_edge.frames import SCALE, to_model
 from rsd_edge.opencv import cv2
-from rsd_edge.stream.discovery import images_in
-from rsd_edge.stream.images import read_image
 
 log = logging.getLogger(__name__)
 
-LARGEST_IMAGE = 1 << 30
-"""Pixels; training images are the user's own, so this only stops a header that lies."""
-VALIDATION_STREAM = 1
-"""Second seed word of validation samples; training samples use 0."""
+TRAINING_STREAM, VALIDATION_STREAM, ORDER_STREAM = 0, 1, 2
+"""Second seed words of samples; the order of epochs adds the last to that of its samples."""
+
+Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -40,72 +41,113 @@ class Batch:
 
     x0: Tensor
     y0: Tensor
+    skipped: tuple[Skipped, ...] = ()
 
 
-def list_images(folder: str) -> list[Path]:
-    """All image files below `folder`, sorted. Raises InputError if there is no such folder or no image in it."""
-    root = Path(folder)
-    if not folder or not root.is_dir():
-        raise InputError(f"data folder '{folder}' does not exist; set data.train and data.val to folders of HR images")
-    return images_in(root, recursive=True)
+class Skipped(NamedTuple):
+    """An image that could not be used, and why."""
+
+    name: str
+    reason: str
 
 
-class CropDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8]]]):
-    """Map from sample index to one (HR, LR) pair, uint8 BGR.
+class Sample(NamedTuple):
+    """HR (H, W, 3) and LR (H / 4, W / 4, 3) crops, uint8 BGR, and the images that were passed over on the way."""
 
-    Decoded images are kept, in each worker, up to `data.cache_mb`. An image that cannot be read or is smaller than the
-    crop is named once, and another is drawn in its place: by the same generator, so that the sample still depends on
-    its index alone.
+    hr: Image
+    lr: Image
+    skipped: tuple[Skipped, ...] = ()
+
+
+class CropDataset(Dataset[Sample]):
+    """Map from sample index to sample.
+
+    Decoded images are kept, in each worker, up to `data.cache_mb`. In place of an image that cannot be read, is smaller
+    than the crop or does not fit its LR image, the next one of the epoch is taken.
     """
 
-    def __init__(self, files: Sequence[Path], config: DataConfig, crop: int, seed: int, *, stream: int = 0) -> None:
-        for preset in config.degradations:
-            if preset not in PRESETS:
-                raise InputError(f"unknown degradation '{preset}'; choose from {', '.join(PRESETS)}")
-        self.files = list(files)
+    def __init__(self, config: DataConfig, crop: int, seed: int, *, validation: bool = False) -> None:
+        """Raises InputError if there are no images, or HR images without LR images in paired data."""
+        source, lr_source = (config.val, config.val_lr) if validation else (config.train, config.train_lr)
+        self.entries: list[tuple[Entry, ...]] = [(entry,) for entry in list_images(source)]
+        if lr_source:
+            self.entries = list(pair([entry for (entry,) in self.entries], list_images(lr_source, "lr")))
         self.crop = crop
-        self.seed = seed
-        self.stream = stream
-        self.presets = list(config.degradations)
-        shares = np.array([config.degradations[preset] for preset in self.presets], dtype=np.float64)
-        self.shares = shares / shares.sum()
+        self.rescale = config.rescale
+        self.presets = [config.presets.named(name) for name in config.degradations]
+        total = sum(config.degradations.values())
+        self.shares = tuple(share / total for share in config.degradations.values())
+        self._seed = (seed, VALIDATION_STREAM if validation else TRAINING_STREAM)
         self._cache = _Cache(config.cache_mb * 10**6)
-        self._unusable: set[int] = set()
+        self._unusable: dict[int, Skipped] = {}
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
-    def __getitem__(self, sample: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        rng = np.random.default_rng((self.seed, self.stream, sample))
-        image = self._draw(rng)
-        top = int(rng.integers(image.shape[0] - self.crop + 1))
-        left = int(rng.integers(image.shape[1] - self.crop + 1))
-        hr = image[top : top + self.crop, left : left + self.crop]
-        if rng.random() < 0.5:
-            hr = hr[:, ::-1]
-        hr = np.ascontiguousarray(hr)
-        return hr, degrade(rng, hr, self.presets[int(rng.choice(len(self.presets), p=self.shares))])
+    def __getitem__(self, sample: int) -> Sample:
+        rng = np.random.default_rng((*self._seed, sample))
+        images, skipped = self._images_for(sample)
+        if len(images) == 1:
+            hr = self._hr_crop(rng, images[0])
+            hr = _mirrored(hr, rng.random() < 0.5)
+            return Sample(hr, degrade(rng, hr, self.presets[draw_index(rng, self.shares)]), skipped)
+        hr, lr = images
+        side = self.crop // SCALE
+        top, left = (int(rng.integers(length - side + 1)) for length in lr.shape[:2])
+        flip = rng.random() < 0.5
+        hr = hr[SCALE * top : SCALE * (top + side), SCALE * left : SCALE * (left + side)]
+        lr = lr[top : top + side, left : left + side]
+        return Sample(_mirrored(hr, flip), _mirrored(lr, flip), skipped)
 
-    def _draw(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        while True:
-            index = int(rng.integers(len(self.files)))
-            if index in self._unusable:
-                continue
-            try:
-                return self._image(index)
-            except InputError as error:
-                self._unusable.add(index)
-                count, total = len(self._unusable), len(self.files)
-                if count == total:
-                    raise InputError(f"none of the {total} images can be used, the last because: {error}") from None
-                log.warning("image skipped, %d of %d so far: %s", count, total, error)
+    def image_of(self, sample: int) -> int:
+        """Index of the image that a sample is cut from, if it can be used."""
+        epoch, position = divmod(sample, len(self.entries))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((*self._seed, epoch, ORDER_STREAM))
+            self._order = epoch, rng.permutation(len(self.entries))
+        return int(self._order[1][position])
 
-    def _image(self, index: int) -> NDArray[np.uint8]:
-        image = self._cache.get(index)
-        if image is None:
-            image = read_image(self.files[index], LARGEST_IMAGE)
-            if min(image.shape[:2]) < self.crop:
-                size = f"{image.shape[1]}x{image.shape[0]}, smaller than the crop of {self.crop}"
-                raise InputError(f"{self.files[index]} is {size}; lower data.crop")
-            self._cache.put(index, image)
-        return image
+    def _images_for(self, sample: int) -> tuple[tuple[Image, ...], tuple[Skipped, ...]]:
+        total = len(self.entries)
+        start = sample - sample % total
+        skipped: list[Skipped] = []
+        for attempt in range(total):
+            index = self.image_of(start + (sample + attempt) % total)
+            if index not in self._unusable:
+                try:
+                    return self._images(index), tuple(skipped)
+                except InputError as error:
+                    self._unusable[index] = Skipped(self.entries[index][0].name, str(error))
+            skipped.append(self._unusable[index])
+        raise InputError(f"none of the {total} images can be used, the last because: {skipped[-1].reason}")
+
+    def _images(self, index: int) -> tuple[Image, ...]:
+        images = self._cache.get(index)
+        if images is None:
+            images = tuple(map(read_entry, self.entries[index]))
+            self._check(images, self.entries[index])
+            self._cache.put(index, images)
+        return images
+
+    def _check(self, images: tuple[Image, ...], entries: tuple[Entry, ...]) -> None:
+        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
+        if min(images[0].shape[:2]) < self.crop:
+            raise InputError(f"{entries[0].name} is {sizes[0]}, smaller than the crop of {self.crop}; lower data.crop")
+        if len(images) == 2 and images[0].shape[:2] != tuple(SCALE * side for side in images[1].shape[:2]):
+            raise InputError(
+                f"{entries[0].name} is {sizes[0]} and {entries[1].name} is {sizes[1]}; "
+                f"an HR image must be {SCALE} times its LR image"
+            )
+
+    def _hr_crop(self, rng: Generator, image: Image) -> Image:
+        side = min(image.shape[:2]) if self.rescale else self.crop
+        top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
+        square = image[top : top + side, left : left + side]
+        if side == self.crop:
+            return square
+        return np.asarray(cv2.resize(square, (self.crop, self.crop), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _mirrored(image: Image, flip: bool) -> Image:
+    return np.ascontiguousarray(image[:, ::-1] if flip else image)
 
 
 class _Cache:
@@ -114,31 +156,100 @@ class _Cache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
-        self.images: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self.images: OrderedDict[int, tuple[Image, ...]] = OrderedDict()
 
-    def get(self, index: int) -> NDArray[np.uint8] | None:
-        image = self.images.get(index)
-        if image is not None:
+    def get(self, index: int) -> tuple[Image, ...] | None:
+        images = self.images.get(index)
+        if images is not None:
             self.images.move_to_end(index)
-        return image
+        return images
 
-    def put(self, index: int, image: NDArray[np.uint8]) -> None:
-        self.images[index] = image
-        self.size += image.nbytes
+    def put(self, index: int, images: tuple[Image, ...]) -> None:
+        self.images[index] = images
+        self.size += sum(image.nbytes for image in images)
         while self.size > self.capacity:
-            self.size -= self.images.popitem(last=False)[1].nbytes
+            self.size -= sum(image.nbytes for image in self.images.popitem(last=False)[1])
 
 
-def collate(pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Batch:
-    return Batch(*(_to_model(images) for images in zip(*pairs, strict=True)))
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size to a batch."""
+    x0, y0 = _to_model([sample.hr for sample in samples]), _to_model([sample.lr for sample in samples])
+    return Batch(x0, y0, tuple(skipped for sample in samples for skipped in sample.skipped))
 
 
-def _to_model(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+def _to_model(images: Sequence[Image]) -> Tensor:
     """uint8 BGR (h, w, 3) each, to channels-last (n, 3, h, w) float32 RGB in [-1, 1]."""
-    batch = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
+    batch = np.empty((len(images), *images[0].shape), np.float32)
     for image, out in zip(images, batch, strict=True):
-        to_model(image, out)
-    return torch.from_numpy(batch).contiguous(memory_format=torch.channels_last)
+        to_model(image, out.transpose(2, 0, 1))
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+class _BatchDataset(Dataset["Batch | InputError"]):
+    """Batches by the indices of their samples. Errors are returned: a worker's exceptions come as tracebacks."""
+
+    def __init__(self, samples: CropDataset) -> None:
+        self.samples = samples
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch | InputError:
+        try:
+            return collate([self.samples[index] for index in indices])
+        except InputError as error:
+            return error
+
+
+class _RankBatches(Sampler[Sequence[int]]):
+    """Endless indices of batches: each iteration shares out `batch` samples to every rank, one rank after the other."""
+
+    def __init__(self, first: int, batch: int, rank: int, ranks: int) -> None:
+        self.first, self.batch, self.rank, self.ranks = first, batch, rank, ranks
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        start = self.first + self.rank * self.batch
+        while True:
+            yield range(start, start + self.batch)
+            start += self.batch * self.ranks
+
+
+class TrainingData(Iterator[Batch]):
+    """Endless batches of one rank. `next_sample` is all that a resumed run needs to go on with the same samples."""
+
+    def __init__(self, dataset: CropDataset, workers: int, sampler: _RankBatches) -> None:
+        self.next_sample = sampler.first
+        """Of all ranks: how many samples they have taken together, once each has taken its batch."""
+        self.skipped: dict[str, str] = {}
+        """Images that could not be used so far, and why."""
+        self._total = len(dataset.entries)
+        self._stride = sampler.batch * sampler.ranks
+        self._batches = iter(
+            DataLoader(
+                _BatchDataset(dataset),
+                batch_size=None,
+                sampler=sampler,
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_one_thread,
+                prefetch_factor=4 if workers else None,
+                # A forked worker inherits OpenCV's thread pool without its threads and waits for them for ever.
+                multiprocessing_context="spawn" if workers else None,
+            )
+        )
+
+    def __next__(self) -> Batch:
+        """Raises InputError when no image can be used any more."""
+        batch: Batch | InputError = next(self._batches)
+        if isinstance(batch, InputError):
+            raise batch
+        self.next_sample += self._stride
+        for name, reason in batch.skipped:
+            if name not in self.skipped:
+                self.skipped[name] = reason
+                log.warning("image skipped, %d of %d so far: %s", len(self.skipped), self._total, reason)
+        return batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _one_thread(worker: int) -> None:
@@ -147,39 +258,20 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def training_batches(config: DataConfig, crop: int, batch: int, seed: int, first_sample: int) -> Iterator[Batch]:
-    """Endless batches from sample `first_sample` on (a resumed run passes the number it has consumed).
+def training_batches(
+    config: DataConfig, crop: int, batch: int, seed: int, first_sample: int, *, rank: int = 0, ranks: int = 1
+) -> TrainingData:
+    """Endless batches of `batch` samples for one of several ranks, from `first_sample` on.
 
-    Raises InputError if the folder holds no usable image.
+    The ranks' batches of one iteration are together the batch of one process whose batch is `ranks` times as large.
+    A resumed run passes `next_sample` of the run that it goes on with. Raises InputError if no image can be used.
     """
-    dataset = CropDataset(list_images(config.train), config, crop, seed)
-    dataset[first_sample]  # what fails here would fail in a worker too, wrapped in the worker's traceback
-    loader = DataLoader(
-        dataset,
-        batch_size=batch,
-        sampler=_Endless(first_sample),
-        num_workers=config.workers,
-        collate_fn=collate,
-        worker_init_fn=_one_thread,
-        prefetch_factor=4 if config.workers else None,
-        # A forked worker inherits OpenCV's thread pool without its threads and waits for them for ever.
-        multiprocessing_context="spawn" if config.workers else None,
-    )
-    return iter(loader)
-
-
-class _Endless(torch.utils.data.Sampler[int]):
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        sample = self.first
-        while True:
-            yield sample
-            sample += 1
+    dataset = CropDataset(config, crop, seed)
+    dataset[first_sample]
+    return TrainingData(dataset, config.workers, _RankBatches(first_sample, batch, rank, ranks))
 
 
 def validation_batch(config: DataConfig, crop: int, seed: int) -> Batch:
     """`config.val_crops` fixed pairs, the same for every run with this seed."""
-    dataset = CropDataset(list_images(config.val), config, crop, seed, stream=VALIDATION_STREAM)
+    dataset = CropDataset(config, crop, seed, validation=True)
     return collate([dataset[sample] for sample in range(config.val_crops)])

@@ -51,13 +51,16 @@ class Closeness:
     psnr_db: float
     """Of the image, on the range [-1, 1]."""
     detail_snr_db: float
-    lpips: float = 0.0
-    """LPIPS-squeeze to the reference image, INT8 minus float, mean over the tiles; 0 if it was not asked for."""
+    lpips: float | None = None
+    """LPIPS-squeeze to the reference image, INT8 minus float, mean over the tiles; None if it was not asked for."""
 
     def passes(self, gate: Gate) -> bool:
-        return (
-            self.psnr_db >= gate.psnr_db and self.detail_snr_db >= gate.detail_snr_db and abs(self.lpips) <= gate.lpips
-        )
+        near = self.psnr_db >= gate.psnr_db and self.detail_snr_db >= gate.detail_snr_db
+        return near and (self.lpips is None or abs(self.lpips) <= gate.lpips)
+
+    def record(self) -> dict[str, float]:
+        """What was measured, for reports."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class Judge:
     def __call__(self, graph: Path) -> Closeness:
         """Raises ModelError if the graph cannot be opened, BackendError if it cannot be run."""
         detail = self._detail(graph)
-        return replace(closeness(detail, self.reference), lpips=round(self._lpips(detail) - self._distance, 5))
+        distance = self._lpips(detail)
+        worse = None if distance is None or self._distance is None else round(distance - self._distance, 5)
+        return replace(closeness(detail, self.reference), lpips=worse)
 
     def _detail(self, graph: Path) -> Detail:
         lq, noise = self._samples.lq, self._samples.noise
@@ -105,9 +110,9 @@ class Judge:
                 engine.collect(engine.submit(lq[part], noise[part], detail[part]))
         return detail
 
-    def _lpips(self, detail: Detail) -> float:
+    def _lpips(self, detail: Detail) -> float | None:
         if self._metric is None or self._samples.hr is None:
-            return 0.0
+            return None
         n, h, w, _ = self._samples.frames.shape
         compositor, whole = DetailCompositor(h, w, np.dtype(np.uint8)), Region(0, h, 0, w)
         image = np.empty((SCALE * h, SCALE * w, 3), np.uint8)
@@ -164,9 +169,9 @@ class Search(Generic[GraphT]):
             if closeness.passes(gate):
                 report = {
                     "gate": asdict(gate),
-                    "closeness": asdict(closeness),
+                    "closeness": closeness.record(),
                     "method": method.value,
-                    "methods": {item.value: asdict(found) for item, found in by_method.items()},
+                    "methods": {item.value: found.record() for item, found in by_method.items()},
                     "layers_in_float": keep_float,
                     "detail_snr_db_of_each_layer_alone": alone,
                 }

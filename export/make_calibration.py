@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.distill.degrade import degrade
+from rsd_edge.distill.presets import Presets
 from rsd_edge.errors import InputError
 from rsd_edge.export.calibration import CALIBRATION, CREDITS, DATA, HELD_OUT_HR, HELD_OUT_LR, SIDE
 from rsd_edge.export.publish import credits_table
@@ -53,7 +54,7 @@ def pairs(folder: Path, rows: list[Row], shares: dict[str, int], seed: int) -> l
         y, x = (int(rng.integers(side - SCALE * SIDE + 1)) for side in photo.shape[:2])
         crop = photo[y : y + SCALE * SIDE, x : x + SCALE * SIDE]
         hr = np.asarray(cv2.imdecode(np.frombuffer(_jpeg(crop), np.uint8), cv2.IMREAD_COLOR), np.uint8)
-        made.append((hr, degrade(rng, hr, preset)))
+        made.append((hr, degrade(rng, hr, Presets().named(preset))))
     return made
 
 

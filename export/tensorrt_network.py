@@ -71,7 +71,7 @@ def compile_graph(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, it would leave ten bits to the FP32 islands
     made = Compiled(b"")
-    _set_shapes(builder, network, config, options, tile, graph)
+    _set_shapes(trt, builder, network, config, options, tile, graph)
     made.limits = _limit_memory(trt, cuda, config, options)
     _set_flags(trt, config, options, cuda.device, made)
     config.builder_optimization_level = options.level
@@ -141,17 +141,19 @@ def _parse(trt: Any, network: Any, logger: Any, graph: Path) -> None:
     )
 
 
-def _set_shapes(builder: Any, network: Any, config: Any, options: TensorRtOptions, tile: int, graph: Path) -> None:
+def _set_shapes(
+    trt: Any, builder: Any, network: Any, config: Any, options: TensorRtOptions, tile: int, graph: Path
+) -> None:
     """Fix the tile in the network itself, so that all that follows from it is folded; leave the batch to a profile."""
     profile = builder.create_optimization_profile()
     open_batch = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shape = _fixed(tensor.name, tuple(tensor.shape), tile, graph)
-        tensor.shape = shape
+        tensor.shape = trt.Dims(shape)
         if -1 in shape:
             open_batch = True
-            limits = [tuple(count if length < 0 else length for length in shape) for count in options.batch]
+            limits = [trt.Dims([count if length < 0 else length for length in shape]) for count in options.batch]
             profile.set_shape(tensor.name, *limits)
     if not open_batch and options.batch != (1, 1, 1):
         raise ModelError(f"{graph.name} takes one batch only; leave --batch out, or export it again")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rsd_edge.errors import BackendError, MissingDependencyError
+from rsd_edge.bundle import GRAPH
+from rsd_edge.errors import BackendError, InputError, MissingDependencyError
 from rsd_edge.export.tensorrt_options import TensorRtOptions
-from rsd_edge.specs import Precision
+from rsd_edge.specs import EDGE_FAMILY, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,6 +64,33 @@ def compile_part(part: TorchPart, precision: Precision, options: TensorRtOptions
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BackendError(f"Torch-TensorRT builds no engine: {reason}; leave --compiler out") from error
     return bytes(plan)
+
+
+def torch_parts(model: str, options: TensorRtOptions, *, lookup: bool = True) -> dict[str, TorchPart]:
+    """The networks of a checkpoint, by the names of the graphs that they stand for.
+
+    Raises InputError for anything else: shipped models and bundles hold graphs, and no networks.
+    """
+    if not model.endswith(".safetensors"):
+        raise InputError(
+            f"--compiler torch-tensorrt compiles networks, and '{model}' is a graph; give --model a .safetensors "
+            "checkpoint, or leave --compiler out"
+        )
+    import torch
+
+    from rsd_edge.export.deploy import DeployedTile
+    from rsd_edge.export.parts import parts_of
+    from rsd_edge.models.checkpoint import load_checkpoint
+    from rsd_edge.models.edge_tile import edge_tile
+    from rsd_edge.models.published import published_model
+
+    checkpoint = load_checkpoint(Path(model))
+    side = options.tile_of(checkpoint.spec)
+    if checkpoint.spec.family == EDGE_FAMILY:
+        lq, noise = (torch.zeros(1, channels, side, side) for channels in (3, checkpoint.spec.noise_channels))
+        return {GRAPH: (DeployedTile(edge_tile(checkpoint)), {"lq": lq, "noise": noise})}
+    parts = parts_of(published_model(checkpoint, quantise=lookup), side)
+    return {name: (network, inputs) for name, (network, inputs, _) in parts.items()}
 
 
 def _input(tensor: Tensor, count: int) -> Tensor:

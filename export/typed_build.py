@@ -1,4 +1,4 @@
-"""`build-engine --backend tensorrt`: typed graphs, and an engine of them here or the command to build it elsewhere."""
+"""`build-engine --backend tensorrt`: typed graphs, and an engine of them here or the command for elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from rsd_edge.bundle import BuildRecord, Bundle, replace_folder
 from rsd_edge.errors import BackendError
 from rsd_edge.export.lint import lint
 from rsd_edge.export.tensorrt_build import build_bundle, open_site
+from rsd_edge.export.tensorrt_network import BuildProgress
 from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
+from rsd_edge.export.torch_tensorrt import torch_parts
 from rsd_edge.export.typed import TypedGraph, typed_graph
 from rsd_edge.export.typed_prepare import with_sizes
 from rsd_edge.export.typed_sources import Part, model_parts
@@ -56,6 +58,7 @@ def build_tensorrt(
     lookup: bool = True,
     calibration: Path | None = None,
     onnx_only: bool = False,
+    progress: BuildProgress | None = None,
 ) -> Bundle | GraphsOnly:
     """Type the graphs of a model, and compile them, in a folder within `output`.
 
@@ -96,6 +99,8 @@ def build_tensorrt(
             options=options,
             faster_than=rival,
             reports={REPORT: reports},
+            modules=torch_parts(model, options, lookup=lookup) if options.compiler == "torch-tensorrt" else None,
+            progress=progress,
         )
 
 

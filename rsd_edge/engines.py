@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rsd_edge.bundle import MANIFEST, ZOO, Bundle, load_bundle, read_manifest, shipped_engines
+from rsd_edge.bundle import MANIFEST, ZOO, Bundle, hash_file, load_bundle, read_manifest, shipped_engines
 from rsd_edge.errors import BackendError, ModelError, NoEngineError
 from rsd_edge.machine import cache_folder
 from rsd_edge.specs import Backend, Precision
@@ -24,23 +24,26 @@ def engine_folder() -> Path:
 
 
 def tensorrt_engine(model: str, precision: Precision | None, folder: Path | None = None) -> Bundle:
-    """The TensorRT engine of a shipped model for this GPU, the fastest if there are several.
+    """The TensorRT engine of a shipped model or a checkpoint for this GPU, the fastest if there are several.
 
-    precision: None for any. folder: where to look; None for that of `engine_folder`.
+    model: a shipped name, or the path of a .safetensors file. precision: None for any. folder: where to look; None for
+    that of `engine_folder`.
     Raises MissingDependencyError or BackendError without TensorRT or a GPU, and NoEngineError with the command that
     builds one where there is none.
     """
     here = _here()
     found = []
-    for path in sorted((folder or engine_folder()).glob(f"{model}-{Backend.TENSORRT.value}-*/{MANIFEST}")):
+    digest = _digest(model)
+    for path in sorted((folder or engine_folder()).glob(f"*-{Backend.TENSORRT.value}-*/{MANIFEST}")):
         try:
             manifest = read_manifest(path.parent)
         except ModelError as error:
             log.info("%s", error)
             continue
-        kind = str(manifest["engine"].get("precision"))
+        kind, source = str(manifest["engine"].get("precision")), manifest.get("source") or {}
         against = _against(manifest, here)
-        if not against and (precision is None or kind == precision.value) and _current(manifest):
+        wanted = precision is None or kind == precision.value
+        if wanted and not against and source.get("digest") == digest:
             found.append((float(manifest["speed"]["median_ms"][kind]), path.parent))
     if not found:
         kind = "" if precision is None else f" --precision {precision.value}"
@@ -74,11 +77,8 @@ def _against(manifest: Mapping[str, Any], here: Mapping[str, str]) -> list[str]:
     return reasons_against(manifest.get("target") or {}, here)[0]
 
 
-def _current(manifest: dict[str, Any]) -> bool:
-    """It was built from the weights that ship now."""
-    source = manifest.get("source") or {}
-    model = str(source.get("model"))
-    if model not in shipped_engines():
-        return False
-    shipped = read_manifest(ZOO / model / Precision.FP32.value)
-    return bool(source.get("digest") == shipped.get("digest"))
+def _digest(model: str) -> str:
+    """Of the weights: an engine of others is not one of this model."""
+    if model in shipped_engines():
+        return str(read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
+    return hash_file(Path(model))

@@ -257,33 +257,45 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def from_dict(cls: type[SpecT], data: Mapping[str, Any], where: str = "") -> SpecT:
+def from_dict(cls: type[SpecT], data: Mapping[str, Any], where: str = "", base: SpecT | None = None) -> SpecT:
     """Rebuild a spec dataclass from `to_dict` output or a configuration file.
 
-    Missing keys take their defaults. Raises ModelError that names an unknown key, a missing required key or a value of
-    the wrong type, with its dotted path.
+    Missing keys take their values in `base`, or their defaults; a part takes those of the part's own default, so that
+    two parts of one class may differ in what they leave out. Raises ModelError that names an unknown key, a missing
+    required key or a value of the wrong type, with its dotted path.
     """
     hints = typing.get_type_hints(cls)
     if cls is ModelSpec:
         family = str(data.get("family", EDGE_FAMILY))
         hints["architecture"] = architecture_of(family)
         data = {**data, "architecture": data.get("architecture", {})}
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    defaults = {f.name: _default(f, base) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
-        if key not in names:
-            raise ModelError(f"unknown key '{where}{key}'; known keys: {', '.join(names)}")
-    values = {key: _coerce(hints[key], item, f"{where}{key}") for key, item in data.items()}
+        if key not in defaults:
+            raise ModelError(f"unknown key '{where}{key}'; known keys: {', '.join(defaults)}")
+    values = {key: _coerce(hints[key], item, f"{where}{key}", defaults[key]) for key, item in data.items()}
+    if base is not None:
+        values = {**defaults, **values}
     try:
         return cls(**values)
     except TypeError as error:
         raise ModelError(f"{where or cls.__name__}: {error}") from error
 
 
-def _coerce(hint: Any, value: Any, path: str) -> Any:
+def _default(spec_field: dataclasses.Field[Any], base: Any) -> Any:
+    if base is not None:
+        return getattr(base, spec_field.name)
+    if spec_field.default_factory is not dataclasses.MISSING:
+        return spec_field.default_factory()
+    return spec_field.default
+
+
+def _coerce(hint: Any, value: Any, path: str, default: Any = None) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ModelError(f"'{path}' must be a mapping, not {type(value).__name__}")
-        return from_dict(typing.cast("type[Any]", hint), value, f"{path}.")
+        base = default if type(default) is hint else None
+        return from_dict(typing.cast("type[Any]", hint), value, f"{path}.", base)
     origin = typing.get_origin(hint)
     if origin is tuple:
         return _coerce_tuple(typing.get_args(hint), value, path)

@@ -80,7 +80,7 @@ def behaviours() -> list[str]:
         wrong.append("step_complete")
     if [str(numpy_dtype(trt, kind)) for kind in (trt.DataType.FLOAT, trt.DataType.HALF)] != ["float32", "float16"]:
         wrong.append("numpy_dtype")
-    if tuple(trt.Dims((1, 3, 48, 48))) != (1, 3, 48, 48):
+    if tuple(trt.Dims((-1, 3, 48, 48))) != (-1, 3, 48, 48) or tuple(trt.Dims([1, 3])) != (1, 3):
         wrong.append("Dims")
     expected = 0b1 if version_of(trt)[0] >= 11 else 0b10
     if bit(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") != expected:

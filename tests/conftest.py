@@ -179,7 +179,8 @@ def hr_photos(photo: Callable[[int, int], NDArray[np.uint8]], tmp_path_factory: 
 @pytest.fixture
 def tiny_config(tiny_model: ModelSpec, hr_photos: Path, tmp_path: Path) -> Callable[..., DistillConfig]:
     """Makes configurations of runs in tmp_path/run; keyword arguments are settings of the student stage."""
-    from rsd_edge.distill.config import DataConfig, DistillConfig, StageConfig
+    from rsd_edge.distill.config import DistillConfig, StageConfig
+    from rsd_edge.distill.data_config import DataConfig
 
     def make(precision: str = "fp32", **settings: object) -> DistillConfig:
         common = {"iterations": 2, "batch": 2, "warmup": 1, "lpips_weight": 1.0, "log_every": 1, **settings}

@@ -38,7 +38,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, world: World) -> list[str]:
     """The models that were built; float graphs stand for the typed ones, which take a minute."""
     built = []
 
-    def build(model: str, output: Path, *, precision: Precision, options: TensorRtOptions) -> Bundle:
+    def build(model: str, output: Path, *, precision: Precision, options: TensorRtOptions, progress: Any) -> Bundle:
         built.append(f"{model} {precision.value}")
         shipped = resolve_engine(MODEL)
         spec = EngineSpec(shipped.spec.model, Backend.TENSORRT, precision)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rsd_edge.distill.config import DataConfig, DistillConfig, StageConfig, config_to_dict, load_config
+from rsd_edge.distill.config import DistillConfig, StageConfig, config_to_dict, load_config
+from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.errors import InputError, ModelError, RsdEdgeError
 from rsd_edge.specs import ModelSpec, ScheduleSpec, from_dict
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from rsd_edge.distill.degrade import degrade
+from rsd_edge.distill.presets import Bicubic
 from rsd_edge.errors import InputError
 from rsd_edge.export import calibration, make_calibration
 from rsd_edge.export.calibration import CALIBRATION, CREDITS, HELD_OUT_HR, HELD_OUT_LR, SIDE
@@ -56,7 +57,7 @@ def test_a_pair_is_a_crop_and_what_the_degradation_makes_of_it(photos: tuple[Pat
     made = pairs(folder, free_rows(table, 6), {"bicubic": 6}, seed=3)
     for (hr, lr), row in zip(made, free_rows(table, 6), strict=True):
         assert hr.shape == (4 * SIDE, 4 * SIDE, 3)
-        np.testing.assert_array_equal(lr, degrade(np.random.default_rng(0), hr, "bicubic"))
+        np.testing.assert_array_equal(lr, degrade(np.random.default_rng(0), hr, Bicubic()))
         source = read_image(folder / row["crop"]).astype(int)
         offsets = [(y, x) for y in range(source.shape[0] - 191) for x in range(source.shape[1] - 191)]
         nearest = min(np.abs(hr - source[y : y + 192, x : x + 192]).mean() for y, x in offsets)
@@ -101,7 +102,7 @@ def test_the_script_writes_mosaics_and_credits(photos: tuple[Path, Path], monkey
         calibration._split(read_image(data / HELD_OUT_HR), 4 * SIDE),
     )
     for small, large in zip(lr, hr, strict=True):
-        again = degrade(np.random.default_rng(0), large, "bicubic")
+        again = degrade(np.random.default_rng(0), large, Bicubic())
         assert np.abs(small.astype(int) - again).mean() < 1  # measured 0.6
     with (data / CREDITS).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

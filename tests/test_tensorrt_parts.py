@@ -106,7 +106,7 @@ def test_three_plans_give_the_numbers_of_three_graphs(bundle: Bundle, graphs: di
 
 
 def test_another_batch_or_tile_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="batch is 3 and the plans in .* take 1 to 2 tiles"):
+    with pytest.raises(BackendError, match=r"batch is 3 and the plans in .* take 1 to 2 tiles"):
         open_engine(bundle.graph_path, bundle.spec, tile=TileSpec.of(bundle.spec.model, batch=3))
     with open_engine(bundle.graph_path, bundle.spec, tile=TileSpec.of(bundle.spec.model)) as engine:
         lq, noise = np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, 4, 8, 8), np.float32)

@@ -8,7 +8,16 @@ from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine, Whol
 from rsd_edge.errors import BackendError
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, TileSpec
 
-__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "WholeFramePath", "open_engine", "open_frame_path"]
+__all__ = [
+    "FramePath",
+    "Progress",
+    "Ticket",
+    "TileEngine",
+    "WholeFramePath",
+    "check_device",
+    "open_engine",
+    "open_frame_path",
+]
 
 
 def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: int | None = None) -> TileEngine:
@@ -56,3 +65,13 @@ def open_frame_path(engine: TileEngine) -> WholeFramePath:
     from rsd_edge.pipeline import NumpyFramePath
 
     return NumpyFramePath(engine)
+
+
+def check_device(device: str | None, backend: Backend) -> None:
+    """Raise BackendError if a device was asked for by name on which graphs do not run with this backend."""
+    own, name = ("cuda", "the GPU") if backend is Backend.TENSORRT else ("cpu", "the CPU")
+    if device not in (None, own):
+        raise BackendError(
+            f"device is {device}, but {backend.value} runs on {name} here; give a checkpoint (.safetensors) to "
+            f"--backend {Backend.TORCH.value}, or leave --device out"
+        )

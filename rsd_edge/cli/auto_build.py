@@ -10,12 +10,12 @@ import click
 
 from rsd_edge.bundle import load_bundle, shipped_engines
 from rsd_edge.cli import missing_package
+from rsd_edge.cli.build_progress import TerminalProgress
 from rsd_edge.engines import cannot_run, engine_folder, tensorrt_engine
 from rsd_edge.errors import BackendError, InputError, NoEngineError
+from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend, Precision
 from rsd_edge.stream.batch import RunSettings
-
-CHECKPOINT = ".safetensors"
 
 
 def with_engine(settings: RunSettings) -> RunSettings:
@@ -30,24 +30,25 @@ def with_engine(settings: RunSettings) -> RunSettings:
         raise InputError(f"--auto-build builds fp16 and int8 engines, not {precision.value}; use --precision fp16")
     engine = str(settings.engine)
     if engine in shipped_engines():
-        path = _of_shipped(engine, precision, settings)
+        path = _found_or_built(engine, precision, settings)
     elif Path(engine).is_dir():
         path = _of_bundle(Path(engine), settings)
-    elif engine.endswith(CHECKPOINT):
-        path = _build(engine, precision or Precision.FP16, settings)
+    elif engine.endswith(CHECKPOINT_SUFFIX):
+        path = _found_or_built(engine, precision, settings)
     else:
         raise InputError(f"'{engine}' is neither a shipped model nor a bundle nor a checkpoint; leave --auto-build out")
     return replace(settings, engine=str(path), backend=None, precision=None)
 
 
-def _of_shipped(model: str, precision: Precision | None, settings: RunSettings) -> Path:
+def _found_or_built(model: str, precision: Precision | None, settings: RunSettings) -> Path:
     wanted = precision or Precision.FP16
     try:
         found = tensorrt_engine(model, wanted)
     except NoEngineError:
         return _build(model, wanted, settings)
-    tile = found.manifest["target"]["options"]["tile"]
-    return found.path if settings.tile in (None, tile) else _build(model, wanted, settings)
+    built = found.manifest["target"]["options"]
+    fits = settings.tile in (None, built["tile"]) and built["batch"][0] <= settings.batch <= built["batch"][2]
+    return found.path if fits else _build(model, wanted, settings)
 
 
 def _of_bundle(folder: Path, settings: RunSettings) -> Path:
@@ -75,6 +76,7 @@ def _build(model: str, precision: Precision, settings: RunSettings) -> Path:
     options = TensorRtOptions(tile=settings.tile, batch=(1, settings.batch, settings.batch), threads=settings.threads)
     click.echo(f"building a TensorRT engine of {model} in {precision.value} for this GPU; once, minutes", err=True)
     sys.stderr.flush()
-    bundle = build_tensorrt(model, engine_folder(), precision=precision, options=options)
+    with TerminalProgress() as progress:
+        bundle = build_tensorrt(model, engine_folder(), precision=precision, options=options, progress=progress)
     click.echo(f"built {bundle.path}", err=True)
     return bundle.path

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from rsd_edge.backends.tensorrt.device import check_device
 from rsd_edge.bundle import Bundle
 from rsd_edge.cli import missing_package
+from rsd_edge.cli.build_progress import TerminalProgress
 from rsd_edge.cli.tensorrt_options import take_tensorrt_options, tensorrt_options
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.export.build import build_engine
 from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions
 from rsd_edge.export.tensorrt_options import TensorRtOptions
@@ -24,10 +26,8 @@ from rsd_edge.specs import Backend, Precision
 )
 @click.option(
     "--backend",
-    default=Backend.ONNXRUNTIME.value,
-    show_default=True,
     type=click.Choice([backend.value for backend in Backend if backend is not Backend.TORCH]),
-    help="Runtime that will execute the engine.",
+    help="Runtime that will execute the engine; tensorrt in fp16 where it can, else onnxruntime, if not given.",
 )
 @click.option(
     "--precision",
@@ -53,7 +53,7 @@ from rsd_edge.specs import Backend, Precision
 @tensorrt_options
 def command(
     model: str,
-    backend: str,
+    backend: str | None,
     precision: str | None,
     output: Path,
     threads: int | None,
@@ -70,17 +70,22 @@ def command(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rsd_edge.export").setLevel(logging.INFO)
     onnx_only, fields = take_tensorrt_options(tensorrt)
+    explicit = onnx_only or bool(fields)
+    runtime, why = (Backend(backend), "") if backend else _own_choice(precision, calibration, explicit=explicit)
     try:
-        if Backend(backend) is Backend.TENSORRT:
+        if runtime is Backend.TENSORRT:
             options = TensorRtOptions(tile=tile, threads=threads, **fields)
             wanted = Precision(precision or Precision.FP16)
-            return _tensorrt(model, output, wanted, options, calibration, lookup=not no_lookup, onnx_only=onnx_only)
+            lookup = not no_lookup
+            return _tensorrt(model, output, wanted, options, calibration, lookup=lookup, onnx_only=onnx_only)
         if onnx_only or fields:
-            raise InputError(f"{_named(onnx_only, fields)} serves --backend tensorrt, not {backend}; leave it out")
+            raise InputError(
+                f"{_named(onnx_only, fields)} serves --backend tensorrt, not {runtime.value}; leave it out"
+            )
         bundle = build_engine(
             model,
             output,
-            backend=Backend(backend),
+            backend=runtime,
             precision=Precision(precision or Precision.FP32),
             threads=threads,
             calibration=calibration,
@@ -88,8 +93,23 @@ def command(
         )
     except ModuleNotFoundError as error:
         raise missing_package("build-engine", "export", error) from error
+    if why:
+        click.echo(f"built for onnxruntime, not for tensorrt: {why}", err=True)
     _tell(bundle)
     return 0
+
+
+def _own_choice(precision: str | None, calibration: Path | None, *, explicit: bool) -> tuple[Backend, str]:
+    """TensorRT if it was asked for by its options, or may be chosen and can build here; otherwise why it cannot."""
+    if explicit:
+        return Backend.TENSORRT, ""
+    if precision is not None or calibration is not None:
+        return Backend.ONNXRUNTIME, ""
+    try:
+        check_device()
+    except RsdEdgeError as error:
+        return Backend.ONNXRUNTIME, str(error)
+    return Backend.TENSORRT, ""
 
 
 def _tensorrt(
@@ -104,9 +124,17 @@ def _tensorrt(
 ) -> int:
     from rsd_edge.export.typed_build import GraphsOnly, build_tensorrt
 
-    made = build_tensorrt(
-        model, output, precision=precision, options=options, lookup=lookup, calibration=calibration, onnx_only=onnx_only
-    )
+    with TerminalProgress() as progress:
+        made = build_tensorrt(
+            model,
+            output,
+            precision=precision,
+            options=options,
+            lookup=lookup,
+            calibration=calibration,
+            onnx_only=onnx_only,
+            progress=progress,
+        )
     if not isinstance(made, GraphsOnly):
         _tell(made)
         return 0

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import click
 
 from rsd_edge.errors import InputError
-from rsd_edge.export.tensorrt_options import FLAGS, TensorRtOptions
+from rsd_edge.export.tensorrt_options import COMPILERS, FLAGS, TensorRtOptions
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
-_NAMES = ("onnx_only", "batch", "workspace", "level", "timing_cache", "engine_flag", "kernels")
+_NAMES = ("onnx_only", "batch", "workspace", "level", "timing_cache", "engine_flag", "kernels", "compiler")
 
 _OPTIONS = (
     click.option("--onnx-only", is_flag=True, help="TensorRT: write the graphs, and how to compile them elsewhere."),
@@ -27,6 +27,7 @@ _OPTIONS = (
         help="TensorRT: kept between builds; beside the engines if not given.",
     ),
     click.option("--engine-flag", multiple=True, type=click.Choice(FLAGS), help="TensorRT: may be given repeatedly."),
+    click.option("--compiler", type=click.Choice(COMPILERS), help="TensorRT: the way to a plan; onnx if not given."),
     click.option(
         "--kernels",
         metavar="FOLDER",
@@ -49,7 +50,7 @@ def take_tensorrt_options(values: dict[str, Any]) -> tuple[bool, dict[str, Any]]
     Removes them from the values of a command.
     """
     taken = {name: values.pop(name) for name in _NAMES}
-    fields = {name: taken[name] for name in ("level", "timing_cache", "kernels") if taken[name] is not None}
+    fields = {name: taken[name] for name in ("level", "timing_cache", "kernels", "compiler") if taken[name] is not None}
     if taken["workspace"] is not None:
         fields["workspace_mib"] = taken["workspace"]
     if taken["engine_flag"]:

@@ -85,6 +85,7 @@ def make_module(version: str, cudart: FakeCudart) -> tuple[ModuleType, World]:
     module.__version__ = version  # type: ignore[attr-defined]
     for name in surface["top"]:
         setattr(module, name, type(name, (), {}))
+    module.Dims = type("Dims", (tuple,), {})  # type: ignore[attr-defined]
     for name, members in surface["enums"].items():
         if "." not in name:
             setattr(module, name, _enum(name, members))

@@ -41,9 +41,9 @@ class Cuda:
         """Raises MissingDependencyError without cuda-python, BackendError without a driver or a GPU."""
         try:
             from cuda.bindings import runtime
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise MissingDependencyError(
-                f"TensorRT engines need cuda-python ('{error.name}' is not installed); "
+                f"TensorRT engines need cuda-python, which cannot be imported ({error}); "
                 "run: pip install 'rsd-edge[tensorrt]'"
             ) from error
         self._api: Any = runtime
@@ -110,20 +110,24 @@ class Cuda:
         self._made.callback(self._api.cudaFree, made)
         return int(made)
 
-    def staged(self, shape: tuple[int, ...], dtype: DTypeLike) -> Staged:
-        """An array on host and device, zeros on the host: one memory on an integrated GPU, pinned memory elsewhere."""
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[NDArray[Any], int]:
+        """An array of zeros on the host that the device may copy to or, if integrated, use; and its address."""
         api, nbytes = self._api, max(1, math.prod(shape) * np.dtype(dtype).itemsize)
         flags = api.cudaHostAllocMapped if self.device.integrated else api.cudaHostAllocDefault
         address = int(self._do("cudaHostAlloc", api.cudaHostAlloc(nbytes, flags), nbytes))
         self._made.callback(api.cudaFreeHost, address)
-        if self.device.integrated:
-            device = int(self._do("cudaHostGetDevicePointer", api.cudaHostGetDevicePointer(address, 0)))
-        else:
-            device = self.device_memory(nbytes)
         memory = (ctypes.c_byte * nbytes).from_address(address)
         host = np.frombuffer(memoryview(memory), dtype, math.prod(shape)).reshape(shape)
         host[...] = 0
-        return Staged(host, address, device, copied=not self.device.integrated)
+        return host, address
+
+    def staged(self, shape: tuple[int, ...], dtype: DTypeLike) -> Staged:
+        """An array on host and device, zeros on the host: one memory on an integrated GPU, pinned memory elsewhere."""
+        host, address = self.pinned(shape, dtype)
+        if self.device.integrated:
+            pointer = self._do("cudaHostGetDevicePointer", self._api.cudaHostGetDevicePointer(address, 0))
+            return Staged(host, address, int(pointer), copied=False)
+        return Staged(host, address, self.device_memory(max(1, host.nbytes)), copied=True)
 
     def upload(self, staged: Staged, stream: int) -> None:
         """Bring what the host wrote to the device."""

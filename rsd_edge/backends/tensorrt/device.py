@@ -14,8 +14,9 @@ _TIED = {"tensorrt": "TensorRT", "gpu": "the GPU", "capability": "compute capabi
 """A plan does not load, or must not be run, where one of these differs."""
 _TUNED = {"l4t": "Jetson Linux", "driver": "the driver", "cuda": "CUDA"}
 """Where one of these differs, a plan may run, and may not be the fastest any more."""
-_FREED = {"hardware-compatible": ("gpu", "capability"), "version-compatible": ("tensorrt",)}
-"""What builds with these flags are not tied to."""
+_FREED = {"hardware-compatible": ("gpu",)}
+"""What builds with a flag are not tied to. Another version would have to be run by NVIDIA's lean runtime, which is not
+loaded here, so that version-compatible ones are tied to theirs as well."""
 
 
 def check_device() -> None:

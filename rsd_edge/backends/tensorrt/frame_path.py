@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from rsd_edge.errors import BackendError, RsdEdgeError
 from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.kernels.launch import CudaDriver, Driver, KernelPack
 from rsd_edge.noise import NoiseField, gaussian_table
-from rsd_edge.pipeline import NumpyFramePath, check_strength
+from rsd_edge.pipeline import NumpyFramePath, OneAtATime, check_strength
 from rsd_edge.resample import Bands
 from rsd_edge.tiling import TilePlan, plan_tiles
 
@@ -66,7 +65,7 @@ class DeviceFramePath:
             )
         self._numpy = NumpyFramePath(engine)
         self._space: _Space | None = None
-        self._lock = threading.Lock()
+        self._alone = OneAtATime()
         engine.before_close(self.close)
 
     def __call__(
@@ -82,7 +81,7 @@ class DeviceFramePath:
         frame = check_frame(frame)
         height, width = frame.shape[:2]
         field, strength = NoiseField(seed), check_strength(strength)
-        with self._lock:
+        with self._alone():
             space = self._space_for(height, width, frame.dtype) if strength else None
             if space is None:
                 return self._numpy(frame, seed=seed, strength=strength, out=out, progress=progress)
@@ -98,14 +97,14 @@ class DeviceFramePath:
         """See NumpyFramePath; the whole result is in memory where the device does the whole frame."""
         frame = check_frame(frame)
         field, strength = NoiseField(seed), check_strength(strength)
-        with self._lock:
+        with self._alone():
             fits = strength > 0 and self._space_for(frame.shape[0], frame.shape[1], frame.dtype) is not None
         if not fits:
             return self._numpy.bands(frame, seed=seed, strength=strength, progress=progress)
         return self._bands(frame, field.seed, strength, progress)
 
     def _bands(self, frame: NDArray[Any], seed: int, strength: float, progress: Progress | None) -> Bands:
-        with self._lock:
+        with self._alone():
             space = self._space_for(frame.shape[0], frame.shape[1], frame.dtype)
             if space is None:  # memory went in the meantime
                 raise BackendError("the GPU is out of memory; close other programs, or use a smaller tile or batch")
@@ -118,7 +117,7 @@ class DeviceFramePath:
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Allocate buffers, warm the engine up and record the graph for frames of this kind."""
-        with self._lock:
+        with self._alone():
             if self._space_for(height, width, dtype) is None:
                 self._numpy.prepare(height, width, dtype)
 
@@ -202,7 +201,7 @@ class _Space:
         cuda.clear(self._lq, count * self._bytes[0], engine.stream)
         self._row = SCALE * plan.tile_w
         rows = count * 3 * SCALE * plan.tile_h // PROBED_ROW
-        self._probe = cuda.staged((rows, self._row), engine.plan.outputs[engine.output].dtype)
+        self._probe, self._probed = cuda.pinned((rows, self._row), engine.plan.outputs[engine.output].dtype)
         for staged in (self._origins, self._table):
             cuda.upload(staged, engine.stream)
 
@@ -251,10 +250,8 @@ class _Space:
                 }
             )
             self._context.enqueue(engine.stream)
-        probe = self._probe
-        cuda.download_rows(
-            probe.address, self._detail, probe.host.itemsize * self._row, PROBED_ROW, len(probe.host), engine.stream
-        )
+        bytes_of_row = self._probe.itemsize * self._row
+        cuda.download_rows(self._probed, self._detail, bytes_of_row, PROBED_ROW, len(self._probe), engine.stream)
         self._merge()
 
     def _cut(self) -> None:
@@ -307,7 +304,7 @@ class _Space:
         self._pack.launch(name, dtype=kind, sizes=sizes, arguments=taken, stream=self._engine.stream)
 
     def _not_finite(self) -> list[int]:
-        sums = self._probe.host.sum(axis=1, dtype=np.float64)
+        sums = self._probe.sum(axis=1, dtype=np.float64)
         rows = np.flatnonzero(~np.isfinite(sums)) * PROBED_ROW
         tiles = {int(row) // (3 * SCALE * self.plan.tile_h) for row in rows}
         return sorted(tile for tile in tiles if tile < self.plan.count)
