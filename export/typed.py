@@ -77,6 +77,7 @@ def typed_graph(
         "precision": precision,
         "opset": OPSET,
         **found.report,
+        "gate": {name: bound for name, bound in found.report["gate"].items() if name != "lpips"},  # not judged here
         "fp32_islands": make.islands,
         "left_out": make.left_out,
         "integer_layers": make.integer_layers(found.report["layers_in_float"]),
