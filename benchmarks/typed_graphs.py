@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.export.calibration import calibration_samples, held_out_samples
@@ -23,6 +22,7 @@ from rsd_edge.export.quantize import BATCH, batches_of
 from rsd_edge.export.rounding import run_graph
 from rsd_edge.export.typed import typed_graph
 from rsd_edge.machine import cpu_name
+from rsd_edge.ort import ort
 from rsd_edge.stream.atomic import write_json
 
 _KEPT = ("closeness", "method", "methods", "layers_in_float", "fp32_islands", "left_out", "integer_layers", "operators")

@@ -9,8 +9,9 @@ from enum import Enum
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+from rsd_edge.ort import ort
 
 Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[np.generic]]

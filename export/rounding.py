@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
 from rsd_edge.export.ranges import Array, Feeds
+from rsd_edge.ort import ort
 
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 

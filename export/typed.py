@@ -77,6 +77,7 @@ def typed_graph(
         "precision": precision,
         "opset": OPSET,
         **found.report,
+        "gate": {name: bound for name, bound in found.report["gate"].items() if name != "lpips"},  # not judged here
         "fp32_islands": make.islands,
         "left_out": make.left_out,
         "integer_layers": make.integer_layers(found.report["layers_in_float"]),
@@ -101,7 +102,7 @@ class _Fp16:
         self.layers = tuple(node.name or "" for node in candidates)
 
     def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
-        return _halved(ir.from_proto(self._source), {*self.islands, *keep_float})
+        return halved(ir.from_proto(self._source), {*self.islands, *keep_float})
 
     def integer_layers(self, keep_float: Sequence[str]) -> list[str]:
         return []
@@ -125,13 +126,14 @@ class _Int8:
     def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
         model = ir.from_proto(self._source)
         insert_qdq(model.graph, self._placement, bounds(self._activations, method), keep_float)
-        return _halved(model, self.islands.keys())
+        return halved(model, self.islands.keys())
 
     def integer_layers(self, keep_float: Sequence[str]) -> list[str]:
         return [name for name in self.layers if name not in keep_float]
 
 
-def _halved(model: ir.Model, fp32_nodes: Iterable[str]) -> onnx.ModelProto:
+def halved(model: ir.Model, fp32_nodes: Iterable[str]) -> onnx.ModelProto:
+    """A prepared graph in FP16 but for these nodes, with the type of every tensor stated. Changes the model."""
     to_half(model.graph, frozenset(fp32_nodes))
     common.TopologicalSortPass()(model)
     return inferred(ir.to_proto(model))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx import version_converter
 from onnx_ir.passes import common
 
 from rsd_edge.errors import BackendError, InputError
+from rsd_edge.ort import ort
 
 OPSET = 20
 """FP16 scales of Q/DQ need 19; TensorRT 10.3, on the boards of the installed base, reads up to 20."""

@@ -66,7 +66,7 @@ def no_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is typed here keeps the rules of every version."""
     from rsd_edge.export import typed
 
-    make = typed._halved
+    make = typed.halved
 
     def checked(*arguments: Any) -> onnx.ModelProto:
         model = make(*arguments)
@@ -74,7 +74,7 @@ def no_findings(monkeypatch: pytest.MonkeyPatch) -> None:
             assert lint(model, version) == []
         return model
 
-    monkeypatch.setattr(typed, "_halved", checked)
+    monkeypatch.setattr(typed, "halved", checked)
 
 
 def test_convolutions_compute_in_fp16_between_fp32_ends() -> None:
