@@ -162,7 +162,7 @@ def published(path: Path, output: Path, precision: Precision, **options: Any) ->
 
 
 @pytest.mark.usefixtures("few_tiles")
-@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+@pytest.mark.parametrize("precision", [Precision.FP16, pytest.param(Precision.INT8, marks=pytest.mark.slow)])
 def test_a_published_model_is_three_graphs(published_file: Path, tmp_path: Path, precision: Precision) -> None:
     made = published(published_file, tmp_path, precision)
     assert {path.name for path in made.path.iterdir()} == {MANIFEST, *PARTS}
@@ -190,6 +190,7 @@ def test_a_published_model_is_three_graphs(published_file: Path, tmp_path: Path,
     assert "feeds an index or an angle" in islands.values()  # the distances to the codes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_tiles")
 def test_several_tiles_at_once_leave_the_batch_open(published_file: Path, tmp_path: Path) -> None:
     made = published(published_file, tmp_path, Precision.FP16, batch=(1, 2, 2))
