@@ -47,3 +47,7 @@ class MissingDependencyError(RsdEdgeError, ImportError):
 
 class FetchError(RsdEdgeError):
     """A published file cannot be downloaded, or is not what it should be."""
+
+
+class CameraError(RsdEdgeError):
+    """A camera or stream cannot be opened, or stayed silent for too long."""

@@ -131,7 +131,7 @@ class NumpyFramePath:
         self.engine = engine
         self._pool = ThreadPoolExecutor(max(1, engine.threads - 1), thread_name_prefix="rsd-edge")
         self._workspace: _Workspace | None = None
-        self._alone = OneAtATime()
+        self.alone = OneAtATime()
 
     def __call__(
         self,
@@ -151,7 +151,7 @@ class NumpyFramePath:
             bicubic_x4(frame, out)
             job.report(1, 1)
             return out
-        with self._alone():
+        with self.alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             space.reader.load(frame)
             for _ in self._run(space, job):
@@ -173,7 +173,7 @@ class NumpyFramePath:
 
     def _bands(self, frame: NDArray[PixelT], noise: NoiseField, strength: float, progress: Progress | None) -> Bands:
         height, width = frame.shape[:2]
-        with self._alone():
+        with self.alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             plan = space.plan
             rows = min(height, plan.largest_region()[0])
@@ -187,7 +187,7 @@ class NumpyFramePath:
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Allocate buffers and warm the engine up for frames of this kind. Raises BackendError, InputError."""
-        with self._alone():
+        with self.alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), dtype)
             for n in sorted({space.submitted(space.tiles(turn)) for turn in (0, space.rounds - 1)}):
                 self.engine.prepare(n, space.plan.tile_h, space.plan.tile_w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
@@ -82,6 +83,10 @@ class FramePath(Protocol):
 
 class WholeFramePath(FramePath, Protocol):
     """A FramePath that also gives its result in bands, and can be told what frames will come."""
+
+    @property
+    def alone(self) -> Callable[[], AbstractContextManager[None]]:
+        """`with alone():` waits until no other thread uses the engine, and keeps them out."""
 
     def bands(
         self, frame: NDArray[PixelT], *, seed: int = 0, strength: float = 1.0, progress: Progress | None = None

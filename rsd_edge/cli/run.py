@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rsd_edge.cli import FAILED
 from rsd_edge.cli.auto_build import with_engine
 from rsd_edge.cli.kept_engine import kept_engine
+from rsd_edge.cli.live_options import LIVE_OPTIONS, live_options, run_live, take_live_options
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -56,8 +57,8 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 
 
 @click.command("run")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
-@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=click.Path())
+@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
 @click.option(
     "--engine",
     "--model",
@@ -110,12 +111,13 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     "--report", "report_path", metavar="JSON", type=click.Path(path_type=Path), help="Settings, versions and results."
 )
 @video_options
+@live_options
 @click.pass_context
 def command(
     context: click.Context,
     /,
     inputs: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     suffix: str,
     recursive: bool,
     report_path: Path | None,
@@ -134,8 +136,16 @@ def command(
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     if sum(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in _SIZES) > 1:
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
-    for_videos = take_video_options(options)
+    for_videos, for_cameras = take_video_options(options), take_live_options(options)
     settings = RunSettings(**options)
+    if for_cameras["camera"] is not None:
+        if inputs:
+            raise InputError(f"--camera and {inputs[0]} exclude each other; give one of them")
+        return run_live(for_cameras, output, settings, for_videos, _load, report_path)
+    if not inputs or output is None:
+        raise click.UsageError("Missing argument 'INPUT...'." if not inputs else "Missing option '-o' / '--output'.")
+    if given := given_options(context, LIVE_OPTIONS):
+        raise InputError(f"{given}: for cameras; add --camera, or leave it out")
     film_settings = video_settings(settings, for_videos)
     if any(map(is_live, inputs)):
         jobs = [live_job(inputs, output, film_settings)]

@@ -65,7 +65,7 @@ class DeviceFramePath:
             )
         self._numpy = NumpyFramePath(engine)
         self._space: _Space | None = None
-        self._alone = OneAtATime()
+        self.alone = OneAtATime()
         engine.before_close(self.close)
 
     def __call__(
@@ -81,7 +81,7 @@ class DeviceFramePath:
         frame = check_frame(frame)
         height, width = frame.shape[:2]
         field, strength = NoiseField(seed), check_strength(strength)
-        with self._alone():
+        with self.alone():
             space = self._space_for(height, width, frame.dtype) if strength else None
             if space is None:
                 return self._numpy(frame, seed=seed, strength=strength, out=out, progress=progress)
@@ -97,14 +97,14 @@ class DeviceFramePath:
         """See NumpyFramePath; the whole result is in memory where the device does the whole frame."""
         frame = check_frame(frame)
         field, strength = NoiseField(seed), check_strength(strength)
-        with self._alone():
+        with self.alone():
             fits = strength > 0 and self._space_for(frame.shape[0], frame.shape[1], frame.dtype) is not None
         if not fits:
             return self._numpy.bands(frame, seed=seed, strength=strength, progress=progress)
         return self._bands(frame, field.seed, strength, progress)
 
     def _bands(self, frame: NDArray[Any], seed: int, strength: float, progress: Progress | None) -> Bands:
-        with self._alone():
+        with self.alone():
             space = self._space_for(frame.shape[0], frame.shape[1], frame.dtype)
             if space is None:  # memory went in the meantime
                 raise BackendError("the GPU is out of memory; close other programs, or use a smaller tile or batch")
@@ -117,7 +117,7 @@ class DeviceFramePath:
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Allocate buffers, warm the engine up and record the graph for frames of this kind."""
-        with self._alone():
+        with self.alone():
             if self._space_for(height, width, dtype) is None:
                 self._numpy.prepare(height, width, dtype)
 
