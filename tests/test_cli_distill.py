@@ -71,9 +71,9 @@ def test_stages_are_chosen_by_name(config_file: Path, tmp_path: Path) -> None:
         (("--config", "FILE", "--set", "student.lr=fast"), "'student.lr' must be of type float"),
         (("--config", "FILE", "--set", "seed"), "override 'seed' is not key=value"),
         (("--config", "FILE"), "stage teacher has no weights yet"),
-        (("autoencoder", "--config", "FILE", "--set", "data.val=/nowhere"), "data folder '/nowhere' does not exist"),
-        (("autoencoder", "--config", "FILE", "--set", "data.train=/nowhere"), "data folder '/nowhere' does not exist"),
-        (("autoencoder", "--config", "edge-s"), "data folder '' does not exist; set data.train and data.val"),
+        (("autoencoder", "--config", "FILE", "--set", "data.val=/nowhere"), "data source '/nowhere' does not exist"),
+        (("autoencoder", "--config", "FILE", "--set", "data.train=/nowhere"), "data source '/nowhere' does not exist"),
+        (("autoencoder", "--config", "edge-s"), "data source '' does not exist; set data.train and data.val"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(

@@ -56,7 +56,7 @@ def runs(tiny_config: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path) -> C
     def make(name: str, **settings: Any) -> DistillConfig:
         config = replace(tiny_config(**RSD, **settings), run_dir=str(tmp_path / name), threads=1)
         save_checkpoint(stage_weights(config, "teacher"), tiny_weights)
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dict(config_to_dict(config))))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dict(config_to_dict(config)), sort_keys=False))
         return config
 
     return make
@@ -87,11 +87,12 @@ def test_a_killed_run_ends_as_if_nothing_had_been(runs: Callable[..., DistillCon
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert state(killed)["iteration"] == 2
     assert not stage_weights(killed, "student").exists()
-    paths = [run_stage("student", config, "cpu") for config in (whole, killed)]
+    paths = [run_stage("student", config) for config in (whole, killed)]
     expected, actual = (tensors(state(config)) for config in (whole, killed))
     assert expected.keys() == actual.keys()
     assert {name.split("/")[1] for name in expected} == {"networks", "averages", "optimizers"}
-    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+    different = {name: float((expected[name] - actual[name]).abs().max()) for name in expected}
+    assert {name: error for name, error in different.items() if error} == {}
     first, second = (tensors(load_checkpoint(path).parts) for path in paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -100,8 +101,8 @@ def test_a_killed_run_ends_as_if_nothing_had_been(runs: Callable[..., DistillCon
 def test_two_processes_take_the_steps_of_one(runs: Callable[..., DistillConfig], tmp_path: Path) -> None:
     """Two ranks of two samples, resumed from a state of one process, against one process with four samples."""
     alone, shared = (runs(name, iterations=2, batch=4) for name in ("alone", "shared"))
-    run_stage("student", alone, "cpu")
-    run_stage("student", replace(shared, student=replace(shared.student, iterations=1)), "cpu")
+    run_stage("student", alone)
+    run_stage("student", replace(shared, student=replace(shared.student, iterations=1)))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = run(tmp_path, *launcher, "-m", "rsd_edge", "distill", "--config", "shared.yaml", "--device", "cpu")
     assert process.returncode == 0, process.stderr

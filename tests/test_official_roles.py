@@ -119,7 +119,7 @@ def test_a_student_of_any_architecture_is_trained(make: MakeConfig, family: str,
 
 
 def test_a_run_leaves_a_model_that_runs(make: MakeConfig) -> None:
-    path = run_stage("student", make(), "cpu")
+    path = run_stage("student", make())
     checkpoint = load_checkpoint(path)
     assert set(checkpoint.parts) == {"generator", "autoencoder"}
     model = published_model(checkpoint)
@@ -131,13 +131,13 @@ def test_a_run_leaves_a_model_that_runs(make: MakeConfig) -> None:
 
 
 def test_an_edge_student_of_a_published_teacher_keeps_its_latent_space(make: MakeConfig) -> None:
-    path = run_stage("student", make("edge", gan_weight=0.0), "cpu")
+    path = run_stage("student", make("edge", gan_weight=0.0))
     assert set(load_checkpoint(path).parts) == {"student", "autoencoder"}
 
 
 def test_a_student_goes_on_from_a_file(make: MakeConfig) -> None:
     config = make()
-    weights = run_stage("student", config, "cpu")
+    weights = run_stage("student", config)
     again = replace(config, roles=replace(config.roles, student=RoleConfig(str(weights))))
     student = build_roles(again, load_checkpoint(Path(config.roles.teacher.weights)), 64).student
     assert not moved(load_checkpoint(weights).parts["generator"], student)

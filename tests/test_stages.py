@@ -369,7 +369,7 @@ def test_the_fine_tune_goes_on_from_the_student(prepared: MakeConfig, tiny_weigh
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_student_variants_run(prepared: MakeConfig, precision: str, objective: str, gan: str) -> None:
     config = prepared(precision, **DISTILL, objective=objective, gan=gan, gan_weight=0.01, step_weights="elbo")
-    path = run_stage("student", config, "cpu")
+    path = run_stage("student", config)
     assert "student" in load_checkpoint(path).parts
 
 

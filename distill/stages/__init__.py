@@ -23,10 +23,10 @@ STAGES: dict[str, Callable[[DistillConfig, Runtime | None], Stage]] = {
 }
 
 
-def run_stage(name: str, config: DistillConfig, device: str | None = None) -> Path:
+def run_stage(name: str, config: DistillConfig, runtime: Runtime | None = None) -> Path:
     """Train one stage to its end, resuming what its folder holds. Returns the path of its weights."""
     prepare_torch(config)
-    return train(STAGES[name](config, Runtime(device, config.precision)))
+    return train(STAGES[name](config, runtime))
 
 
 def prepare_torch(config: DistillConfig) -> None:

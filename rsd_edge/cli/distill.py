@@ -29,6 +29,7 @@ def command(stage: str, config: str, overrides: tuple[str, ...], device: str | N
         from rsd_edge.distill import stages
         from rsd_edge.distill.config import load_config
         from rsd_edge.distill.dry_run import rehearse
+        from rsd_edge.distill.runtime import Runtime
     except ModuleNotFoundError as error:
         raise missing_package("distill", "distill", error) from error
     settings = load_config(_find(config), overrides)
@@ -36,12 +37,15 @@ def command(stage: str, config: str, overrides: tuple[str, ...], device: str | N
         for line in rehearse(stage, settings, device):
             click.echo(line)
         return 0
-    _log_to_console()
-    click.echo(str(stages.run_stage(stage, settings, device)))
+    runtime = Runtime(device, settings.precision)
+    _log_to_console(logging.INFO if runtime.is_main else logging.WARNING)
+    path = stages.run_stage(stage, settings, runtime)
+    if runtime.is_main:
+        click.echo(str(path))
     return 0
 
 
-def _log_to_console() -> None:
+def _log_to_console(level: int) -> None:
     """Lines on stderr, above the progress bar where there is one."""
     from rich.console import Console
     from rich.logging import RichHandler
@@ -49,7 +53,7 @@ def _log_to_console() -> None:
     console = Console(stderr=True)
     plain = logging.StreamHandler()
     handler = RichHandler(console=console, show_path=False, show_level=False) if console.is_terminal else plain
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler])
 
 
 def _find(config: str) -> Path:
