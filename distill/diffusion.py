@@ -7,8 +7,6 @@ t (n,) are indices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -82,12 +80,12 @@ class ResidualDiffusion:
     def ancestral(self, network: Network, z_y: Tensor, lq: Tensor, noises: list[Tensor]) -> Tensor:
         """z0_hat by all T steps of the reverse process (Eq. 2, 3); noises: T, the first one for z_T."""
         z_last = self.prior(z_y, noises[0])
-        return cast(Tensor, sampling.ancestral(self._predict(network, lq), self.schedule, z_last, noises[1:]))
+        return sampling.ancestral(self._predict(network, lq), self.schedule, z_last, noises[1:])
 
     @torch.no_grad()
     def deterministic(self, network: Network, z_last: Tensor, z_y: Tensor, lq: Tensor) -> Tensor:
         """z0_hat by all T steps without noise between them: the map that SinSR learns."""
-        return cast(Tensor, sampling.deterministic(self._predict(network, lq), self.schedule, z_last, z_y))
+        return sampling.deterministic(self._predict(network, lq), self.schedule, z_last, z_y)
 
     def _predict(self, network: Network, lq: Tensor) -> Callable[[Tensor, int], Tensor]:
         def predict(z_t: Tensor, step: int) -> Tensor:

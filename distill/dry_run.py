@@ -27,14 +27,15 @@ _MB = 1e6
 def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Iterator[str]:
     """Lines about a stage: its weights, its networks, one iteration with one sample, and estimates for its batch.
 
-    Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes that
-    the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
+    Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
+    that the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
     """
     prepare_torch(config)
     runtime = Runtime(device, config.precision)
     stage, where = _build(name, config, runtime)
     check_share(stage)
-    yield f"stage {name} of {config.model.name} on {runtime.device} in {config.precision}, {runtime.processes} process(es)"
+    processes = f"{runtime.processes} process(es)"
+    yield f"stage {name} of {config.model.name} on {runtime.device} in {config.precision}, {processes}"
     yield where
     yield "; ".join(f"{part} {_millions(network)}" for part, network in _networks(stage).items())
     before = _peak(runtime)
@@ -52,8 +53,8 @@ def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, s
     torch.manual_seed(config.seed)
     teacher = random_teacher(config)
     count = sum(tensor.numel() for part in teacher.parts.values() for tensor in part.values())
-    note = f"teacher: RANDOM weights ({teacher.spec.family}, {count / 1e6:.1f} M with its autoencoder); {path} is not there"
-    return StudentStage(config, runtime, teacher), note
+    size = f"{teacher.spec.family}, {count / 1e6:.1f} M with its autoencoder"
+    return StudentStage(config, runtime, teacher), f"teacher: RANDOM weights ({size}); {path} is not there"
 
 
 def _networks(stage: Stage) -> dict[str, nn.Module]:
@@ -94,8 +95,8 @@ def _estimates(stage: Stage, seconds: float, before: float) -> Iterator[str]:
     static = _static_bytes(stage)
     one = max(0.0, _peak(runtime) - max(before, static))
     yield (
-        f"memory: {static / _MB:.0f} MB for weights, averages, gradients and moments; about {one / _MB:.0f} MB more for "
-        f"one sample; about {(static + one * together) / _MB:.0f} MB with {together} samples at a time"
+        f"memory: {static / _MB:.0f} MB for weights, averages, gradients and moments; about {one / _MB:.0f} MB more "
+        f"for one sample; about {(static + one * together) / _MB:.0f} MB with {together} samples at a time"
     )
     total = seconds * samples
     yield (

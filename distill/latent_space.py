@@ -1,4 +1,4 @@
-"""The latent space of a teacher: from images to latents and back, by whichever autoencoder the teacher was trained with.
+"""The latent space of a teacher: from images to latents and back, by the autoencoder that the teacher was trained with.
 
 Shapes: HR image x0 (n, 3, 4h, 4w) and LR image y0 (n, 3, h, w), RGB in [-1, 1]; latents (n, zc, h, w), float32.
 """

@@ -1,9 +1,9 @@
 """The losses of RSD and of what it is compared with, as pure functions with the paper's symbols.
 
 Latents are (n, zc, h, w), normalised. Every loss is a mean over elements of a sample, returned per sample (n,); callers
-weight by w_t and reduce. Arithmetic is float32 whatever the autocast state, float64 for float64 latents. `f_star` is the
-teacher f*(z_t, t, y0), `f_phi` the fake model's output on the same z_t ~ q(z_t | z0_hat, z_y) (Eq. 4: the marginal, not
-the posterior).
+weight by w_t and reduce. Arithmetic is float32 whatever the autocast state, float64 for float64 latents. `f_star` is
+the teacher f*(z_t, t, y0), `f_phi` the fake model's output on the same z_t ~ q(z_t | z0_hat, z_y) (Eq. 4: the marginal,
+not the posterior).
 """
 
 from __future__ import annotations

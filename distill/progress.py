@@ -31,7 +31,8 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed())
         last = (TimeRemainingColumn(), TextColumn("{task.fields[scalars]}"))
         # Over a minute, since iterations with a validation take long.
-        self._bar = Bar(*columns, *last, console=console, speed_estimate_period=60, disable=not _visible(console, shown))
+        visible = shown and console.is_terminal
+        self._bar = Bar(*columns, *last, console=console, speed_estimate_period=60, disable=not visible)
         self._task = self._bar.add_task(stage, total=iterations, completed=start, scalars="")
 
     def __enter__(self) -> Progress:
@@ -51,7 +52,3 @@ class Progress:
         """Put the main losses beside the bar."""
         text = " ".join(f"{name} {scalars[name]:.4g}" for name in _SHOWN if name in scalars)
         self._bar.update(self._task, scalars=text)
-
-
-def _visible(console: Console, shown: bool) -> bool:
-    return shown and console.is_terminal

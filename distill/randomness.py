@@ -1,8 +1,8 @@
 """Every random number of training, as a function of where it is used.
 
-A sample's noise depends on the run's seed, the stage, the update, the sample's place in the batch and the purpose, and on
-nothing else: not on how many processes or parts share the batch, and not on what was drawn before. So nothing random has
-to be saved to resume exactly, and two processes draw what one would.
+A sample's noise depends on the run's seed, the stage, the update, the sample's place in the batch and the purpose, and
+on nothing else: not on how many processes or parts share the batch, and not on what was drawn before. So nothing random
+has to be saved to resume exactly, and two processes draw what one would.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ class Stage(ABC):
         """
         self.optimizers[name].zero_grad(set_to_none=True)
         live = [self.live[network] for network in self._updates[name]]
-        total, sums = torch.zeros((), device=self.runtime.device), {}
+        total = torch.zeros((), device=self.runtime.device)
+        sums: Scalars = {}
         for i, part in enumerate(parts):
             with self.runtime.local_gradients(live if i + 1 < len(parts) else ()):
                 with self.runtime.autocast():
@@ -128,7 +129,7 @@ class Stage(ABC):
                 self.scalers[name].scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
             for key, value in scalars.items():
-                sums[key] = sums.get(key, 0.0) + value.detach() / len(parts)
+                sums[key] = sums.get(key, torch.zeros_like(total)) + value.detach() / len(parts)
         total = self.runtime.mean(total)
         if not torch.isfinite(total):
             raise self.diverged(f"loss of '{name}' is {float(total)}")

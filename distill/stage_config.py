@@ -63,7 +63,9 @@ class StageConfig:
         if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError("ema and betas of a stage must lie between 0 and 1, 1 excluded")
         if self.batch % self.accumulate:
-            raise InputError(f"batch of a stage is {self.batch}; it must be a multiple of accumulate, {self.accumulate}")
+            raise InputError(
+                f"batch of a stage is {self.batch}; it must be a multiple of accumulate, {self.accumulate}"
+            )
         if self.crop is not None:
             check_crop("crop of a stage", self.crop)
 
@@ -87,7 +89,7 @@ class StageConfig:
 class StudentConfig(StageConfig):
     """A stage that trains a one-step student. The defaults are the recipe of the RSD paper.
 
-    The paper does not give the indices of its N = 4 steps, the discriminator's head, or a clipping norm: these are ours.
+    The paper gives neither the indices of its N = 4 steps nor the discriminator's head nor a clipping norm: ours.
     """
 
     iterations: int = 3000

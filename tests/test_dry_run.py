@@ -67,9 +67,21 @@ def test_an_official_configuration_takes_a_step_at_full_size(
     assert "distill" in lines[3]
 
 
-def test_the_command_prints_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--config", "edge-n", "--dry-run", "--device", "cpu", "--set", "data.crop=64", "--set", "student.fake_steps=1"]
+    words = [
+        "--config",
+        "edge-n",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "--set",
+        "data.crop=64",
+        "--set",
+        "student.fake_steps=1",
+    ]
     with pytest.raises(SystemExit) as caught:
         main(["distill", *words])
     assert caught.value.code == 0

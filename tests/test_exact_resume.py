@@ -83,7 +83,9 @@ def tensors(tree: Any, name: str = "") -> dict[str, Tensor]:
 def test_a_killed_run_ends_as_if_nothing_had_been(runs: Callable[..., DistillConfig], tmp_path: Path) -> None:
     """kill -9 between the fake model's steps and the student's: weights and moments are bit-identical in the end."""
     whole, killed = runs("whole", iterations=5), runs("killed", iterations=5)
-    process = run(tmp_path, "-c", KILLED_IN_THE_FOURTH_ITERATION, "distill", "--config", "killed.yaml", "--device", "cpu")
+    process = run(
+        tmp_path, "-c", KILLED_IN_THE_FOURTH_ITERATION, "distill", "--config", "killed.yaml", "--device", "cpu"
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert state(killed)["iteration"] == 2
     assert not stage_weights(killed, "student").exists()

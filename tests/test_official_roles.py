@@ -161,7 +161,9 @@ def test_the_latent_space_is_the_published_one(make: MakeConfig) -> None:
 @pytest.mark.parametrize("family", ["swin", "edge"])
 def test_one_pass_gives_both_the_denoiser_and_the_heads_features(family: str) -> None:
     torch.manual_seed(0)
-    denoiser: nn.Module = SwinUNet(UNET) if family == "swin" else EdgeGenerator(EdgeArchitecture(3), noise_channel=False)
+    denoiser: nn.Module = (
+        SwinUNet(UNET) if family == "swin" else EdgeGenerator(EdgeArchitecture(3), noise_channel=False)
+    )
     fake = FakeModel(denoiser, FeatureHead(denoiser.bottleneck_channels, 8))  # type: ignore[arg-type]
     x, t, lq = torch.randn(3, 3, 16, 16), torch.tensor([5, 0, 0]), torch.rand(3, 3, 16, 16)
     f_phi, logits = fake(x, t, lq, 1)

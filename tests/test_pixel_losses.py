@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rsd_edge.distill.stage_config import StageConfig
-from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, pixel_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.pixel_losses import SHIFT, PixelCriterion, random_window, zoom_window
-
+from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, pixel_loss
+from rsd_edge.distill.randomness import Randomness
+from rsd_edge.distill.stage_config import StageConfig
 
 NOISE = Randomness("test", 0, 2)
 

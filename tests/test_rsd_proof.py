@@ -98,8 +98,10 @@ def prove_process(diffusion: ResidualDiffusion) -> None:
         same(schedule.posterior_std(i), deviation)
         next_scale = 1 / math.sqrt(KAPPA**2 * before + 1)
         for column, value in (
-            ("posterior_xt", before / eta), ("posterior_x0", (eta - before) / eta),
-            ("posterior_std", deviation), ("next_scale", next_scale),
+            ("posterior_xt", before / eta),
+            ("posterior_x0", (eta - before) / eta),
+            ("posterior_std", deviation),
+            ("next_scale", next_scale),
         ):
             same(getattr(diffusion.tables, column)[i], value)
 
@@ -346,6 +348,7 @@ MUTANTS = [
     for i in range(mutated(function, None)[1].count)
     if mutated(function, i)[1].whole not in CANCELS
 ]
+
 
 @pytest.mark.parametrize(("function", "index"), MUTANTS, ids=[f"{f.__qualname__}-{i}" for f, i in MUTANTS])
 def test_a_change_of_any_operand_breaks_the_proof(

@@ -197,7 +197,8 @@ def test_the_fake_model_is_ready_for_its_next_step(prepared: MakeConfig) -> None
 
 def test_rsd_and_vsd_share_the_loss_and_not_the_gradient(prepared: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the prior's step, where both start alike."""
-    results = []
+    results: list[tuple[float, Tensor]] = []
+    fake: State = {}
     for objective in ("rsd", "vsd"):
         stage = StudentStage(prepared(**DISTILL, warmup=0, fake_lr=0.01, objective=objective, lpips_weight=0.0))
         if results:
@@ -289,7 +290,7 @@ def test_the_student_and_both_denoisers_are_asked_once(prepared: MakeConfig) -> 
     (part,) = draw_of(stage)()
     stage._student_terms(part, 0, [])
     assert {name: len(spy.seen) for name, spy in spies.items()} == {"student": 1, "teacher": 1, "fake": 1}
-    x, t, lq, eps = spies["student"].seen[0]
+    x, t, *_ = spies["student"].seen[0]
     assert t[:2].tolist() == [14, 14]
     assert set(t[2:].tolist()) <= set(config.student.timesteps)
     z_y = stage.latent.condition(part.batch.y0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.diffusion import ResidualDiffusion
@@ -59,7 +59,9 @@ class StudentStage(Stage):
     name = "student"
     stage: StudentConfig
 
-    def __init__(self, config: DistillConfig, runtime: Runtime | None = None, teacher: Checkpoint | None = None) -> None:
+    def __init__(
+        self, config: DistillConfig, runtime: Runtime | None = None, teacher: Checkpoint | None = None
+    ) -> None:
         """teacher: instead of the weights that the configuration names."""
         super().__init__(config, self._settings(config), runtime)
         self.require_loss("distill_weight", "lpips_weight", "pixel_weight", "chroma_weight")
@@ -95,7 +97,7 @@ class StudentStage(Stage):
                 self.train_network(part, self.frozen.pop(part).requires_grad_(True).train(), average=True)
             self.latent = EdgeLatentSpace(self.latent.encoder, self.live["stem"], self.live["decoder"])
         for network in (self.student, self.teacher, self.latent):
-            network.recompute = self.stage.recompute
+            network.recompute = self.stage.recompute  # type: ignore[assignment]
         self.add_optimizer("student", side, self.stage.lr)
 
     def _train_adversaries(self) -> None:
