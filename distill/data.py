@@ -10,7 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,14 +86,16 @@ class CropDataset(Dataset[Sample]):
         rng = np.random.default_rng((*self._seed, sample))
         images, skipped = self._images_for(sample)
         if len(images) == 1:
-            hr = _flipped(rng, self._hr_crop(rng, images[0]))
+            hr = self._hr_crop(rng, images[0])
+            hr = _mirrored(hr, rng.random() < 0.5)
             return Sample(hr, degrade(rng, hr, self.presets[draw_index(rng, self.shares)]), skipped)
         hr, lr = images
         side = self.crop // SCALE
         top, left = (int(rng.integers(length - side + 1)) for length in lr.shape[:2])
         flip = rng.random() < 0.5
         hr = hr[SCALE * top : SCALE * (top + side), SCALE * left : SCALE * (left + side)]
-        return Sample(*(_mirrored(part, flip) for part in (hr, lr[top : top + side, left : left + side])), skipped)
+        lr = lr[top : top + side, left : left + side]
+        return Sample(_mirrored(hr, flip), _mirrored(lr, flip), skipped)
 
     def image_of(self, sample: int) -> int:
         """Index of the image that a sample is cut from, if it can be used."""
@@ -128,9 +130,7 @@ class CropDataset(Dataset[Sample]):
     def _check(self, images: tuple[Image, ...], entries: tuple[Entry, ...]) -> None:
         sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
         if min(images[0].shape[:2]) < self.crop:
-            raise InputError(
-                f"{entries[0].name} is {sizes[0]}, smaller than the crop of {self.crop}; lower data.crop"
-            )
+            raise InputError(f"{entries[0].name} is {sizes[0]}, smaller than the crop of {self.crop}; lower data.crop")
         if len(images) == 2 and images[0].shape[:2] != tuple(SCALE * side for side in images[1].shape[:2]):
             raise InputError(
                 f"{entries[0].name} is {sizes[0]} and {entries[1].name} is {sizes[1]}; "
@@ -144,10 +144,6 @@ class CropDataset(Dataset[Sample]):
         if side == self.crop:
             return square
         return np.asarray(cv2.resize(square, (self.crop, self.crop), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _flipped(rng: Generator, image: Image) -> Image:
-    return _mirrored(image, rng.random() < 0.5)
 
 
 def _mirrored(image: Image, flip: bool) -> Image:
@@ -177,7 +173,7 @@ class _Cache:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of one size to a batch."""
-    x0, y0 = (_to_model([sample[side] for sample in samples]) for side in (0, 1))
+    x0, y0 = _to_model([sample.hr for sample in samples]), _to_model([sample.lr for sample in samples])
     return Batch(x0, y0, tuple(skipped for sample in samples for skipped in sample.skipped))
 
 
@@ -190,7 +186,7 @@ def _to_model(images: Sequence[Image]) -> Tensor:
 
 
 class _BatchDataset(Dataset["Batch | InputError"]):
-    """Batches by the indices of their samples. An error is returned: raised in a worker it would come as a traceback."""
+    """Batches by the indices of their samples. Errors are returned: a worker's exceptions come as tracebacks."""
 
     def __init__(self, samples: CropDataset) -> None:
         self.samples = samples
@@ -241,7 +237,7 @@ class TrainingData(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         """Raises InputError when no image can be used any more."""
-        batch = next(self._batches)
+        batch: Batch | InputError = next(self._batches)
         if isinstance(batch, InputError):
             raise batch
         self.next_sample += self._stride
@@ -252,7 +248,7 @@ class TrainingData(Iterator[Batch]):
         return batch
 
 
-def _as_it_is(batch: Batch | InputError) -> Batch | InputError:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -30,7 +30,7 @@ class DataConfig:
     crop: int = 128
     """HR side of a training crop, a multiple of 8."""
     rescale: bool = False
-    """Cut the largest square there is and reduce it to the crop, as ResShift does with ImageNet; not for paired data."""
+    """Cut the largest square there is and reduce it to the crop, as ResShift does with ImageNet; not for pairs."""
     degradations: dict[str, float] = field(default_factory=lambda: {"real": 0.5, "light": 0.4, "bicubic": 0.1})
     """Preset name to share of the samples."""
     presets: Presets = field(default_factory=Presets)

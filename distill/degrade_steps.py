@@ -25,7 +25,9 @@ RESIZERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 
 DIRECT_SIDE = 11
 """Up to here OpenCV filters directly; beyond, it transforms, which takes several times as long."""
-MOST_TERMS = 4
+LARGE_IMAGE = 50_000
+"""Pixels beyond which the transform is slower still."""
+MOST_TERMS, MOST_TERMS_LARGE = 4, 6
 """Separable filters that together are still faster than one large filter that is not separable."""
 NEGLIGIBLE = 5e-4
 """Sum of absolute weights that a filter may neglect: an eighth of a grey level at the very most."""
@@ -49,7 +51,8 @@ def filter2d(image: Image, kernel: Kernel) -> Image:
     kernel = trimmed(kernel)
     if len(kernel) > DIRECT_SIDE:
         terms = separable_terms(kernel)
-        if len(terms) <= MOST_TERMS:
+        large = image.shape[0] * image.shape[1] > LARGE_IMAGE
+        if len(terms) <= (MOST_TERMS_LARGE if large else MOST_TERMS):
             total = separable(image, *terms[0])
             for columns, rows in terms[1:]:
                 total += separable(image, columns, rows)
@@ -163,7 +166,7 @@ def bicubic_reduced(image: Image) -> Image:
 
 @functools.cache
 def cubic_taps() -> NDArray[np.float32]:
-    """(17,) weights of bicubic reduction by 4 (a = -0.5) around the third pixel of each four; the middle lies before it.
+    """(17,) weights of bicubic reduction by 4 (a = -0.5) around the third pixel of each four, half a pixel off centre.
 
     The reduction is by an integer, so they are the same for every pixel.
     """

@@ -114,7 +114,7 @@ class Sinc:
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """Real-ESRGAN: a pass and JPEG; perhaps a second pass; then JPEG, and the resize to LR with a sinc, in any order."""
+    """Real-ESRGAN: a pass, JPEG, perhaps a second pass; then JPEG and the resize to LR with a sinc, in either order."""
 
     first: Pass = field(default_factory=Pass)
     first_jpeg: tuple[int, int] = (30, 95)

@@ -112,7 +112,7 @@ def _every_nth(image: Image, factor: int, sigma: float) -> Image:
 
 def _resize(rng: Generator, image: Image, height: int, width: int) -> Image:
     method = RESIZERS[int(rng.integers(len(RESIZERS)))]
-    return np.clip(cv2.resize(image, (width, height), interpolation=method), 0, 1, dtype=np.float32)
+    return np.asarray(np.clip(cv2.resize(image, (width, height), interpolation=method), 0, 1), np.float32)
 
 
 def _noise(rng: Generator, image: Image, settings: Shuffled) -> Image:

@@ -10,8 +10,8 @@ import logging
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,7 @@ _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _ROLES = ("hr", "lr")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One image: a file, or `size` bytes from `offset` of a shard."""
 
     key: str

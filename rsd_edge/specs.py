@@ -260,8 +260,8 @@ def from_dict(cls: type[SpecT], data: Mapping[str, Any], where: str = "", base: 
     """Rebuild a spec dataclass from `to_dict` output or a configuration file.
 
     Missing keys take their values in `base`, or their defaults; a part takes those of the part's own default, so that
-    two parts of one class may differ in what they leave out. Raises ModelError that names an unknown key, a missing required key or a value of
-    the wrong type, with its dotted path.
+    two parts of one class may differ in what they leave out. Raises ModelError that names an unknown key, a missing
+    required key or a value of the wrong type, with its dotted path.
     """
     hints = typing.get_type_hints(cls)
     if cls is ModelSpec:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,18 @@ from numpy.typing import NDArray
 from rsd_edge.distill.data import (
     Batch,
     CropDataset,
+    Sample,
+    TrainingData,
     collate,
-    list_images,
     training_batches,
     validation_batch,
 )
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import degrade
+from rsd_edge.distill.presets import Bicubic
+from rsd_edge.distill.sources import list_images
 from rsd_edge.errors import InputError
+from rsd_edge.opencv import cv2
 from rsd_edge.stream.images import read_image, write_image
 
 CROP = 64
@@ -34,7 +39,7 @@ def config(hr_photos: Path) -> DataConfig:
 
 
 def dataset(config: DataConfig, seed: int = 5) -> CropDataset:
-    return CropDataset(list_images(config.train), config, CROP, seed)
+    return CropDataset(config, CROP, seed)
 
 
 def take(config: DataConfig, count: int, first: int = 0) -> list[Batch]:
@@ -46,32 +51,13 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     return all(torch.equal(one.x0, two.x0) and torch.equal(one.y0, two.y0) for one, two in pairs)
 
 
-def test_images_are_found_in_folders_of_folders(hr_photos: Path) -> None:
-    files = list_images(str(hr_photos))
-    assert [file.name for file in files] == ["a.png", "b.png", "c.png", "d.png"]
-    assert files == sorted(files)
-
-
-@pytest.mark.parametrize("folder", ["", "absent"])
-def test_a_missing_folder_is_named(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(InputError, match=r"data folder '.*' does not exist; set data\.train"):
-        list_images(folder and str(tmp_path / folder))
-
-
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "trap.png").mkdir()
-    with pytest.raises(InputError, match="contains no images"):
-        list_images(str(tmp_path))
-
-
 def test_a_crop_is_a_part_of_its_image_perhaps_mirrored(config: DataConfig, hr_photos: Path) -> None:
-    photos = [read_image(path) for path in list_images(str(hr_photos))]
+    photos = [read_image(entry.path) for entry in list_images(str(hr_photos))]
     bicubic = replace(config, degradations={"bicubic": 1.0})
     plain = mirrored = 0
     for sample in range(12):
-        hr, lq = dataset(bicubic)[sample]
-        assert np.array_equal(lq, degrade(np.random.default_rng(0), hr, "bicubic"))
+        hr, lq, _ = dataset(bicubic)[sample]
+        assert np.array_equal(lq, degrade(np.random.default_rng(0), hr, Bicubic()))
         plain += any(contains(photo, hr) for photo in photos)
         mirrored += any(contains(photo, hr[:, ::-1]) for photo in photos)
     assert plain + mirrored == 12
@@ -88,7 +74,7 @@ def contains(image: NDArray[np.uint8], part: NDArray[np.uint8]) -> bool:
 def test_a_sample_depends_on_seed_and_index(config: DataConfig) -> None:
     first, again, other = dataset(config), dataset(config), dataset(config, seed=6)
     list(map(again.__getitem__, range(5)))  # what was read before does not matter
-    for mine, theirs in zip(first[7], again[7], strict=True):
+    for mine, theirs in zip(first[7][:2], again[7][:2], strict=True):
         assert np.array_equal(mine, theirs)
     assert not np.array_equal(first[7][0], first[8][0])
     assert not np.array_equal(first[7][0], other[7][0])
@@ -98,13 +84,8 @@ def test_degradations_are_drawn_by_their_shares(config: DataConfig) -> None:
     """A preset with share 0 is never drawn, one with all shares always."""
     clean = dataset(replace(config, degradations={"real": 0.0, "bicubic": 2.0}))
     for sample in range(6):
-        hr, lq = clean[sample]
-        assert np.array_equal(lq, degrade(np.random.default_rng(0), hr, "bicubic"))
-
-
-def test_an_unknown_degradation_is_named(config: DataConfig) -> None:
-    with pytest.raises(InputError, match="unknown degradation 'rain'; choose from real, light, bicubic"):
-        dataset(replace(config, degradations={"rain": 1.0}))
+        hr, lq, _ = clean[sample]
+        assert np.array_equal(lq, degrade(np.random.default_rng(0), hr, Bicubic()))
 
 
 def test_a_small_memory_changes_no_sample(config: DataConfig) -> None:
@@ -113,36 +94,37 @@ def test_a_small_memory_changes_no_sample(config: DataConfig) -> None:
     for sample in range(8):
         assert np.array_equal(small[sample][1], large[sample][1])
     assert small._cache.size == 0
-    assert large._cache.size == sum(image.nbytes for image in large._cache.images.values()) > 0
+    assert large._cache.size == sum(image.nbytes for (image,) in large._cache.images.values()) > 0
 
 
 def test_the_least_recently_used_image_leaves_the_memory(config: DataConfig) -> None:
     cache = dataset(config)._cache
     cache.capacity = 250
     images = [np.full(100, value, np.uint8) for value in range(3)]
-    cache.put(0, images[0])
-    cache.put(1, images[1])
-    assert cache.get(0) is images[0]
-    cache.put(2, images[2])
+    cache.put(0, (images[0],))
+    cache.put(1, (images[1],))
+    assert cache.get(0) == (images[0],)
+    cache.put(2, (images[2],))
     assert [cache.get(index) is not None for index in range(3)] == [True, False, True]
     assert cache.size == 200
 
 
-def test_batches_go_on_where_a_run_stopped(config: DataConfig) -> None:
+def test_batches_depend_on_neither_workers_nor_where_a_run_stopped(config: DataConfig) -> None:
+    """A resumed run needs the next sample alone, whatever the workers have fetched ahead."""
     whole = take(config, 5)
-    assert same(take(config, 2, first=6), whole[3:])
     assert not same(whole[:1], whole[1:2])
-
-
-def test_batches_do_not_depend_on_workers(config: DataConfig) -> None:
-    workers = training_batches(replace(config, workers=2), CROP, 2, 5, 0)
-    assert same(list(itertools.islice(workers, 3)), take(config, 3))
+    run = training_batches(replace(config, workers=2), CROP, 2, 5, 0)
+    assert same(list(itertools.islice(run, 3)), whole[:3])
+    assert run.next_sample == 6
+    assert same(take(config, 2, first=run.next_sample), whole[3:])
+    resumed = training_batches(config, CROP, 1, 5, run.next_sample, rank=1, ranks=2)
+    assert torch.equal(next(resumed).x0, whole[3].x0[1:])
 
 
 def test_batches_are_rgb_in_model_range() -> None:
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     white[..., 2] = 51  # red, in the order of frames
-    batch = collate([(black, black[:2, :2]), (white, white[:2, :2])])
+    batch = collate([Sample(black, black[:2, :2]), Sample(white, white[:2, :2])])
     assert batch.x0.shape == (2, 3, 8, 8)
     assert batch.y0.shape == (2, 3, 2, 2)
     assert batch.x0.dtype == torch.float32
@@ -170,21 +152,41 @@ def spoilt(hr_photos: Path, tmp_path: Path, photo: Callable[[int, int], NDArray[
     return tmp_path
 
 
-def test_images_that_cannot_be_used_are_named_counted_and_replaced(
+def test_images_that_cannot_be_used_are_passed_over(spoilt: Path, config: DataConfig) -> None:
+    config = replace(config, train=str(spoilt))
+    samples = dataset(config)
+    drawn = [samples[sample] for sample in range(20)]
+    assert {Path(name).name for sample in drawn for name, _ in sample.skipped} == {"empty.jpg", "half.png", "small.png"}
+    assert any(not sample.skipped for sample in drawn)
+    # A sample that met a bad image is the same for a worker that has not met it before.
+    for sample in range(20):
+        again = dataset(config)[sample]
+        assert np.array_equal(again.lr, drawn[sample].lr)
+        assert again.skipped == drawn[sample].skipped
+
+
+def test_one_usable_image_is_enough(spoilt: Path, config: DataConfig) -> None:
+    (spoilt / "b.png").unlink()
+    samples = dataset(replace(config, train=str(spoilt)))
+    drawn = [samples[sample] for sample in range(8)]
+    assert {len(sample.skipped) for sample in drawn} == {0, 1, 2, 3}
+    photo = read_image(spoilt / "a.png")
+    assert all(contains(photo, sample.hr) or contains(photo, sample.hr[:, ::-1]) for sample in drawn)
+
+
+def test_skipped_images_are_named_once_and_counted(
     spoilt: Path, config: DataConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = replace(config, train=str(spoilt))
+    data = training_batches(replace(config, train=str(spoilt)), CROP, 2, 5, 0)
     with caplog.at_level(logging.WARNING):
-        samples = dataset(config)
-        pairs = [samples[sample] for sample in range(20)]
+        for _ in range(5):  # two epochs
+            next(data)
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 3  # once each
+    assert len(messages) == len(data.skipped) == 3
     assert messages[-1].startswith("image skipped, 3 of 5 so far: ")
     for name in ("empty.jpg is empty", "half.png is truncated", "small.png is 62x80, smaller than the crop of 64"):
         assert sum(name in message for message in messages) == 1, messages
-    # A sample that met a bad image is the same for a worker that has not met it before.
-    for sample in (3, 11, 17):
-        assert np.array_equal(dataset(config)[sample][1], pairs[sample][1])
+        assert sum(name in reason for reason in data.skipped.values()) == 1
 
 
 def test_a_folder_of_unusable_images_is_an_error(spoilt: Path, config: DataConfig) -> None:
@@ -193,3 +195,102 @@ def test_a_folder_of_unusable_images_is_an_error(spoilt: Path, config: DataConfi
     with pytest.raises(InputError, match=r"none of the 3 images can be used, the last because: .*") as caught:
         training_batches(replace(config, train=str(spoilt), workers=2), CROP, 2, 5, 0)
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_vanish_end_a_run_with_one_line(spoilt: Path, config: DataConfig) -> None:
+    """A worker reports what it skips and why it ends to the process that trains."""
+    data = training_batches(replace(config, train=str(spoilt), workers=1, cache_mb=0), CROP, 2, 5, 0)
+    for _ in range(3):  # an epoch
+        next(data)
+    assert len(data.skipped) == 3
+    for name in ("a", "b"):
+        (spoilt / f"{name}.png").unlink()
+    with pytest.raises(InputError, match="none of the 5 images can be used, the last because") as caught:
+        list(itertools.islice(data, 50))  # past what the worker has fetched already
+    assert "\n" not in str(caught.value)
+
+
+def test_an_epoch_takes_every_image_once_in_an_order_of_its_own(config: DataConfig) -> None:
+    samples = dataset(config)
+    orders = [[samples.image_of(4 * epoch + position) for position in range(4)] for epoch in range(12)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len({tuple(order) for order in orders}) > 4  # of 24: fewer in 12 draws once in 1e8
+    assert [samples.image_of(position) for position in (5, 2)] == [orders[1][1], orders[0][2]]
+    other = dataset(config, seed=6)
+    assert [other.image_of(index) for index in range(12)] != [index for order in orders[:3] for index in order]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batch_of_one_process(config: DataConfig, ranks: int) -> None:
+    """Their batches, one after the other, are the batch of one process that is that many times as large."""
+    shares = [training_batches(config, CROP, 2, 5, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
+    whole = training_batches(config, CROP, 2 * ranks, 5, 6)
+    for _ in range(3):
+        parts = [next(share) for share in shares]
+        joined = Batch(torch.cat([part.x0 for part in parts]), torch.cat([part.y0 for part in parts]))
+        assert same([joined], [next(whole)])
+    assert {data.next_sample for data in (*shares, whole)} == {6 + 3 * 2 * ranks}
+
+
+@pytest.fixture
+def pairs(config: DataConfig, tmp_path: Path, photo: Callable[[int, int], NDArray[np.uint8]]) -> DataConfig:
+    for name, height, width in (("a", 80, 96), ("b", 64, 128)):
+        hr = photo(height, width)
+        for side, image in (("hr", hr), ("lr", cv2.resize(hr, (width // 4, height // 4)))):
+            (tmp_path / side).mkdir(exist_ok=True)
+            write_image(tmp_path / side / f"{name}.png", np.asarray(image, np.uint8))
+    hr_folder, lr_folder = str(tmp_path / "hr"), str(tmp_path / "lr")
+    return replace(config, train=hr_folder, train_lr=lr_folder, val=hr_folder, val_lr=lr_folder)
+
+
+def test_pairs_are_cut_and_mirrored_together(pairs: DataConfig) -> None:
+    samples = dataset(pairs)
+    full = {entry.key: read_image(entry.path) for entry in list_images(pairs.train)}
+    small = {entry.key: read_image(entry.path) for entry in list_images(pairs.train_lr)}
+    seen = Counter[str]()
+    for sample in range(16):
+        hr, lr, _ = samples[sample]
+        assert (hr.shape, lr.shape) == ((64, 64, 3), (16, 16, 3))
+        for flip in (1, -1):
+            for key, image in full.items():
+                for top, left in itertools.product(range(0, len(image) - 63, 4), range(0, image.shape[1] - 63, 4)):
+                    if np.array_equal(image[top : top + 64, left : left + 64], hr[:, ::flip]):
+                        part = small[key][top // 4 : top // 4 + 16, left // 4 : left // 4 + 16]
+                        assert np.array_equal(part, lr[:, ::flip])
+                        seen[f"{key}{flip}"] += 1
+    assert set(seen) == {"a1", "a-1", "b1", "b-1"}
+    assert sum(seen.values()) == 16
+    assert validation_batch(pairs, CROP, 5).y0.shape == (3, 3, 16, 16)
+
+
+def test_pairs_of_the_wrong_size_are_skipped(pairs: DataConfig, photo: Callable[[int, int], NDArray[np.uint8]]) -> None:
+    write_image(Path(pairs.train_lr) / "b.png", photo(16, 31))
+    skipped = {skip for sample in range(4) for skip in dataset(pairs)[sample].skipped}
+    ((name, reason),) = skipped
+    assert name.endswith("hr/b.png")
+    assert "b.png is 128x64 and " in reason
+    assert "b.png is 31x16; an HR image must be 4 times its LR image" in reason
+
+
+def test_rescaled_crops_show_the_whole_of_a_square(config: DataConfig, hr_photos: Path) -> None:
+    samples = dataset(replace(config, rescale=True, degradations={"bicubic": 1.0}))
+    for sample in range(8):
+        image = read_image(samples.entries[samples.image_of(sample)][0].path)
+        side = min(image.shape[:2])
+        hr = samples[sample].hr
+        assert hr.shape == (64, 64, 3)
+        candidates = [
+            cv2.resize(image[y : y + side, x : x + side], (64, 64), interpolation=cv2.INTER_AREA)
+            for y in range(image.shape[0] - side + 1)
+            for x in range(image.shape[1] - side + 1)
+        ]
+        assert any(np.array_equal(one, hr) or np.array_equal(one[:, ::-1], hr) for one in candidates)
+
+
+def test_training_data_is_an_iterator_of_batches(config: DataConfig) -> None:
+    data = training_batches(config, CROP, 2, 5, 4)
+    assert isinstance(data, TrainingData)
+    assert data.next_sample == 4
+    assert next(data).x0.shape == (2, 3, CROP, CROP)
+    assert data.next_sample == 6
+    assert data.skipped == {}
