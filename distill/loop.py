@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from rsd_edge.distill.progress import Progress
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.run_log import RunLog
 from rsd_edge.distill.snapshot import STATE_FILE, resume, save_state
-from rsd_edge.distill.stage import Draw, Part, Stage
+from rsd_edge.distill.stage import Draw, EncodedBatch, Part, Stage
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stop_signal import StopSignal
 from rsd_edge.errors import InputError
@@ -40,9 +41,14 @@ def learning_rate(stage: StageConfig, iteration: int) -> float:
     return stage.lr_final + (1 - stage.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def train(stage: Stage) -> Path:
+BatchesFrom = Callable[[int], Iterator[Batch]]
+"""Endless batches of this process from an iteration on."""
+
+
+def train(stage: Stage, batches_from: BatchesFrom | None = None) -> Path:
     """Run a stage to its last iteration, resuming if its folder holds a state. Returns the weights' path.
 
+    batches_from: instead of the data that the configuration names, for the same iterations in the same order.
     The first Ctrl-C ends the iteration, saves and raises KeyboardInterrupt; a second one does not wait. Raises
     TrainingDivergedError, ModelError for a state that does not fit, OutputError if the folder cannot be written; in
     each case the last state saved stays as it is.
@@ -55,9 +61,10 @@ def train(stage: Stage) -> Path:
     stage.runtime.wait()
     start, elapsed = resume(stage, folder / STATE_FILE)
     run = _Run(stage, folder, start, time.monotonic() - elapsed)
+    source = batches_from or functools.partial(_batches, stage)
     if stage.runtime.is_main:
         _write_config(stage, folder)
-    figures = run.iterate()
+    figures = run.iterate(source)
     path = folder / WEIGHTS_FILE
     if stage.runtime.is_main:
         record = {"stage": stage.name, "iterations": max(start, stage.stage.iterations), "seconds": round(run.seconds)}
@@ -83,9 +90,13 @@ def parts_of(stage: Stage, batch: Batch, update: str) -> list[Part]:
     count = len(batch.x0) // settings.accumulate
     parts = []
     for i in range(settings.accumulate):
-        x0, y0 = (image[i * count : (i + 1) * count].to(runtime.device) for image in (batch.x0, batch.y0))
-        first = runtime.rank * len(batch.x0) + i * count
-        parts.append(Part(Batch(x0, y0), Randomness(update, first, count, runtime.device)))
+        inside = slice(i * count, (i + 1) * count)
+        x0, y0 = (image[inside].to(runtime.device) for image in (batch.x0, batch.y0))
+        noise = Randomness(update, runtime.rank * len(batch.x0) + i * count, count, runtime.device)
+        latents = None
+        if isinstance(batch, EncodedBatch) and batch.z0 is not None and batch.z_y is not None:
+            latents = batch.z0[inside].to(runtime.device), batch.z_y[inside].to(runtime.device)
+        parts.append(Part(Batch(x0, y0), noise, latents))
     return parts
 
 
@@ -111,13 +122,13 @@ class _Run:
         """Spent on this stage, earlier runs included."""
         return time.monotonic() - self.began
 
-    def iterate(self) -> dict[str, float]:
+    def iterate(self, batches_from: BatchesFrom) -> dict[str, float]:
         """Iterations from the start on; returns the figures of the last validation."""
         stage, settings = self.stage, self.stage.stage
         writes = stage.runtime.is_main
         if self.start >= settings.iterations:
             return stage.validate().figures if writes else {}
-        batches = _batches(stage, self.start)
+        batches = batches_from(self.start)
         with (
             RunLog(self.folder if writes else None, stage.name, self.start) as run_log,
             Progress(stage.name, self.start, settings.iterations, shown=writes) as progress,

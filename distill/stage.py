@@ -25,11 +25,21 @@ PartT = TypeVar("PartT")
 Scalars = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class EncodedBatch(Batch):
+    """A batch whose latents are known: z0 and z_y, float32 (n, zc, H / 4, W / 4)."""
+
+    z0: Tensor | None = None
+    z_y: Tensor | None = None
+
+
 class Part(NamedTuple):
     """Samples that go through the networks together, on the run's device, and their random numbers."""
 
     batch: Batch
     noise: Randomness
+    latents: tuple[Tensor, Tensor] | None = None
+    """z0 and z_y, where the batch came with them."""
 
 
 Draw = Callable[[], Sequence[Part]]

@@ -140,7 +140,7 @@ class StudentStage(Stage):
         """||f_phi(z_t) - z0_hat||^2 + w_gan GAN_D, the student's outputs being data."""
         lq, noise = part.batch.y0, part.noise
         with torch.no_grad():
-            z0, z_y = self.latent.encode(part.batch.x0, lq)
+            z0, z_y = part.latents or self.latent.encode(part.batch.x0, lq)
             (z0_hat,) = generate(self.student, [self.sampler.start(z0, z_y, noise)], lq)
             x, t = self.sampler.renoised(z0_hat, z_y, noise)
         xs, ts = [x], [t]
@@ -163,7 +163,9 @@ class StudentStage(Stage):
         """All terms of the student; what a patch discriminator is to see is added to `seen`."""
         x0, lq, noise = part.batch.x0, part.batch.y0, part.noise
         scalars: Scalars = {}
-        z0, z_y = self.latent.encode(x0, lq)
+        # Known latents have no gradient to the stem.
+        known = None if self.stage.train_decoder else part.latents
+        z0, z_y = known or self.latent.encode(x0, lq)
         prior, z_y = self.sampler.from_prior(z_y, noise), z_y.detach()
         points = [prior]
         listens = self.stage.feature_gan and iteration >= self.stage.gan_start

@@ -32,7 +32,7 @@ def command(stage: str, config: str, overrides: tuple[str, ...], device: str | N
         from rsd_edge.distill.runtime import Runtime
     except ModuleNotFoundError as error:
         raise missing_package("distill", "distill", error) from error
-    settings = load_config(_find(config), overrides)
+    settings = load_config(find_config(config), overrides)
     if dry_run:
         for line in rehearse(stage, settings, device):
             click.echo(line)
@@ -56,7 +56,8 @@ def _log_to_console(level: int) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler])
 
 
-def _find(config: str) -> Path:
+def find_config(config: str) -> Path:
+    """The file of a configuration, or a ready-made one by its name. Raises InputError if there is neither."""
     path = Path(config)
     if path.is_file():
         return path
