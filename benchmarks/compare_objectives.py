@@ -1,12 +1,12 @@
-"""Objectives side by side with the compact networks: rsd (N = 4 and 1), vsd, sinsr and regression, without and with GAN.
+"""Objectives side by side with the compact networks: rsd (N = 4 and 1), vsd, sinsr, regression, without and with GAN.
 
     python -P benchmarks/compare_objectives.py --config edge-s --teacher runs/edge-s/teacher/weights.safetensors
         --train PHOTOS --val OTHER_PHOTOS --work runs/objectives --json benchmarks/reports/objectives.json
 
-All rows share the teacher, the samples and their noise, iterations, learning rates, LPIPS and GAN weights. LR images and
-latents are made once and kept in --work. Every row is a run of its own that resumes: the same command goes on after an
-interruption, and finished rows are not run again. `--plan` times two iterations of each row and says what all would take;
-the default, 150 iterations of 16 samples, is meant for two hours of two CPU cores.
+All rows share the teacher, the samples and their noise, iterations, learning rates, LPIPS and GAN weights. LR images
+and latents are made once and kept in --work. Every row is a run of its own that resumes: the same command goes on after
+an interruption, and finished rows are not run again. `--plan` times an iteration of each row and says what all would
+take; the default, 150 iterations of 16 samples, is meant for two hours of two CPU cores.
 
 vsd and sinsr start the student from the prior always, so that N has no meaning for them; regression without GAN has no
 latent term, so N has none there either.
@@ -62,7 +62,9 @@ def rows(gan_weight: float) -> list[Row]:
     }
     gans = {"": {"gan_weight": 0.0}, " + GAN": {"gan_weight": gan_weight, "gan": "features"}}
     return [
-        Row(f"{name}{suffix}", {**settings, **gan}) for suffix, gan in gans.items() for name, settings in objectives.items()
+        Row(f"{name}{suffix}", {**settings, **gan})
+        for suffix, gan in gans.items()
+        for name, settings in objectives.items()
     ]
 
 
@@ -147,12 +149,18 @@ def plan(base: DistillConfig, teacher: Checkpoint, pairs: CachedPairs, gan_weigh
     return estimates
 
 
-def report(results: dict[str, list[dict[str, Any]]], base: DistillConfig, teacher: Checkpoint, pairs: int) -> dict[str, Any]:
+def report(
+    results: dict[str, list[dict[str, Any]]], base: DistillConfig, teacher: Checkpoint, pairs: int
+) -> dict[str, Any]:
     """The document: every seed's figures, and what was the same for all."""
     student = base.student
     same = ("iterations", "batch", "lr", "fake_lr", "fake_steps", "betas", "ema", "lpips_weight")
     return {
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": importlib.metadata.version("torch")},
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "torch": importlib.metadata.version("torch"),
+        },
         "model": base.model.name,
         "same_for_all": {**{name: getattr(student, name) for name in same}, "pairs": pairs},
         "teacher": teacher.record.get("validation", {}),

@@ -4,8 +4,9 @@
         --json benchmarks/reports/distill-step.json
 
 Both variants start from the same weights and take the same samples and noise for `--rounds` iterations after a warm-up,
-each in a process of its own, whose peak memory is its own. The losses of every iteration are compared. Networks have
-random weights: what they cost does not depend on them.
+each in a process of its own, whose peak memory is its own. The losses of the first iteration are those of equal weights;
+later ones drift apart, since Adam makes a whole step of a gradient that is nothing but rounding. Networks have random
+weights: what they cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -157,11 +158,6 @@ def _encoders(latent: Any) -> list[tuple[Any, str]]:
 
 def report(ours: dict[str, Any], plain: dict[str, Any], job: Job) -> dict[str, Any]:
     """Both variants side by side."""
-    differences = {
-        name: max(abs(a[name] - b[name]) for a, b in zip(ours["losses"], plain["losses"], strict=True))
-        for name in LOSSES
-        if name in ours["losses"][0]
-    }
     fastest = {name: min(which["seconds"]) for name, which in (("ours", ours), ("plain", plain))}
     settings = {name: value for name, value in asdict(job).items() if name != "plain"}
     versions = {name: importlib.metadata.version(name) for name in ("rsd-edge", "torch")}
@@ -173,8 +169,15 @@ def report(ours: dict[str, Any], plain: dict[str, Any], job: Job) -> dict[str, A
         "peak_mb": {"ours": ours["peak_mb"], "plain": plain["peak_mb"]},
         "breakdown_seconds": {"ours": ours["breakdown_seconds"], "plain": plain["breakdown_seconds"]},
         "losses": {"ours": ours["losses"], "plain": plain["losses"]},
-        "largest_loss_difference": differences,
+        "loss_difference_at_equal_weights": differences(ours["losses"][:1], plain["losses"][:1]),
+        "loss_difference_after_updates": differences(ours["losses"][1:], plain["losses"][1:]),
     }
+
+
+def differences(ours: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, float]:
+    """The largest of each loss over some iterations."""
+    pairs = list(zip(ours, plain, strict=True))
+    return {name: max((abs(a[name] - b[name]) for a, b in pairs), default=0.0) for name in LOSSES}
 
 
 @click.command()
@@ -187,7 +190,7 @@ def report(ours: dict[str, Any], plain: dict[str, Any], job: Job) -> dict[str, A
 @click.option("--threads", default=2, show_default=True)
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(json_path: Path, **options: Any) -> None:
-    """Measure and compare; fails if a loss differs by more than 1e-4."""
+    """Measure and compare; fails if a loss differs by more than 1e-4 at equal weights."""
     job = Job(plain=False, **options)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         ours, plain = (pool.apply(measure, (replace(job, plain=plain),)) for plain in (False, True))
@@ -196,8 +199,8 @@ def main(json_path: Path, **options: Any) -> None:
     click.echo(f"{document['times_as_fast']} times as fast; peak memory {document['peak_mb']}")
     for name, spent in sorted(document["breakdown_seconds"]["ours"].items(), key=lambda item: -item[1]):
         click.echo(f"{name}: {spent:.3f} s, plain {document['breakdown_seconds']['plain'].get(name, 0):.3f} s")
-    worst = max(document["largest_loss_difference"].values())
-    click.echo(f"largest difference of a loss: {worst:.1e}")
+    worst, later = (max(document[f"loss_difference_{when}"].values()) for when in ("at_equal_weights", "after_updates"))
+    click.echo(f"largest difference of a loss: {worst:.1e} at equal weights, {later:.1e} in later iterations")
     if worst > 1e-4:
         raise click.ClickException("the two do not compute the same")
 

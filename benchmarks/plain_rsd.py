@@ -1,8 +1,8 @@
 """Algorithm 1 of RSD as it is written down, step by step: what `benchmarks/distill_step.py` compares training with.
 
 Everything is computed where it is first asked for: HR and bicubic image are encoded apart, the student is asked twice,
-the discriminator's features take three passes of the fake model's encoder, and noise is added term by term. Losses, noise
-and weights are those of `rsd_edge.distill`, so that the two have to agree.
+the discriminator's features take three passes of the fake model's encoder, and noise is added term by term. Losses,
+noise and weights are those of `rsd_edge.distill`, so that the two have to agree.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class PlainStage(StudentStage):
         return self._noised(z0_hat, z_y, t, noise.like("z_t", z0_hat)), t
 
     def _noised(self, z0: Tensor, z_y: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        eta, sigma = (column[t].view(-1, 1, 1, 1) for column in (self.diffusion.tables.eta, self.diffusion.tables.sigma))
+        eta, sigma = (
+            column[t].view(-1, 1, 1, 1) for column in (self.diffusion.tables.eta, self.diffusion.tables.sigma)
+        )
         return z0 + eta * (z_y - z0) + sigma * eps
 
     def _scaled(self, z_t: Tensor, t: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class RolesConfig:
     teacher: RoleConfig = field(default_factory=RoleConfig)
     """f* and, unless given apart, the latent space. By default what this run's teacher stage trained."""
     autoencoder: RoleConfig = field(default_factory=RoleConfig)
-    """By default that of the teacher's checkpoint."""
+    """By default that of the teacher's checkpoint. For an edge model under a published teacher, what the run's stage
+    autoencoder left: a stem and a decoder for the teacher's latents, which the student needs where it runs."""
     student: RoleConfig = field(default_factory=RoleConfig)
     """Where the student starts. By default from the teacher if their sizes agree, otherwise from random weights."""
     head_width: int = 256

@@ -7,6 +7,7 @@ t (n,) are indices.
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import torch
 from torch import Tensor
 

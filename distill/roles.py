@@ -17,7 +17,7 @@ from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, state_of
 from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeGenerator, EdgeStem, student_from_teacher
-from rsd_edge.models.published import AUTOENCODER, GENERATOR
+from rsd_edge.models.published import AUTOENCODER, GENERATOR, Encoder
 from rsd_edge.models.swin_unet import SwinUNet, widen_for_noise
 from rsd_edge.models.vq import VqAutoencoder
 from rsd_edge.specs import EDGE_FAMILY, EdgeArchitecture, ModelSpec
@@ -43,6 +43,11 @@ class Roles:
 
 def stage_weights(config: DistillConfig, stage: str) -> Path:
     return config.stage_dir(stage) / WEIGHTS_FILE
+
+
+def teacher_part(model: ModelSpec) -> str:
+    """The name of a teacher's part in its checkpoint."""
+    return "teacher" if model.family == EDGE_FAMILY else GENERATOR
 
 
 def student_part(model: ModelSpec) -> str:
@@ -96,15 +101,28 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
     latent_from = _load_role("autoencoder", role) if role.weights else teacher
     if latent_from.spec.architecture.latent_channels != teacher.spec.architecture.latent_channels:
         raise ModelError(f"{role.weights} has another latent space than the teacher; give the teacher's autoencoder")
+    latent, parts = _latent_space(teacher, latent_from)
+    network = load_part(teacher, teacher_part(teacher.spec))
     if teacher.spec.family == EDGE_FAMILY:
-        parts = {name: load_part(latent_from, name) for name in EDGE_LATENT}
-        latent: LatentSpace = EdgeLatentSpace(*parts.values())
-        parts["teacher"] = network = load_part(teacher, "teacher")
-    else:
-        parts = {AUTOENCODER: load_part(latent_from, AUTOENCODER)}
-        latent = VqLatentSpace(cast(VqAutoencoder, parts[AUTOENCODER]))
-        network = load_part(teacher, GENERATOR)
+        parts["teacher"] = network
     return Roles(latent, network, channels_last(_newborn(config, teacher, network)), parts)
+
+
+def _latent_space(teacher: Checkpoint, source: Checkpoint) -> tuple[LatentSpace, dict[str, nn.Module]]:
+    """The teacher's latent space, and the parts of it that a checkpoint of the student holds."""
+    if teacher.spec.family == EDGE_FAMILY:
+        parts = {name: load_part(source, name) for name in EDGE_LATENT}
+        return EdgeLatentSpace(*parts.values()), parts
+    if source.spec.family == EDGE_FAMILY:
+        parts = {name: load_part(source, name) for name in ("stem", "decoder")}
+        return EdgeLatentSpace(published_encoder(teacher), *parts.values()), parts
+    autoencoder = load_part(source, AUTOENCODER)
+    return VqLatentSpace(cast(VqAutoencoder, autoencoder)), {AUTOENCODER: autoencoder}
+
+
+def published_encoder(teacher: Checkpoint) -> nn.Module:
+    """Image (n, 3, 4h, 4w) to latent (n, 3, h, w), frozen."""
+    return Encoder(cast(VqAutoencoder, load_part(teacher, AUTOENCODER)))
 
 
 def fake_of(teacher: nn.Module) -> nn.Module:

@@ -200,6 +200,21 @@ def tiny_config(tiny_model: ModelSpec, hr_photos: Path, tmp_path: Path) -> Calla
 
 
 @pytest.fixture
+def prepared(tiny_config: Callable[..., DistillConfig], tiny_weights: Checkpoint) -> Callable[..., DistillConfig]:
+    """Configurations of runs whose earlier stages have (random) weights."""
+    from rsd_edge.distill.roles import stage_weights
+    from rsd_edge.models.checkpoint import save_checkpoint
+
+    def make(precision: str = "fp32", **settings: Any) -> DistillConfig:
+        config = tiny_config(precision, **settings)
+        for stage in ("autoencoder", "teacher", "student"):
+            save_checkpoint(stage_weights(config, stage), tiny_weights)
+        return config
+
+    return make
+
+
+@pytest.fixture
 def one_torch_thread() -> Iterator[None]:
     """Sums in the same order whatever the machine."""
     import torch

@@ -17,12 +17,13 @@ from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.discriminators import FakeModel, FeatureHead
 from rsd_edge.distill.loop import draws
 from rsd_edge.distill.roles import build_roles, random_teacher, takes_noise
-from rsd_edge.distill.stage_config import StudentConfig
+from rsd_edge.distill.stage_config import StageConfig, StudentConfig
 from rsd_edge.distill.stages import run_stage
 from rsd_edge.distill.stages.student import StudentStage
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, state_of
 from rsd_edge.models.edge import EdgeGenerator
+from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.models.published import bicubic_up, published_model
 from rsd_edge.models.swin_unet import SwinUNet
 from rsd_edge.specs import (
@@ -135,6 +136,23 @@ def test_an_edge_student_of_a_published_teacher_keeps_its_latent_space(make: Mak
     assert set(load_checkpoint(path).parts) == {"student", "autoencoder"}
 
 
+def test_an_edge_student_of_a_published_teacher_runs_without_its_autoencoder(make: MakeConfig) -> None:
+    """Stem and decoder learn the teacher's latents first; the student then is a model like those that ship."""
+    losses = {"pixel_weight": 1.0, "lpips_weight": 0.0, "lpips_windows": True}
+    config = make("edge", gan_weight=0.0, **losses)
+    config = replace(config, autoencoder=StageConfig(iterations=1, batch=2, **losses))
+    path = run_stage("autoencoder", config)
+    assert set(load_checkpoint(path).parts) == {"stem", "decoder"}
+    config = replace(config, roles=replace(config.roles, autoencoder=RoleConfig(str(path))))
+    joint = StudentConfig(**{**vars(config.student), "distill_weight": 0.0, "train_decoder": True})
+    config = replace(config, finetune=joint)
+    for stage in ("student", "finetune"):
+        checkpoint = load_checkpoint(run_stage(stage, config))
+        assert set(checkpoint.parts) == {"stem", "decoder", "student"}
+        detail = edge_tile(checkpoint)(torch.rand(1, 3, 16, 16), torch.randn(1, 4, 16, 16))
+        assert detail.shape == (1, 3, 64, 64)
+
+
 def test_a_student_goes_on_from_a_file(make: MakeConfig) -> None:
     config = make()
     weights = run_stage("student", config)
@@ -191,7 +209,7 @@ def test_roles_that_do_not_suit_are_named(make: MakeConfig, tiny_weights: Checkp
     roles = replace(config.roles, teacher=RoleConfig(str(path), TEACHER))
     with pytest.raises(ModelError, match=r"edge.safetensors has another family than roles.teacher.model says"):
         StudentStage(replace(config, roles=roles))
-    roles = replace(config.roles, autoencoder=RoleConfig(str(path)))
+    roles = replace(config.roles, autoencoder=RoleConfig(str(path)))  # of four channels
     with pytest.raises(ModelError, match="another latent space than the teacher"):
         build_roles(replace(config, roles=roles), teacher, 64)
     with pytest.raises(InputError, match="train_decoder needs the compact decoder of an edge teacher"):
