@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import pytest
 
 from rsd_edge.machine import cpu_name
 
 LIBRARIES = ("rsd-edge", "numpy", "opencv-python", "onnxruntime")
+COLUMNS = ("counted_mb", "minimum_mb", "kernel_ms", "gb_per_s", "of_copy", "times_eager", "times_compiled",
+           "network_ms", "share_of_frame")  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For bench_kernels.py."""
+    parser.addoption("--dry-run", action="store_true", help="run the kernels' benchmark once, tiny, without a GPU")
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Called by pytest-benchmark before it writes its report."""
     machine_info["cpu_model"] = cpu_name()
     machine_info["usable_cores"] = len(os.sched_getaffinity(0))
-    machine_info["versions"] = {name: version(name) for name in LIBRARIES}
+    machine_info["versions"] = {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from the tree, as tests/gpu/run.sh does
+        return "not installed"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The kernels' numbers as a table, because the report of pytest-benchmark has columns for times only."""
+    session = getattr(config, "_benchmarksession", None)
+    rows = [bench for bench in getattr(session, "benchmarks", ()) if "counted_mb" in bench.extra_info]
+    if rows:
+        terminalreporter.write_sep("-", "kernels")
+        terminalreporter.write_line(" ".join(["name", *COLUMNS]))
+    for bench in rows:
+        cells = (bench.extra_info.get(column) for column in COLUMNS)
+        terminalreporter.write_line(" ".join([bench.name, *("-" if cell is None else f"{cell:.3g}" for cell in cells)]))

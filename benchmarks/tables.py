@@ -40,8 +40,16 @@ def table(head: list[str], rows: Rows) -> str:
 class Tables:
     """Every table by its name."""
 
-    def __init__(self, quality: dict[str, Any], speed: dict[str, Any], breakdown: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        quality: dict[str, Any],
+        speed: dict[str, Any],
+        breakdown: dict[str, Any],
+        published: dict[str, Any],
+        video: dict[str, Any],
+    ) -> None:
         self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
+        self._published, self._videos = published, video["engines"]
         self._by_name: dict[str, Callable[[], str]] = {
             "quality": lambda: self._quality(list(self._sets), None),
             "quality-kodak24": lambda: self._quality([name for name in self._sets if "kodak24" in name], None),
@@ -51,6 +59,8 @@ class Tables:
             "threads": self._threads,
             "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
+            "published-networks": self._published_rows,
+            "video": self._video_rows,
         }
 
     def fill(self, text: str) -> str:
@@ -99,6 +109,36 @@ class Tables:
             rows.append([stage, *(f"{time['median']:.2f} ({time['fastest']:.2f})" for time in times)])
         return table(["stage", *(f"{name} in {frame['tiles']}" for name, frame in self._frames.items())], rows)
 
+    def _published_rows(self) -> str:
+        found, memory = self._published["rows"], self._published["peak_memory_mb"]
+        rows = [
+            [
+                row["part"],
+                row["runtime"],
+                f"{row['ms']['median']:.{1 if row['gflop'] < 10 else 0}f}",
+                _number(row["gflop"], 1),
+                _number(row["gflop_per_s"], 0),
+                f"{row['share_of_fp32_peak']:.0%}",
+                _number(memory[row["runtime"]] if row["part"] == "whole" else None, 0),
+            ]
+            for part in dict.fromkeys(row["part"] for row in found)
+            for row in found
+            if row["part"] == part
+        ]
+        return table(["part", "runtime", "ms", "GFLOP", "GFLOP/s", "of the fp32 peak", "peak memory MB"], rows)
+
+    def _video_rows(self) -> str:
+        rows = []
+        for name, row in self._videos.items():
+            paces = [_number(row[kind]["frames_per_second"], 2) for kind in ("video", "alone")]
+            spent = [_number(row[kind]["processor_ms_per_frame"], 0) for kind in ("video", "alone")]
+            peaks = [_number(row["peak_memory_mb"][when], 0) for when in ("after a third", "at the end")]
+            options = row["encoder_options"]
+            encoder = f"{row['encoder']} {options['preset']}, crf {options['crf']}"
+            rows.append([name, encoder, *paces, _number(row["video_to_alone"], 2), *spent, *peaks])
+        speeds = ["video fps", "engine alone fps", "ratio", "video CPU ms", "engine alone CPU ms"]
+        return table(["engine", "encoder", *speeds, "peak MB at 1/3", "peak MB at the end"], rows)
+
     def _threads(self) -> str:
         rows = [[name, _number(row["median"], 2)] for name, row in self._speed["threads"].items()]
         return table(["engine", "64x64 tile ms"], rows)
@@ -120,7 +160,7 @@ def _number(value: float | None, digits: int) -> str:
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    names = ("quality", "engines", "frame-breakdown")
+    names = ("quality", "engines", "frame-breakdown", "published-networks", "video")
     tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))

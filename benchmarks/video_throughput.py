@@ -1,23 +1,23 @@
-"""Frames per second of the whole video path against those of the engine alone on the same tiles, and memory over time.
+"""Frames per second of a whole video against those of the engine alone on the same tiles, and memory on the way.
 
-    python -P benchmarks/video_throughput.py --engine edge-n --engine edge-s --json benchmarks/reports/video.json
+    python -P benchmarks/video_throughput.py ../shared/data/video/bbb_480p_30s.mp4 --engine edge-n --engine edge-s
+        --json benchmarks/reports/video.json
 
-The clip is made here: a photograph that a window of 320x180 moves over, H.264. Path and engine take turns, so that
-whatever else the machine does meets both. *alone* is `submit` and `collect` on the tiles of a frame and nothing around
-them; *resolver* is the frame path, with nothing decoded or encoded. Where neighbours take the processor away, frames
-per second say little, and processor time for each frame more.
+The clip is cut from the film given: its first seconds, 320 pixels wide, H.264. *video* is `VideoUpscaler` from file to
+file, *alone* is `submit` and `collect` on the tiles of a frame and nothing around them. They take turns within one run:
+after every 12 frames the video stands still, once its encoder has caught up, which counts as its time, and the bare
+engine does 12 frames. So whatever else the machine does meets both. Processor time for each frame says more where
+neighbours take the processor away.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,148 +25,190 @@ from typing import Any
 import av
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, VideoSettings, VideoUpscaler, __version__
 from rsd_edge.bundle import shipped_engines
+from rsd_edge.frames import SCALE
 from rsd_edge.machine import cpu_name, usable_cores
-from rsd_edge.opencv import cv2
 from rsd_edge.specs import Precision
-from rsd_edge.stream.images import read_image
-from rsd_edge.tiling import plan_tiles
+from rsd_edge.tiling import TileReader, plan_tiles
 
-PHOTO = Path(__file__).parents[1] / "assets" / "face.png"
-_RATE = 24
+_TURN = 12
+"""Frames of the video between two turns of the bare engine, and of those."""
+_POLL_SECONDS = 0.01
+_IDLE_SECONDS = 0.001
+"""Processor time within a poll that is none."""
 
 
-def make_clip(path: Path, width: int, height: int, frames: int) -> None:
-    """A window that wanders over a photograph, in H.264."""
-    photo = cv2.resize(read_image(PHOTO), (width + 64, height + 64), interpolation=cv2.INTER_CUBIC)
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("libx264", rate=_RATE, time_base=Fraction(1, _RATE))
-        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "20"}
-        for index in range(frames):
-            x, y = (round(32 + 31 * f(index / 9)) for f in (np.sin, np.cos))
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(photo[y:, x:][:height, :width]), format="bgr24")
-            frame.pts, frame.time_base = index, Fraction(1, _RATE)
-            output.mux(stream.encode(frame))
+def make_clip(film: Path, path: Path, width: int, seconds: float) -> int:
+    """The beginning of a film, reduced, in H.264 and without sound; the number of frames."""
+    count = 0
+    with av.open(str(film)) as source, av.open(str(path), "w") as output:
+        video = source.streams.video[0]
+        rate = video.average_rate or Fraction(25)
+        height = round(width * video.height / video.width / 2) * 2
+        stream = output.add_stream("libx264", rate=rate, time_base=1 / rate)
+        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "18"}
+        for frame in source.decode(video):
+            if count >= seconds * rate:
+                break
+            small = frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
+            small.pts, small.time_base, small.pict_type = count, 1 / rate, 0
+            output.mux(stream.encode(small))
+            count += 1
         output.mux(stream.encode(None))
+    return count
 
 
-Pace = tuple[float, float]
-"""Frames per second, and milliseconds of processor time for each frame, all threads together."""
+@dataclass
+class Pace:
+    """What was done, and how long it took."""
+
+    frames: int = 0
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """Of all threads together."""
+
+    def add(self, frames: int, seconds: float, processor_seconds: float) -> None:
+        """One turn more."""
+        self.frames += frames
+        self.seconds += seconds
+        self.processor_seconds += processor_seconds
+
+    def record(self) -> dict[str, float]:
+        """In numbers that mean something."""
+        return {
+            "frames": self.frames,
+            "frames_per_second": round(self.frames / self.seconds, 3),
+            "processor_ms_per_frame": round(1000 * self.processor_seconds / self.frames, 1),
+        }
 
 
-@contextmanager
-def pace_of(frames: int, paces: list[Pace]) -> Iterator[None]:
-    """Append the pace of what is done while this is open."""
-    wall, processor = time.perf_counter(), time.process_time()
-    yield
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    paces.append((frames / wall, 1000 * processor / frames))
+class EngineAlone:
+    """The bare engine on the tiles of one frame, with noise that is there already."""
+
+    def __init__(self, resolver: SuperResolver, frame: NDArray[np.uint8]) -> None:
+        self._engine = engine = resolver.engine
+        plan = plan_tiles(*frame.shape[:2], engine.tile)
+        h, w = plan.tile_h, plan.tile_w
+        self.tiles = f"{plan.x.count}x{plan.y.count} of {w}x{h}"
+        reader = TileReader(plan, frame.dtype)
+        reader.load(frame)
+        self._inputs = [np.empty((1, 3, h, w), np.float32) for _ in range(plan.count)]
+        for index, lq in enumerate(self._inputs):
+            reader.read(range(index, index + 1), lq)
+        rng = np.random.default_rng(0)
+        self._noise = rng.standard_normal((1, engine.spec.model.noise_channels, h, w)).astype(np.float32)
+        self._detail = np.empty((1, SCALE * h, SCALE * w, 3), np.float32)
+
+    def run(self, frames: int) -> None:
+        """As many frames."""
+        for _ in range(frames):
+            for lq in self._inputs:
+                self._engine.collect(self._engine.submit(lq, self._noise, self._detail))
 
 
-def engine_alone(resolver: SuperResolver, width: int, height: int, frames: int) -> None:
-    """The bare engine on the tiles of such frames, its noise given."""
-    engine = resolver.engine
-    plan = plan_tiles(height, width, engine.tile)
-    rng = np.random.default_rng(0)
-    lq = rng.uniform(-1, 1, (1, 3, plan.tile_h, plan.tile_w)).astype(np.float32)
-    noise = rng.standard_normal((1, engine.spec.model.noise_channels, plan.tile_h, plan.tile_w)).astype(np.float32)
-    detail = np.empty((1, 4 * plan.tile_h, 4 * plan.tile_w, 3), np.float32)
-    for _ in range(frames * plan.count):
-        engine.collect(engine.submit(lq, noise, detail))
-
-
-def resolver_alone(resolver: SuperResolver, width: int, height: int, frames: int) -> None:
-    """The frame path."""
-    frame = cv2.resize(read_image(PHOTO), (width, height), interpolation=cv2.INTER_CUBIC)
-    out = np.empty((4 * height, 4 * width, 3), np.uint8)
-    for _ in range(frames):
-        resolver(frame, out=out)
-
-
-@contextmanager
-def memory_watch(every: float) -> Iterator[list[float]]:
-    """Resident memory in MB, sampled while this is open."""
-    samples: list[float] = []
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(every):
-            status = Path("/proc/self/status").read_text(encoding="utf-8")
-            samples.append(round(int(status.partition("VmRSS:")[2].split()[0]) / 1024, 1))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def measure(
-    name: str, precision: str, threads: int, clip: Path, settings: VideoSettings, rounds: int
-) -> dict[str, Any]:
-    """What one engine reaches, in turns of bare engine, frame path and whole video."""
+def first_frame(clip: Path) -> NDArray[np.uint8]:
+    """In BGR."""
     with av.open(str(clip)) as opened:
-        stream = opened.streams.video[0]
-        width, height, frames = stream.width, stream.height, stream.frames
-    paces: dict[str, list[Pace]] = {"alone": [], "resolver": [], "video": []}
-    with SuperResolver.load(name, precision=precision, backend="onnxruntime", threads=threads) as resolver:
-        resolver.warm_up(height, width)
-        upscaler = VideoUpscaler(resolver, settings)
-        with memory_watch(0.5) as memory:
-            for turn in range(rounds):
-                share = max(1, frames // 2)
-                with pace_of(share, paces["alone"]):
-                    engine_alone(resolver, width, height, share)
-                with pace_of(share, paces["resolver"]):
-                    resolver_alone(resolver, width, height, share)
-                with pace_of(frames, paces["video"]):
-                    result = upscaler(clip, clip.with_name(f"{name}-{turn}.mp4"))
-        tile = resolver.engine.tile.size
-    middle = {kind: statistics.median(speed for speed, _ in turns) for kind, turns in paces.items()}
-    processor = {kind: statistics.median(spent for _, spent in turns) for kind, turns in paces.items()}
+        return np.ascontiguousarray(next(opened.decode(video=0)).to_ndarray(format="bgr24"), np.uint8)
+
+
+class Turns:
+    """Told of each frame of a video; lets it pause for the bare engine, and keeps both clocks and the memory."""
+
+    def __init__(self, engine: EngineAlone, frames: int) -> None:
+        self._engine, self._frames = engine, frames
+        self.alone, self.video = Pace(), Pace()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        self.peak_mb: list[float] = []
+        """After a third of the frames and at the end."""
+        self._start()
+
+    def __call__(self, done: int, *_: object) -> None:
+        """See Progress of VideoUpscaler."""
+        if done in (self._frames // 3, self._frames):
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            self.peak_mb.append(round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1))
+        if done % _TURN == 0 and done < self._frames:
+            _wait_for_idle()
+            self.stop(_TURN)
+            self._engine.run(_TURN)
+            self.alone.add(_TURN, *self._passed())
+            self._start()
+
+    def stop(self, frames: int) -> None:
+        """The video has done that many frames since its last turn."""
+        self.video.add(frames, *self._passed())
+
+    def _start(self) -> None:
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def _passed(self) -> tuple[float, float]:
+        passed = time.perf_counter() - self._wall, time.process_time() - self._processor
+        self._start()
+        return passed
+
+
+def _wait_for_idle() -> None:
+    """Until the threads of the video have nothing left to do."""
+    while True:
+        before = time.process_time()
+        time.sleep(_POLL_SECONDS)
+        if time.process_time() - before < _IDLE_SECONDS:
+            return
+
+
+def measure(load: Callable[[], SuperResolver], clip: Path, frames: int, settings: VideoSettings) -> dict[str, Any]:
+    """What one engine reaches."""
+    frame, target = first_frame(clip), clip.with_name("enlarged.mp4")
+    with load() as resolver:
+        resolver(frame)
+        engine, upscaler = EngineAlone(resolver, frame), VideoUpscaler(resolver, settings)
+        turns = Turns(engine, frames)
+        result = upscaler(clip, target, progress=turns)
+        turns.stop(frames - turns.video.frames)
+    target.unlink()
+    alone, video = turns.alone.record(), turns.video.record()
+    spent = alone["processor_ms_per_frame"] / video["processor_ms_per_frame"]
     return {
-        "engine": f"{name} {precision} onnxruntime",
-        "tile": tile,
+        "tiles": engine.tiles,
         "encoder": result.encoder,
-        "frames_per_second": {kind: round(value, 3) for kind, value in middle.items()},
-        "processor_ms_per_frame": {kind: round(value, 1) for kind, value in processor.items()},
-        "every_turn": {kind: [[round(value, 3) for value in turn] for turn in turns] for kind, turns in paces.items()},
-        "video_to_alone": round(middle["video"] / middle["alone"], 3),
-        "video_to_alone_by_processor_time": round(processor["alone"] / processor["video"], 3),
-        "memory_mb": memory,
+        "encoder_options": dict(result.encoder_options),
+        "output_bytes": result.bytes,
+        "alone": alone,
+        "video": video,
+        "video_to_alone": round(video["frames_per_second"] / alone["frames_per_second"], 3),
+        "video_to_alone_by_processor_time": round(spent, 3),
+        "peak_memory_mb": {"after a third": turns.peak_mb[0], "at the end": turns.peak_mb[1]},
     }
 
 
 @click.command()
+@click.argument("film", type=click.Path(path_type=Path, exists=True))
 @click.option("--engine", "engines", default=("edge-n",), multiple=True, type=click.Choice(shipped_engines()))
 @click.option("--precision", default="int8", show_default=True, type=click.Choice([p.value for p in Precision]))
 @click.option("--threads", default=2, show_default=True)
-@click.option("--frame", default="320x180", show_default=True, help="WIDTHxHEIGHT of the clip.")
-@click.option("--frames", default=48, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--width", default=320, show_default=True)
+@click.option("--seconds", default=10.0, show_default=True)
 @click.option("--codec", default=None)
-@click.option("--preset", default="veryfast", show_default=True)
+@click.option("--preset", default=None, help="Of the encoder; the default of rsd-edge if not given.")
 @click.option("--note", default="", help="About the machine, such as what else it did.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(
+    film: Path,
     engines: tuple[str, ...],
     precision: str,
     threads: int,
-    frame: str,
-    frames: int,
-    rounds: int,
+    width: int,
+    seconds: float,
     codec: str | None,
-    preset: str,
+    preset: str | None,
     note: str,
     json_path: Path,
 ) -> None:
     """Measure, print and store."""
-    width, height = map(int, frame.split("x"))
-    settings = VideoSettings(codec=codec, preset=preset)
     document: dict[str, Any] = {
         "machine": cpu_name(),
         "cores": usable_cores(),
@@ -174,17 +216,22 @@ def main(
         "note": note,
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python", "av")}
         | {"rsd_edge": __version__, "ffmpeg": av.ffmpeg_version_info},
-        "clip": {"size": frame, "frames": frames},
-        "preset": preset,
-        "results": [],
+        "engines": {},
     }
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        make_clip(clip, width, height, frames)
+        frames = make_clip(film, clip, width, seconds)
+        height = first_frame(clip).shape[0]
+        document["clip"] = {"film": film.name, "size": f"{width}x{height}", "frames": frames, "seconds": seconds}
         for name in engines:
-            found = measure(name, precision, threads, clip, settings, rounds)
-            document["results"].append(found)
-            click.echo(json.dumps(found))
+
+            def load(name: str = name) -> SuperResolver:
+                return SuperResolver.load(name, precision=precision, backend="onnxruntime", threads=threads)
+
+            settings = VideoSettings(codec=codec, preset=preset)
+            found = measure(load, clip, frames, settings)
+            document["engines"][f"{name} {precision} onnxruntime"] = found
+            click.echo(f"{name}: {json.dumps(found)}")
     json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

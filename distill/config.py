@@ -74,7 +74,7 @@ class DistillConfig:
             raise InputError("seed must not be negative, and threads at least 1")
         last = self.model.schedule.steps - 1
         for name, stage in (("student", self.student), ("finetune", self.finetune)):
-            if stage.distill_weight and max(stage.timesteps) > last:
+            if stage.starts_from_truth and max(stage.timesteps) > last:
                 raise InputError(
                     f"{name}.timesteps holds {max(stage.timesteps)}, but the schedule's last index is {last}; "
                     "lower it or raise model.schedule.steps"

@@ -23,6 +23,8 @@ class Runtime:
 
     def __init__(self, device: str | None = None, precision: str = "fp32") -> None:
         wanted = _checked(device)
+        if wanted.index is not None:
+            torch.cuda.set_device(wanted)  # kernels launch on the current one
         # Buffers are equal everywhere: they are constants, but for batch normalisation, which one process trains.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         self.accelerator = Accelerator(cpu=wanted.type == "cpu", kwargs_handlers=handlers)

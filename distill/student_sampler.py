@@ -35,14 +35,12 @@ class StudentSampler:
     def __init__(self, diffusion: ResidualDiffusion, stage: StudentConfig, *, takes_noise: bool) -> None:
         self.diffusion, self.stage, self.takes_noise = diffusion, stage, takes_noise
 
-    @property
-    def starts_from_truth(self) -> bool:
-        """Algorithm 2 (vsd) and SinSR know no t_n: their students start from the prior always."""
-        return self.stage.objective == "rsd"
-
     def start(self, z0: Tensor, z_y: Tensor, noise: Randomness) -> Point:
-        """Where the outputs come from that the latent losses look at."""
-        return self.from_truth(z0, z_y, noise) if self.starts_from_truth else self.from_prior(z_y, noise)
+        """Where the outputs come from that the latent losses look at.
+
+        Algorithm 2 (vsd) and SinSR know no t_n: their students start from the prior always.
+        """
+        return self.from_truth(z0, z_y, noise) if self.stage.starts_from_truth else self.from_prior(z_y, noise)
 
     def from_prior(self, z_y: Tensor, noise: Randomness) -> Point:
         """z_T ~ prior: where inference starts."""

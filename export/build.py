@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rsd_edge import __version__
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
-from rsd_edge.bundle import BuildRecord, Bundle, resolve_engine, shipped_engines, write_bundle
+from rsd_edge.bundle import BuildRecord, Bundle, hash_file, resolve_engine, shipped_engines, write_bundle
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export.parts_options import PartsOptions
 from rsd_edge.machine import cpu_name, int8_weight_bits, usable_cores
 from rsd_edge.noise import NoiseField
+from rsd_edge.ort import ort
 from rsd_edge.selection import TILE as SPEED_TILE
 from rsd_edge.selection import median_seconds
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, ModelSpec, Precision, TileSpec
+from rsd_edge.stream.atomic import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Provenance:
 
     licence: str
     training: dict[str, Any]
+    model: str | None = None
+    """What they are called in a bundle; None for the path that they were read from."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def build_engine(
         )
     if calibration is not None and precision is not Precision.INT8:
         raise InputError(f"calibration images serve INT8 engines and this one is {precision.value}; leave them out")
+    check_writable(output)
     if model.endswith(".safetensors"):
         from rsd_edge.export.build_published import build_published
         from rsd_edge.models.checkpoint import load_checkpoint
@@ -128,9 +132,15 @@ def build_engine(
             speed=_speed(graphs, threads),
             licence=known.licence,
             training=known.training,
-            source=source.origin,
+            source=_origin(source, known, calibration),
         )
         return write_bundle(output, made.spec, made.graph, record, name=name, reports=made.reports)
+
+
+def _origin(source: Source, provenance: Provenance, calibration: Path | None) -> dict[str, str]:
+    model = {"model": provenance.model} if provenance.model else {}
+    options = {"options": shlex.join(("--calibration", str(calibration)))} if calibration else {}
+    return {**source.origin, **model, **options}
 
 
 def _version(package: str) -> str:
@@ -155,7 +165,7 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
             rgb = np.asarray(tile(torch.from_numpy(lq), torch.from_numpy(noise)))
         return rgb[:, ::-1].transpose(0, 2, 3, 1)
 
-    origin = {"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+    origin = {"model": str(path), "digest": hash_file(path)}
     said = Provenance(str(checkpoint.record.get("licence", "not stated")), checkpoint.record)
     return Source(checkpoint.spec, graph, reference, said, origin, exporter=("torch", "onnx"))
 

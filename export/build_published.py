@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import tempfile
 import time
@@ -11,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from rsd_edge import __version__
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
-from rsd_edge.bundle import BuildRecord, Bundle, write_bundle
+from rsd_edge.bundle import BuildRecord, Bundle, hash_file, write_bundle
 from rsd_edge.errors import BackendError
 from rsd_edge.export.parts import Part, export_parts, parts_of
 from rsd_edge.export.parts_options import PartsOptions
 from rsd_edge.machine import cpu_name, usable_cores
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.published import published_model
+from rsd_edge.ort import ort
 from rsd_edge.specs import Backend, EngineSpec, Precision
 
 PARITY = 1e-3
@@ -63,7 +62,7 @@ def build_published(
             speed=_speed(Path(scratch), spec, options),
             licence=str(checkpoint.record.get("licence", "not stated")),
             training=checkpoint.record,
-            source={"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
+            source={"model": str(path), "digest": hash_file(path), "options": options.words},
         )
         return write_bundle(output, spec, graphs, record, name=options.name)
 

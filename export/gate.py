@@ -49,13 +49,16 @@ class Closeness:
     psnr_db: float
     """Of the image, on the range [-1, 1]."""
     detail_snr_db: float
-    lpips: float = 0.0
-    """LPIPS-squeeze to the reference image, INT8 minus float, mean over the tiles; 0 if it was not asked for."""
+    lpips: float | None = None
+    """LPIPS-squeeze to the reference image, INT8 minus float, mean over the tiles; None if it was not asked for."""
 
     def passes(self, gate: Gate) -> bool:
-        return (
-            self.psnr_db >= gate.psnr_db and self.detail_snr_db >= gate.detail_snr_db and abs(self.lpips) <= gate.lpips
-        )
+        near = self.psnr_db >= gate.psnr_db and self.detail_snr_db >= gate.detail_snr_db
+        return near and (self.lpips is None or abs(self.lpips) <= gate.lpips)
+
+    def record(self) -> dict[str, float]:
+        """What was measured, for reports."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,11 @@ class Judge:
         error = detail.astype(np.float64) - self.reference
         power = max(float(np.mean(error**2)), _LEAST_POWER)
         signal = max(float(np.mean(self.reference.astype(np.float64) ** 2)), _LEAST_POWER)
+        distance = self._lpips(detail)
         return Closeness(
             psnr_db=round(10 * float(np.log10(4 / power)), 2),
             detail_snr_db=round(10 * float(np.log10(signal / power)), 2),
-            lpips=round(self._lpips(detail) - self._distance, 5),
+            lpips=None if distance is None or self._distance is None else round(distance - self._distance, 5),
         )
 
     def _detail(self, graph: Path) -> Detail:
@@ -98,9 +102,9 @@ class Judge:
                 engine.collect(engine.submit(lq[part], noise[part], detail[part]))
         return detail
 
-    def _lpips(self, detail: Detail) -> float:
+    def _lpips(self, detail: Detail) -> float | None:
         if self._metric is None or self._samples.hr is None:
-            return 0.0
+            return None
         n, h, w, _ = self._samples.frames.shape
         compositor, whole = DetailCompositor(h, w, np.dtype(np.uint8)), Region(0, h, 0, w)
         image = np.empty((SCALE * h, SCALE * w, 3), np.uint8)
@@ -142,10 +146,10 @@ class Search:
             if closeness.passes(gate):
                 report = {
                     "gate": asdict(gate),
-                    "closeness": asdict(closeness),
+                    "closeness": closeness.record(),
                     "method": method.value,
                     "weight_bits": self._weight_bits,
-                    "methods": {item.value: asdict(found) for item, found in by_method.items()},
+                    "methods": {item.value: found.record() for item, found in by_method.items()},
                     "layers_in_float": keep_float,
                     "detail_snr_db_of_each_layer_alone": {layer: alone[layer] for layer in worst_first},
                 }

@@ -70,7 +70,8 @@ def export_parts(parts: Mapping[str, Part], folder: Path) -> dict[str, Path]:
 
 @torch.no_grad()
 def _export(network: nn.Module, inputs: Mapping[str, Tensor], output: str, path: Path) -> None:
-    network(*inputs.values())  # masks are made on the first call; afterwards the graph has them as constants
+    # Masks are made on the first call; afterwards the graph has them as constants.
+    example = network(*inputs.values())
     axes = {name: {0: "n"} for name in (*inputs, output) if name != "t"}
     with warnings.catch_warnings():
         # That sizes become constants is the point here; the newer exporter makes n a constant too.
@@ -86,7 +87,6 @@ def _export(network: nn.Module, inputs: Mapping[str, Tensor], output: str, path:
             dynamo=False,
         )
     model = onnx.load(path)
-    example = network(*inputs.values())
     for axis, size in zip(model.graph.output[0].type.tensor_type.shape.dim[1:], example.shape[1:], strict=True):
         axis.dim_value = size  # which the exporter cannot infer
     onnx.save(model, path)

@@ -17,3 +17,8 @@ class PartsOptions:
     """Decode by way of the nearest codes, as published; without, the latent is decoded as it is."""
     threads: int | None = None
     name: str | None = None
+
+    @property
+    def words(self) -> str:
+        """These options as the command line takes them."""
+        return f"--tile {self.tile}{'' if self.lookup else ' --no-lookup'}"

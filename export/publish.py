@@ -46,7 +46,9 @@ def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> list[Bun
     if not stages:
         raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
     said = Provenance(
-        licence, {"record": "../training.json", "photographs": "../credits.csv", "photographs_used": len(photos)}
+        licence,
+        {"record": "../training.json", "photographs": "../credits.csv", "photographs_used": len(photos)},
+        model=WEIGHTS_FILE,  # not where they lie on this machine
     )
     weights = run / list(stages)[-1] / WEIGHTS_FILE
     home = zoo / load_checkpoint(weights).spec.name

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,9 @@ class Compiled:
     registers: int
     stack_bytes: int
     spill_bytes: int
-    vector_load_bytes: int
-    vector_store_bytes: int
+    loads: dict[str, int]
+    """Of global memory, in the code of one thread: how many instructions of each PTX width, as {"v4.b32": 12}."""
+    stores: dict[str, int]
 
 
 def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = True) -> Compiled:
@@ -65,7 +67,9 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": spec.num_warps})
+            built = triton.compile(
+                source, target=GPUTarget("cuda", sm, 32), options={"num_warps": _warps(spec, aligned)}
+            )
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(
                 f"kernel {spec.name} {dtype} does not compile for sm_{sm}: {' '.join(str(error).split())[:300]}; "
@@ -81,8 +85,8 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         registers=registers,
         stack_bytes=stack,
         spill_bytes=spills,
-        vector_load_bytes=_widest_vector("ld", ptx),
-        vector_store_bytes=_widest_vector("st", ptx),
+        loads=_accesses("ld", ptx),
+        stores=_accesses("st", ptx),
     )
 
 
@@ -172,6 +176,10 @@ def _source(spec: KernelSpec, function: JITFunction[Any], dtype: str, aligned: b
     return ASTSource(function, signature, dict(spec.constants), attributes)
 
 
+def _warps(spec: KernelSpec, aligned: bool) -> int:
+    return spec.num_warps if aligned else spec.odd_warps
+
+
 def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:
     """Stack and spilled bytes, and registers, in the words of ptxas."""
     source = folder / "kernel.ptx"
@@ -191,10 +199,9 @@ def _gpu_name(sm: int) -> str:
     return f"sm_{sm}a" if sm >= 90 else f"sm_{sm}"
 
 
-def _widest_vector(instruction: str, ptx: str) -> int:
-    """Bytes of the widest global vector load or store of one thread; 0 if there is none."""
-    found = re.findall(rf"\b{instruction}\.global(?:\.[a-zA-Z]\w*)*\.v(\d)\.[bsuf](\d+)\b", ptx)
-    return max((int(count) * int(bits) // 8 for count, bits in found), default=0)
+def _accesses(instruction: str, ptx: str) -> dict[str, int]:
+    found = Counter(re.findall(rf"\b{instruction}\.global(?:\.[a-z][a-z_:]*\w*)*?\.((?:v\d\.)?[bsuf]\d+)\b", ptx))
+    return dict(sorted(found.items()))
 
 
 def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -> dict[str, Any]:
@@ -214,7 +221,7 @@ def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -
         "arguments": _arguments(spec, dtype, aligned),
         "scratch_pointers": SCRATCH_POINTERS,
         "constants": dict(spec.constants),
-        "threads": 32 * spec.num_warps,
+        "threads": 32 * _warps(spec, aligned),
         "grid": [asdict(axis) for axis in spec.grid],
         **resources,
     }

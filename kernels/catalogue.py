@@ -7,7 +7,7 @@ multiple of 16 in the aligned build, in which compilers see whole vectors; point
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DTYPES = ("fp32", "fp16", "bf16")
 LATENT_CHANNELS = (3, 4)
@@ -34,9 +34,12 @@ class KernelSpec:
     grid: tuple[GridAxis, ...]
     typed: bool = True
     """False if no argument has the dtype that is built, so that one build serves all."""
-    vector_loads: bool = True
-    """False where what is read has no vectors: bytes at a stride of three, table entries, a few statistics."""
-    num_warps: int = field(default=4)
+    scattered: str = ""
+    """Why a kernel reads much that is no vector, beside its vectors; empty where it does not."""
+    num_warps: int = 4
+    odd_warps: int = 8
+    """For sizes that are no multiple of 16. Without vectors each element has an address of its own: more threads share
+    them, or registers spill."""
 
 
 def catalogue() -> tuple[KernelSpec, ...]:
@@ -50,13 +53,14 @@ def _arguments(text: str) -> dict[str, str]:
 
 _BLOCKS = GridAxis(("pixels",), 1024)
 _SAMPLES = GridAxis(("n",))
+_TABLE = "random numbers select entries of the quantile table, two bytes each"
 
 
 def _noising() -> Iterator[KernelSpec]:
     yield KernelSpec(
         "noise_field", "noise", "noise_field",
-        _arguments("OUT:*fp32 SEEDS:*i64 ORIGINS:*i32 TABLE:*i16 channels:i32 pixels:i32/16 width:i32"),
-        {"BLOCK": 1024}, (_BLOCKS, _SAMPLES, GridAxis(("channels",), 8)), typed=False, vector_loads=False,
+        _arguments("OUT:*D SEEDS:*i64 ORIGINS:*i32 TABLE:*i16 channels:i32 pixels:i32/16 width:i32"),
+        {"BLOCK": 1024}, (_BLOCKS, _SAMPLES, GridAxis(("channels",), 8)), scattered=_TABLE,
     )  # fmt: skip
     shared = "X0:*D Y:*D {eps}OUT:*D T:*i64 ETA:*fp32 SIGMA:*fp32 {scale}{field}pixels:i32/16 width:i32"
     for zc in LATENT_CHANNELS:
@@ -75,6 +79,7 @@ def _noising() -> Iterator[KernelSpec]:
             yield KernelSpec(
                 f"forward_noise_drawn-c{zc}{suffix}", "noising", "forward_noise", _arguments(drawn),
                 {**constants, "SCALED": scaled, "DRAW": True, "EPS": None} | unscaled, (_BLOCKS, _SAMPLES),
+                scattered=_TABLE,
             )  # fmt: skip
             backward = f"GRAD:*D GRAD_X0:*D GRAD_Y:*D T:*i64 ETA:*fp32 {scale}pixels:i32/16"
             yield KernelSpec(
@@ -116,19 +121,21 @@ def _norm() -> Iterator[KernelSpec]:
     last = {"BLOCK": 64, "BLOCK_C": 64}
     last_grid = (GridAxis(("pixels",), 64), _SAMPLES, GridAxis(("channels",), 64))
     yield KernelSpec(
-        "stats_contiguous", "norm", "stats_contiguous", _arguments("X:*D PARTIALS:*fp32 span:i32/16"),
+        "stats_contiguous", "norm", "stats_contiguous", _arguments("X:*D PARTIALS:*fp32 span:i32/16 stride:i32/16"),
         {"BLOCK": 4096}, (GridAxis(("n", "groups")), GridAxis(("span",), 4096)),
     )  # fmt: skip
     yield KernelSpec(
         "stats_channels_last", "norm", "stats_channels_last",
-        _arguments("X:*D PARTIALS:*fp32 pixels:i32 channels:i32/16 group_size:i32 parts:i32"), last, last_grid,
+        _arguments("X:*D PARTIALS:*fp32 pixels:i32 channels:i32/16 group_size:i32 stride:i32/16"),
+        {"STEPS": 8, **last}, (GridAxis(("pixels",), 512), _SAMPLES, GridAxis(("channels",), 64)),
     )  # fmt: skip
     yield KernelSpec(
         "merge_stats", "norm", "merge_stats",
         _arguments(
-            "PARTIALS:*fp32 WEIGHT:*D BIAS:*D SCALE:*fp32 SHIFT:*fp32 groups:i32 group_size:i32 parts:i32 epsilon:fp32"
+            "PARTIALS:*fp32 WEIGHT:*D BIAS:*D SCALE:*fp32 SHIFT:*fp32 groups:i32 group_size:i32 parts:i32 "
+            "stride:i32/16 epsilon:fp32"
         ),
-        {"BLOCK": 256, "BLOCK_C": 64}, (GridAxis(("n", "groups")),), vector_loads=False,
+        {"BLOCK": 512, "BLOCK_C": 64}, (GridAxis(("n", "groups")),),
     )  # fmt: skip
     yield KernelSpec(
         "apply_contiguous", "norm", "apply_contiguous",
@@ -145,16 +152,19 @@ def _frames() -> Iterator[KernelSpec]:
     yield KernelSpec(
         "frame_tiles", "frames", "frame_tiles",
         _arguments(
-            "FRAME:*u8 OUT:*D height:i32 width:i32 columns:i32 tile_h:i32 tile_w:i32 stride_y:i32 stride_x:i32 "
-            "halo:i32 pixels:i32/16"
+            "FRAME:*u8 OUT:*D height:i32 width:i32 columns:i32 tile_h:i32 tile_w:i32/16 stride_y:i32 stride_x:i32 "
+            "halo:i32 pixels:i32/16 lanes:i32"
         ),
-        {"BLOCK": 1024}, (_BLOCKS, GridAxis(("tiles",))), vector_loads=False,
+        {"LANES": 64}, (GridAxis(("lanes",), 64), GridAxis(("tiles",))),
+        scattered="lanes beyond the frame read its reflections byte by byte",
+        odd_warps=4,  # reads vectors all the same
     )  # fmt: skip
     yield KernelSpec(
         "merge_tiles", "frames", "merge_tiles",
         _arguments(
-            "DETAIL:*D FRAME:*u8 OUT:*u8 STRENGTH:*fp32 height:i32 width:i32 rows:i32 columns:i32 tile_h:i32 "
+            "DETAIL:*D FRAME:*u8 OUT:*i32 STRENGTH:*fp32 height:i32 width:i32 rows:i32 columns:i32 tile_h:i32 "
             "tile_w:i32 stride_y:i32 stride_x:i32 halo:i32 feather:i32 blocks:i32"
         ),
         {"BLOCK": 512}, (GridAxis(("output_rows",)), GridAxis(("columns", "blocks"))),
+        scattered="25 bytes of the frame for four outputs, neighbours of each other and so from L1",
     )  # fmt: skip

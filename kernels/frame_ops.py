@@ -12,7 +12,8 @@ from rsd_edge.kernels.implementation import DTYPES, check_implementation, triton
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 from rsd_edge.tiling import AxisPlan, TilePlan
 
-TILE_BLOCK = 1024
+TILE_LANES = 64
+PIXELS_PER_LANE = 16
 MERGE_BLOCK = 512
 
 
@@ -76,10 +77,10 @@ def _frame_tiles(frame: Tensor, numbers: list[int], dtype: torch.dtype, implemen
     if implementation == "reference":
         return reference_frames.frame_tiles(frame, plan, dtype)
     out = torch.empty((plan.count, 3, plan.tile_h, plan.tile_w), dtype=dtype, device=frame.device)
-    pixels = plan.tile_h * plan.tile_w
-    triton_kernels("frames").frame_tiles[(-(-pixels // TILE_BLOCK), plan.count)](
+    lanes = plan.tile_h * -(-plan.tile_w // PIXELS_PER_LANE)
+    triton_kernels("frames").frame_tiles[(-(-lanes // TILE_LANES), plan.count)](
         frame, out, plan.y.length, plan.x.length, plan.x.count, plan.tile_h, plan.tile_w, plan.y.stride, plan.x.stride,
-        plan.y.halo, pixels, BLOCK=TILE_BLOCK,
+        plan.y.halo, plan.tile_h * plan.tile_w, lanes, LANES=TILE_LANES,
     )  # fmt: skip
     return out
 
@@ -96,13 +97,13 @@ def _merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[
     if implementation == "reference":
         return reference_frames.merge_tiles(detail, frame, strength, plan)
     height, width = plan.y.length, plan.x.length
-    out = torch.empty((SCALE * height, SCALE * width, 3), dtype=torch.uint8, device=frame.device)
+    words = torch.empty((SCALE * height, 3 * width), dtype=torch.int32, device=frame.device)
     blocks = -(-SCALE * plan.x.stride // MERGE_BLOCK)
     triton_kernels("frames").merge_tiles[(SCALE * height, plan.x.count * blocks)](
-        detail.contiguous(), frame, out, strength, height, width, plan.y.count, plan.x.count, plan.tile_h, plan.tile_w,
-        plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
+        detail.contiguous(), frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h,
+        plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
     )  # fmt: skip
-    return out
+    return words.view(torch.uint8).view(SCALE * height, SCALE * width, 3)
 
 
 @_merge_tiles.register_fake

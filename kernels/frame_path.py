@@ -104,8 +104,9 @@ class CudaFramePath:
         lq = frame_tiles(space.frame, plan, dtype=self._dtype, implementation=implementation)
         channels = self._model.noise_channels
         noise = noise_field(
-            space.seeds, space.origins, channels, plan.tile_h, plan.tile_w, implementation=implementation
-        ).to(self._dtype)
+            space.seeds, space.origins, channels, plan.tile_h, plan.tile_w, dtype=self._dtype,
+            implementation=implementation,
+        )  # fmt: skip
         batches = zip(torch.split(lq, self._tile.batch), torch.split(noise, self._tile.batch), strict=True)
         details = [self._network(*batch) for batch in batches]
         detail = details[0] if len(details) == 1 else torch.cat(details)

@@ -4,7 +4,8 @@
     pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, stream=stream,
                 arguments={"Z_Y": pointer, ..., "pixels": 4096})
 
-Pointers are device addresses. The driver's context must be current in the calling thread.
+Pointers are device addresses. The driver's context must be current in the calling thread. cuda-bindings is enough:
+cuda-core would wrap the same three calls and be one more package on a small device.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 POINTER_ALIGNMENT = 16
 
 _C_TYPES: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+_SIZES: Mapping[str, int] = {"u8": 1, "i16": 2, "fp16": 2, "bf16": 2, "i32": 4, "fp32": 4, "i64": 8}
 _INT32_LIMIT = 1 << 31
 _MAX_GRID = ((1 << 31) - 1, 65535, 65535)
 
@@ -176,6 +178,11 @@ def _pack(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> tup
                 f"kernel {entry['name']}: {argument['name']} is {value}, beyond 32 bits; use smaller batches"
             )
         pointer = kind.startswith("*")
+        if pointer and value % _SIZES[kind[1:]]:
+            raise InputError(
+                f"kernel {entry['name']}: {argument['name']} is at {value}, which is no multiple of the "
+                f"{_SIZES[kind[1:]]} bytes of {kind[1:]}; pass aligned memory"
+            )
         values.append(int(value) if pointer or kind.startswith("i") else float(value))
         types.append(ctypes.c_void_p if pointer else _C_TYPES[kind])
     scratch = entry["scratch_pointers"]

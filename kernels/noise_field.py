@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsd_edge.errors import InputError
-from rsd_edge.kernels.implementation import check_implementation, triton_kernels
+from rsd_edge.kernels.implementation import DTYPES, check_implementation, triton_kernels
 from rsd_edge.noise import CHANNELS_PER_BLOCK, TABLE_SIZE, TABLE_UNIT, NoiseField, gaussian_table
 
 _ROUNDS = 10
@@ -31,9 +31,16 @@ def seed_tensor(seeds: Sequence[int], device: str | torch.device = "cpu") -> Ten
 
 
 def noise_field(
-    seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, *, implementation: str
+    seeds: Tensor,
+    origins: Tensor,
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    implementation: str,
 ) -> Tensor:
-    """Standard normal samples, float32 (n, channels, height, width).
+    """Standard normal samples (n, channels, height, width), exact in float32, rounded once to other dtypes.
 
     seeds: int64 (n,), from `seed_tensor`. origins: int32 (n, 2), the row and the column, in LR pixels of the frame, of
     each sample's first pixel; may be negative. Sample i is NoiseField(seed i).normal(channels, *origin i, height,
@@ -42,8 +49,10 @@ def noise_field(
     check_field(seeds, origins, len(seeds))
     if min(channels, height, width) < 1:
         raise InputError(f"noise of {channels} channels on {height} x {width} pixels is empty; each must be at least 1")
+    if dtype not in DTYPES:
+        raise InputError(f"noise cannot be {dtype}; use float32, float16 or bfloat16")
     check_implementation(implementation, seeds.device)
-    noise: Tensor = torch.ops.rsd_edge.noise_field(seeds, origins, channels, height, width, implementation)
+    noise: Tensor = torch.ops.rsd_edge.noise_field(seeds, origins, channels, height, width, dtype, implementation)
     return noise
 
 
@@ -61,10 +70,12 @@ def check_field(seeds: Tensor, origins: Tensor, samples: int) -> None:
 
 
 @torch.library.custom_op("rsd_edge::noise_field", mutates_args=())
-def _noise_field(seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, implementation: str) -> Tensor:
+def _noise_field(
+    seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, dtype: torch.dtype, implementation: str
+) -> Tensor:
     if implementation == "reference":
-        return reference_field(seeds, origins, channels, height, width)
-    out = torch.empty(len(seeds), channels, height, width, device=seeds.device)
+        return reference_field(seeds, origins, channels, height, width).to(dtype)
+    out = torch.empty(len(seeds), channels, height, width, dtype=dtype, device=seeds.device)
     pixels = height * width
     grid = (-(-pixels // BLOCK), len(seeds), -(-channels // CHANNELS_PER_BLOCK))
     table = table_tensor(seeds.device)
@@ -75,8 +86,10 @@ def _noise_field(seeds: Tensor, origins: Tensor, channels: int, height: int, wid
 
 
 @_noise_field.register_fake
-def _(seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, implementation: str) -> Tensor:
-    return seeds.new_empty((len(seeds), channels, height, width), dtype=torch.float32)
+def _(
+    seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, dtype: torch.dtype, implementation: str
+) -> Tensor:
+    return seeds.new_empty((len(seeds), channels, height, width), dtype=dtype)
 
 
 def reference_field(seeds: Tensor, origins: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The residual-shift steps as operators: forward noising, prior into the network's input, posterior step.
 
 Tensors are float32, float16 or bfloat16 (n, c, h, w) on one device. Kernels work on contiguous memory; anything else is
-copied first. Timesteps t are int64 (n,), 0-based, below T: values are not read on the way, since that would wait for
-the device, and what an index beyond the tables gives is undefined.
+copied first. Timesteps t are int64 (n,), 0-based, below T. On the CPU others raise InputError; on a GPU values are not
+read on the way, since that would wait for the device, and what an index beyond the tables gives is undefined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rsd_edge.errors import InputError
 from rsd_edge.kernels import reference
 from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
 from rsd_edge.kernels.noise_field import BLOCK, MAX_SAMPLES, check_field, reference_field, table_tensor
-from rsd_edge.kernels.tables import StepTables
+from rsd_edge.kernels.tables import StepTables, check_values
 
 RGB = 3
 
@@ -149,6 +149,7 @@ def _forward_noise(
     scale: Tensor | None,
     implementation: str,
 ) -> Tensor:
+    check_values(t, len(eta))
     _, channels, height, width = x0.shape
     if implementation == "reference":
         if eps is None:
@@ -255,6 +256,7 @@ def _posterior_step(
     network_input: Tensor,
     implementation: str,
 ) -> Tensor:
+    check_values(t, len(std))
     channels = x_t.shape[1]
     if implementation == "reference":
         x_prev, scaled = reference.posterior_step(x_t, x0_hat, eps, xt_coef[t], x0_coef[t], std[t], next_scale[t])

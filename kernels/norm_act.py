@@ -14,9 +14,12 @@ from rsd_edge.kernels.noise_field import MAX_SAMPLES
 
 SPAN_BLOCK = 4096
 PIXEL_BLOCK = 64
+PIXEL_STEPS = 8
+"""Statistics of so many blocks are merged on the way: 12 bytes a channel and block would be a tenth of the data."""
 CHANNEL_BLOCK = 64
 APPLY_BLOCK = 2048
-MERGE_BLOCK = 256
+MERGE_BLOCK = 512
+PARTS_MULTIPLE = 16
 
 
 def group_norm_silu(
@@ -25,8 +28,10 @@ def group_norm_silu(
     """SiLU(GroupNorm(x)) in x's dtype and memory format; statistics are float32.
 
     x: float32, float16 or bfloat16 (n, c, h, w), contiguous or channels_last, anything else is copied. weight, bias:
-    (c,). epsilon: 1e-6 as in the VQ networks. Gradients flow to all three; they are computed by torch, not fused.
-    Raises InputError for tensors that do not fit, and what `check_implementation` raises.
+    (c,). epsilon: 1e-6 as in the VQ networks. Gradients flow to all three; they are torch's own, in float32 and not
+    fused, because what pays is the forward pass of the VQ decoder, whose weights do not learn. Whether training gains
+    from this operator was not measured. Raises InputError for tensors that do not fit, and what
+    `check_implementation` raises.
     """
     check_images(x=x)
     channels = x.shape[1]
@@ -72,9 +77,10 @@ def _contiguous(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: f
     n, channels, height, width = x.shape
     pixels, kernels = height * width, triton_kernels("norm")
     span = channels // groups * pixels
-    partials = torch.empty(n * groups, -(-span // SPAN_BLOCK), 3, device=x.device)
-    kernels.stats_contiguous[(n * groups, partials.shape[1])](x, partials, span, BLOCK=SPAN_BLOCK)
-    scale, shift = _merge(partials, weight, bias, n, groups, epsilon)
+    parts = -(-span // SPAN_BLOCK)
+    partials = _partials(n * groups, parts, x.device)
+    kernels.stats_contiguous[(n * groups, parts)](x, partials, span, partials.shape[2], BLOCK=SPAN_BLOCK)
+    scale, shift = _merge(partials, parts, weight, bias, n, groups, epsilon)
     out = torch.empty_like(x)
     grid = (n * channels, -(-pixels // APPLY_BLOCK))
     kernels.apply_contiguous[grid](x, out, scale, shift, pixels, BLOCK=APPLY_BLOCK)
@@ -85,24 +91,31 @@ def _channels_last(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon
     n, channels, height, width = x.shape
     pixels, kernels = height * width, triton_kernels("norm")
     group_size = channels // groups
-    blocks = -(-pixels // PIXEL_BLOCK)
-    grid = (blocks, n, -(-channels // CHANNEL_BLOCK))
+    blocks, columns = -(-pixels // (PIXEL_STEPS * PIXEL_BLOCK)), -(-channels // CHANNEL_BLOCK)
     shape = {"BLOCK": PIXEL_BLOCK, "BLOCK_C": CHANNEL_BLOCK}
-    partials = torch.empty(n * groups, blocks * group_size, 3, device=x.device)
-    kernels.stats_channels_last[grid](x, partials, pixels, channels, group_size, partials.shape[1], **shape)
-    scale, shift = _merge(partials, weight, bias, n, groups, epsilon)
+    partials = _partials(n * groups, blocks * group_size, x.device)
+    kernels.stats_channels_last[(blocks, n, columns)](
+        x, partials, pixels, channels, group_size, partials.shape[2], STEPS=PIXEL_STEPS, **shape
+    )
+    scale, shift = _merge(partials, blocks * group_size, weight, bias, n, groups, epsilon)
     out = torch.empty_like(x)
+    grid = (-(-pixels // PIXEL_BLOCK), n, columns)
     kernels.apply_channels_last[grid](x, out, scale, shift, pixels, channels, **shape)
     return out
 
 
+def _partials(rows: int, parts: int, device: torch.device) -> Tensor:
+    """Room for the statistics of `parts` blocks a row, in whole vectors."""
+    return torch.empty(rows, 3, -(-parts // PARTS_MULTIPLE) * PARTS_MULTIPLE, device=device)
+
+
 def _merge(
-    partials: Tensor, weight: Tensor, bias: Tensor, n: int, groups: int, epsilon: float
+    partials: Tensor, parts: int, weight: Tensor, bias: Tensor, n: int, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     scale = torch.empty(n, len(weight), device=weight.device)
     shift, group_size = torch.empty_like(scale), len(weight) // groups
     triton_kernels("norm").merge_stats[(n * groups,)](
-        partials, weight, bias, scale, shift, groups, group_size, partials.shape[1], epsilon,
+        partials, weight, bias, scale, shift, groups, group_size, parts, partials.shape[2], epsilon,
         BLOCK=MERGE_BLOCK, BLOCK_C=1 << (group_size - 1).bit_length(),
     )  # fmt: skip
     return scale, shift

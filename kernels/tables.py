@@ -57,9 +57,14 @@ class StepTables:
         return len(self.eta)
 
     def check_steps(self, t: Tensor, samples: int) -> None:
-        """Raise InputError unless t is int64 (samples,) beside the tables. Values are not read: that would wait for
-        the device."""
+        """Raise InputError unless t is int64 (samples,) beside the tables. Its values: see `check_values`."""
         if t.dtype != torch.int64 or t.shape != (samples,) or t.device != self.eta.device:
             raise InputError(
                 f"t is {t.dtype} {tuple(t.shape)} on {t.device}; it must be int64 ({samples},) on {self.eta.device}"
             )
+
+
+def check_values(t: Tensor, steps: int) -> None:
+    """Raise InputError unless 0 <= t < steps, for t on the CPU only: elsewhere reading it would wait for the device."""
+    if t.device.type == "cpu" and not bool(((t >= 0) & (t < steps)).all()):
+        raise InputError(f"t holds {t.min()} to {t.max()}; this schedule has the timesteps 0 to {steps - 1}")

@@ -15,21 +15,88 @@ def reflect(at, length):
 
 
 @triton.jit
+def four_columns(x):
+    """The columns of (lanes, 4), each (lanes,)."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def sixteen_in_order(columns):
+    """(lanes, 16) of sixteen columns. What is joined first becomes the highest bit of the place."""
+    for level in tl.static_range(4):
+        joined = ()
+        for i in tl.static_range(8 >> level):
+            joined = joined + (tl.join(columns[i], columns[i + (8 >> level)]),)
+        columns = joined
+    return tl.reshape(columns[0], (columns[0].shape[0], 16))
+
+
+@triton.jit
+def words_of_16_pixels(FRAME, start, mask):
+    """48 bytes of each lane from byte `start` on, as twelve tuples' entries uint32 (lanes,).
+
+    Rows of a frame begin anywhere, so the aligned vectors of 16 bytes around them are read, and moved into place by
+    words and bytes. None is read without a byte that is asked for; such a vector never leaves the frame's allocation.
+    """
+    address = FRAME.to(tl.int64) + start
+    first = (address & 15).to(tl.int32)
+    chunk = (address - first).to(tl.pointer_type(tl.int32))
+    at = tl.multiple_of(chunk, 16)[:, None] + tl.arange(0, 4)[None, :]
+    words = ()
+    for i in tl.static_range(3):
+        words = words + four_columns(tl.load(at + 4 * i, mask=mask[:, None], other=0).to(tl.uint32, bitcast=True))
+    last = tl.load(at + 12, mask=(mask & (first > 0))[:, None], other=0)
+    words = words + four_columns(last.to(tl.uint32, bitcast=True))
+    by_two, by_one, bits = first >= 8, (first & 4) > 0, ((first & 3) * 8).to(tl.uint64)
+    moved = ()
+    for i in tl.static_range(14):
+        moved = moved + (tl.where(by_two, words[i + 2], words[i]),)
+    words = ()
+    for i in tl.static_range(13):
+        words = words + (tl.where(by_one, moved[i + 1], moved[i]).to(tl.uint64),)
+    moved = ()
+    for i in tl.static_range(12):
+        moved = moved + ((((words[i + 1] << 32) | words[i]) >> bits).to(tl.uint32),)
+    return moved
+
+
+@triton.jit
 def frame_tiles(
-    FRAME, OUT, height, width, columns, tile_h, tile_w, stride_y, stride_x, halo, pixels, BLOCK: tl.constexpr,
+    FRAME, OUT, height, width, columns, tile_h, tile_w, stride_y, stride_x, halo, pixels, lanes, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of a tile's pixels, tiles). OUT: (tiles, 3, tile_h * tile_w), in [-1, 1]."""
+    """Grid (blocks of lanes, tiles). OUT: (tiles, 3, pixels = tile_h * tile_w), in [-1, 1].
+
+    lanes: of a tile, each 16 pixels of a row. One that reaches beyond the frame reads its reflections byte by byte.
+    """
     tile = tl.program_id(1)
-    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = offset < pixels
-    y = reflect((tile // columns) * stride_y - halo + offset // tile_w, height)
-    x = reflect((tile % columns) * stride_x - halo + offset % tile_w, width)
-    source = FRAME + (y.to(tl.int64) * width + x) * 3
-    target = OUT + tile.to(tl.int64) * 3 * pixels + offset
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    groups = lanes // tile_h
+    row, left = lane // groups, (lane % groups) * 16
+    y = reflect((tile // columns) * stride_y - halo + row, height)
+    x = (tile % columns) * stride_x - halo + left
+    used = lane < lanes
+    whole = used & (x >= 0) & (x + 16 <= width)
+    line = FRAME + (y.to(tl.int64) * width * 3)[:, None]
+    words = words_of_16_pixels(FRAME, (y.to(tl.int64) * width + x) * 3, whole)
+    j = tl.arange(0, 16)[None, :]
+    stored = used[:, None] & (left[:, None] + j < tile_w)
+    torn = stored & (whole[:, None] == 0)
+    some_torn = tl.max(tl.where(whole, 0, used.to(tl.int32)), axis=0) > 0
+    target = OUT + tile.to(tl.int64) * 3 * pixels + (row * tile_w + left)[:, None] + j
     for c in tl.static_range(3):
-        level = tl.load(source + (2 - c), mask=inside, other=0).to(tl.float32)
+        columns_16 = ()
+        for i in tl.static_range(16):
+            word = words[(3 * i + 2 - c) // 4]
+            columns_16 = columns_16 + ((word >> (8 * ((3 * i + 2 - c) % 4))).to(tl.uint8),)
+        level = sixteen_in_order(columns_16)
+        if some_torn:
+            beyond = tl.load(line + reflect(x[:, None] + j, width) * 3 + (2 - c), mask=torn, other=0)
+            level = tl.where(torn, beyond, level)
         # The rounding of NumPy's division; the default one may be two units in the last place away.
-        tl.store(target + c * pixels, tl.div_rn(level, 127.5) - 1.0, mask=inside)
+        tl.store(target + c * pixels, tl.div_rn(level.to(tl.float32), 127.5) - 1.0, mask=stored)
 
 
 @triton.jit
@@ -99,7 +166,10 @@ def merge_tiles(
     DETAIL, FRAME, OUT, STRENGTH, height, width, rows, columns, tile_h, tile_w, stride_y, stride_x, halo, feather,
     blocks, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (output rows, tile columns x blocks of a core's columns). DETAIL: (tiles, 3, 4 tile_h, 4 tile_w)."""
+    """Grid (output rows, tile columns x blocks of a core's columns). DETAIL: (tiles, 3, 4 tile_h, 4 tile_w).
+
+    OUT: the frame's bytes as int32 (4 height, 3 width), because byte by byte three times as many stores would start.
+    """
     y = tl.program_id(0)
     column = tl.program_id(1) // blocks
     low, phase = (tl.program_id(1) % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4), tl.arange(0, 4)
@@ -117,6 +187,7 @@ def merge_tiles(
     at = local + 4 * halo
     beside = (column_beside - column).to(tl.int64) * 3 * plane + x - 4 * (column_beside * stride_x - halo)
     gain = tl.load(STRENGTH) * 127.5
+    levels = ()
     for c in tl.static_range(3):
         source = DETAIL + (2 - c) * plane
         value = own_x * tl.load(source + here + at, mask=inside, other=0.0).to(tl.float32)
@@ -128,5 +199,12 @@ def merge_tiles(
         base = bicubic_base(FRAME, y, x_low, phase, height, width, c, x_low < width)
         # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
         level = (base.to(tl.float32) + gain * value + 12582912.0) - 12582912.0
-        level = tl.minimum(tl.maximum(level, 0.0), 255.0)
-        tl.store(OUT + y.to(tl.int64) * (12 * width) + c + x * 3, level.to(tl.uint8), mask=inside)
+        levels = levels + (four_columns(tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint32)),)
+    # The twelve bytes of an LR pixel's four outputs begin at a multiple of four: three words.
+    words_out = OUT + y.to(tl.int64) * (3 * width) + 3 * x_low
+    whole = (low < stride_x) & (x_low < width)
+    for i in tl.static_range(3):
+        word = tl.zeros_like(levels[0][0])
+        for k in tl.static_range(4):
+            word |= levels[(4 * i + k) % 3][(4 * i + k) // 3] << (8 * k)
+        tl.store(words_out + i, word.to(tl.int32, bitcast=True), mask=whole)

@@ -24,7 +24,7 @@ def field_normal(words, TABLE, K: tl.constexpr, mask):
 
 @triton.jit
 def noise_field(OUT, SEEDS, ORIGINS, TABLE, channels, pixels, width, BLOCK: tl.constexpr):
-    """Grid (blocks of pixels, samples, blocks of 8 channels). OUT: float32 (n, channels, pixels)."""
+    """Grid (blocks of pixels, samples, blocks of 8 channels). OUT: (n, channels, pixels)."""
     sample, first = tl.program_id(1), tl.program_id(2) * 8
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < pixels

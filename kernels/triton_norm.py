@@ -11,8 +11,12 @@ import triton.language as tl
 
 
 @triton.jit
-def stats_contiguous(X, PARTIALS, span, BLOCK: tl.constexpr):
-    """Grid (samples x groups, blocks). X: (n * groups, span). PARTIALS: (n * groups, blocks, 3): count, mean, M2."""
+def stats_contiguous(X, PARTIALS, span, stride, BLOCK: tl.constexpr):
+    """Grid (samples x groups, blocks). X: (n * groups, span).
+
+    PARTIALS: (n * groups, 3, stride) of counts, means and squared deviations; of its rows, what is no block stays as it
+    was, so that merge_stats can read whole vectors.
+    """
     row, block = tl.program_id(0), tl.program_id(1)
     offset = block * BLOCK + tl.arange(0, BLOCK)
     inside = offset < span
@@ -20,58 +24,76 @@ def stats_contiguous(X, PARTIALS, span, BLOCK: tl.constexpr):
     count = tl.minimum(span - block * BLOCK, BLOCK).to(tl.float32)
     mean = tl.sum(x, axis=0) / count
     deviation = tl.where(inside, x - mean, 0.0)
-    target = PARTIALS + (row.to(tl.int64) * tl.num_programs(1) + block) * 3
+    target = PARTIALS + row.to(tl.int64) * 3 * stride + block
     tl.store(target, count)
-    tl.store(target + 1, mean)
-    tl.store(target + 2, tl.sum(deviation * deviation, axis=0))
+    tl.store(target + stride, mean)
+    tl.store(target + 2 * stride, tl.sum(deviation * deviation, axis=0))
 
 
 @triton.jit
 def stats_channels_last(
-    X, PARTIALS, pixels, channels, group_size, parts, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    X, PARTIALS, pixels, channels, group_size, stride,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of pixels, samples, blocks of channels). X: (n, pixels, channels).
+    """Grid (blocks of STEPS x BLOCK pixels, samples, blocks of channels). X: (n, pixels, channels).
 
-    PARTIALS: (n, groups, parts, 3), of which each channel of each block of pixels is one part.
+    PARTIALS: (n, groups, 3, stride), of which each channel of each block of pixels is one part.
     """
     block, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    pixel = block * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    at = sample * pixels * channels + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
-    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-    count = tl.minimum(pixels - block * BLOCK, BLOCK).to(tl.float32)
-    mean = tl.sum(x, axis=0) / count
-    deviation = tl.where(inside, x - mean[None, :], 0.0)
+    mean, squares, total = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32), 0.0
+    for step in range(STEPS):
+        start = (block * STEPS + step) * BLOCK
+        pixel = start + tl.arange(0, BLOCK)
+        inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+        at = sample * pixels * channels + pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+        count = tl.minimum(tl.maximum(pixels - start, 0), BLOCK).to(tl.float32)
+        own_mean = tl.sum(x, axis=0) / tl.maximum(count, 1.0)
+        deviation = tl.where(inside, x - own_mean[None, :], 0.0)
+        share = count / tl.maximum(total + count, 1.0)
+        distance = own_mean - mean
+        mean += distance * share
+        squares += tl.sum(deviation * deviation, axis=0) + distance * distance * total * share
+        total += count
     group = sample * (channels // group_size) + channel // group_size
-    target = PARTIALS + (group * parts + block * group_size + channel % group_size) * 3
-    tl.store(target, mean * 0.0 + count, mask=channel < channels)
-    tl.store(target + 1, mean, mask=channel < channels)
-    tl.store(target + 2, tl.sum(deviation * deviation, axis=0), mask=channel < channels)
+    target = PARTIALS + group * 3 * stride + block * group_size + channel % group_size
+    tl.store(target, mean * 0.0 + total, mask=channel < channels)
+    tl.store(target + stride, mean, mask=channel < channels)
+    tl.store(target + 2 * stride, squares, mask=channel < channels)
+
+
+@triton.jit
+def partial_row(row, part, parts, stride):
+    """Entries of a row; 0 for what only fills its last vector."""
+    return tl.where(part < parts, tl.load(row + part, mask=part < stride, other=0.0), 0.0)
 
 
 @triton.jit
 def merge_stats(
-    PARTIALS, WEIGHT, BIAS, SCALE, SHIFT, groups, group_size, parts, epsilon,
+    PARTIALS, WEIGHT, BIAS, SCALE, SHIFT, groups, group_size, parts, stride, epsilon,
     BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Grid (samples x groups). SCALE, SHIFT: float32 (n, channels), so that the result is x * SCALE + SHIFT."""
+    """Grid (samples x groups). SCALE, SHIFT: float32 (n, channels), so that the result is x * SCALE + SHIFT.
+
+    Of the `stride` entries of a row, the first `parts` count: the others hold anything, but belong to whole vectors.
+    """
     row = tl.program_id(0)
-    partials = PARTIALS + row.to(tl.int64) * parts * 3
+    partials = PARTIALS + row.to(tl.int64) * 3 * stride
     counts, sums = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, parts, BLOCK):
         part = start + tl.arange(0, BLOCK)
-        count = tl.load(partials + part * 3, mask=part < parts, other=0.0)
+        count = partial_row(partials, part, parts, stride)
         counts += count
-        sums += count * tl.load(partials + part * 3 + 1, mask=part < parts, other=0.0)
+        sums += count * partial_row(partials + stride, part, parts, stride)
     total = tl.sum(counts, axis=0)
     mean = tl.sum(sums, axis=0) / total
     squares = tl.zeros([BLOCK], tl.float32)
     for start in range(0, parts, BLOCK):
         part = start + tl.arange(0, BLOCK)
-        count = tl.load(partials + part * 3, mask=part < parts, other=0.0)
-        distance = tl.load(partials + part * 3 + 1, mask=part < parts, other=0.0) - mean
-        squares += tl.load(partials + part * 3 + 2, mask=part < parts, other=0.0) + count * distance * distance
+        count = partial_row(partials, part, parts, stride)
+        distance = partial_row(partials + stride, part, parts, stride) - mean
+        squares += partial_row(partials + 2 * stride, part, parts, stride) + count * distance * distance
     inverse = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / total + epsilon)
     index = tl.arange(0, BLOCK_C)
     mine = index < group_size

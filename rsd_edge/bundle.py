@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ ZOO = Path(__file__).with_name("zoo")
 
 _DIGEST_LENGTH = 12
 _READ_SIZE = 1 << 20
+_PICKLES = (".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class BuildRecord:
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: a training record, or a reference to one."""
     source: dict[str, str] = field(default_factory=dict)
-    """What the engine was built from: `model`, as it was asked for, and the `digest` of that."""
+    """What the engine was built from: `model`, as it was asked for, the `digest` of that, and the further `options` of
+    the command that builds it again, if there were any."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def resolve_engine(engine: str | Path, precision: Precision | None = None) -> Bu
                 f"or build that one with 'rsd-edge build-engine --precision {precision.value}'"
             )
         return bundle
+    if path.suffix in _PICKLES and path.is_file():
+        raise ModelError(f"'{engine}' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights' and give that")
     if path.exists():
         raise ModelError(
             f"engine '{engine}' is a file; pass the folder that 'rsd-edge build-engine' made, the one with {MANIFEST}"
@@ -121,7 +126,7 @@ def staleness(bundle: Bundle) -> list[str]:
     if _ships(bundle.path):
         return []
     reasons = []
-    model, digest = _source(bundle)
+    model, digest, _ = _source(bundle)
     if digest and Precision.FP32 in shipped_precisions(model):
         now = str(_read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
         if now != digest:
@@ -142,14 +147,16 @@ def rebuild_command(bundle: Bundle) -> str:
     """What builds an engine again, on this machine and from what is here now."""
     spec = bundle.spec
     model = spec.model.name if _ships(bundle.path) else _source(bundle)[0] or "MODEL"
-    return f"rsd-edge build-engine --model {model} --backend {spec.backend.value} --precision {spec.precision.value}"
+    words = ("rsd-edge", "build-engine", "--model", model, "--backend", spec.backend.value)
+    command = shlex.join((*words, "--precision", spec.precision.value))
+    return f"{command} {_source(bundle)[2]}".rstrip()
 
 
-def _source(bundle: Bundle) -> tuple[str, str]:
-    """Name and digest of what a bundle was built from; empty where its manifest does not say."""
+def _source(bundle: Bundle) -> tuple[str, str, str]:
+    """Name and digest of what a bundle was built from, and the options; empty where its manifest does not say."""
     source = bundle.manifest.get("source")
     known = source if isinstance(source, dict) else {}
-    return str(known.get("model", "")), str(known.get("digest", ""))
+    return str(known.get("model", "")), str(known.get("digest", "")), str(known.get("options", ""))
 
 
 def _ships(folder: Path) -> bool:
@@ -244,7 +251,7 @@ def write_bundle(
 
 def _entry(source: Path) -> dict[str, str | int]:
     try:
-        return {"sha256": _hash_file(source), "bytes": source.stat().st_size}
+        return {"sha256": hash_file(source), "bytes": source.stat().st_size}
     except OSError as error:
         raise ModelError(f"graph {source} cannot be read ({error.strerror})") from error
 
@@ -290,7 +297,7 @@ def _check_file(path: Path, sha256: str, size: int) -> None:
     found = path.stat().st_size
     if found != size:
         raise _damaged(path, f"has {found} bytes where the manifest says {size}")
-    if _hash_file(path) != sha256:
+    if hash_file(path) != sha256:
         raise _damaged(path, "does not match the hash in the manifest")
 
 
@@ -313,7 +320,8 @@ def _digest(spec: EngineSpec, hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_SIZE):

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,8 @@ class NumpyFramePath:
         self._pool = ThreadPoolExecutor(max(1, engine.threads - 1), thread_name_prefix="rsd-edge")
         self._workspace: _Workspace | None = None
         self._lock = threading.Lock()
+        self._user: int | None = None
+        """The thread that holds the lock."""
 
     def __call__(
         self,
@@ -151,7 +153,7 @@ class NumpyFramePath:
             bicubic_x4(frame, out)
             job.report(1, 1)
             return out
-        with self._lock:
+        with self._alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             space.reader.load(frame)
             for _ in self._run(space, job):
@@ -173,7 +175,7 @@ class NumpyFramePath:
 
     def _bands(self, frame: NDArray[PixelT], noise: NoiseField, strength: float, progress: Progress | None) -> Bands:
         height, width = frame.shape[:2]
-        with self._lock:
+        with self._alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             plan = space.plan
             rows = min(height, plan.largest_region()[0])
@@ -187,10 +189,25 @@ class NumpyFramePath:
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Allocate buffers and warm the engine up for frames of this kind. Raises BackendError, InputError."""
-        with self._lock:
+        with self._alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), dtype)
             for n in sorted({space.submitted(space.tiles(turn)) for turn in (0, space.rounds - 1)}):
                 self.engine.prepare(n, space.plan.tile_h, space.plan.tile_w)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for other threads. Raises InputError where the same thread would wait for itself."""
+        if self._user == threading.get_ident():
+            raise InputError(
+                "this resolver is in the middle of an image: use up or close what bands() returned before the next "
+                "call, and make none from a progress callback"
+            )
+        with self._lock:
+            self._user = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._user = None
 
     def _workspace_for(self, plan: TilePlan, dtype: DType) -> _Workspace:
         if self._workspace is None or (self._workspace.plan, self._workspace.dtype) != (plan, dtype):

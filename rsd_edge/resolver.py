@@ -7,14 +7,14 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.backends import open_engine
+from rsd_edge.backends import check_device, open_engine
 from rsd_edge.backends.base import Progress, TileEngine
-from rsd_edge.bundle import staleness
+from rsd_edge.bundle import hash_file, staleness
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.machine import usable_cores
@@ -45,7 +45,8 @@ class SuperResolver:
         """Take over an open engine; `close` closes it."""
         self.engine = engine
         self.choice: Choice | None = None
-        """How `load` came to this engine; None if it was given."""
+        """How `load` came to this engine; None if it was given, or runs a checkpoint."""
+        self._checkpoint: dict[str, Any] = {}
         self._path = NumpyFramePath(engine)
 
     @classmethod
@@ -59,6 +60,7 @@ class SuperResolver:
         tile: int | None = None,
         batch: int = 1,
         steps: int | None = None,
+        device: str | None = None,
     ) -> SuperResolver:
         """Open a shipped engine by name, or a bundle folder or a checkpoint (.safetensors) by path.
 
@@ -68,19 +70,24 @@ class SuperResolver:
         threads: CPU threads, None for all cores; tile: side of a tile in LR pixels, halo included, None for the
         default; batch: tiles that the engine takes at once.
         A checkpoint runs on torch, in fp32, bf16 or fp16. steps: evaluations of the generator, None for as many as the
-        model says.
+        model says. device: cpu or cuda, for a checkpoint; None is cpu.
         Raises ModelError, BackendError or InputError.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
         wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
         if str(model).endswith(CHECKPOINT_SUFFIX):
-            return cls(_open_checkpoint(Path(model), wanted, runtime, steps, threads, tile, batch))
+            path = Path(model)
+            _check_runs_checkpoints(path, runtime)
+            resolver = cls(_open_checkpoint(path, wanted, steps, threads, tile, batch, device or "cpu"))
+            resolver._checkpoint = {"digest": hash_file(path), "device": device or "cpu"}
+            return resolver
         choice = choose(model, wanted, runtime, threads or usable_cores())
         for reason in staleness(choice.candidate.bundle):
             log.warning("%s", reason)
         chosen = replace(choice.candidate.spec, model=with_steps(choice.candidate.spec.model, steps))
         tiles = TileSpec.of(chosen.model, tile, batch)
+        check_device(device, chosen.backend)
         engine = open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads)
         if tile not in (None, engine.tile.size):
             engine.close()
@@ -136,7 +143,8 @@ class SuperResolver:
         """The rows that `__call__` would return, byte for byte, from top to bottom, in bands as they are finished.
 
         Memory does not grow with the height of the result. A band may be overwritten when the next one is asked for.
-        From the first band until the generator is exhausted or closed, other calls wait.
+        From the first band until the generator is exhausted or closed, calls from other threads wait, and those from
+        the same one raise InputError.
         """
         frame = check_frame(image_bgr)
         height, width = frame.shape[:2]
@@ -145,6 +153,18 @@ class SuperResolver:
         if (new_width, new_height) == (SCALE * width, SCALE * height):
             return bands
         return reduce_bands(bands, AreaReduction((SCALE * height, SCALE * width), (new_height, new_width)))
+
+    def record(self) -> dict[str, Any]:
+        """What runs, for reports: model, precision, backend, steps, side of a tile, and what it was loaded from."""
+        spec = self.engine.spec
+        return {
+            "model": spec.model.name,
+            "precision": spec.precision.value,
+            "backend": spec.backend.value,
+            "steps": spec.model.steps,
+            "tile": self.engine.tile.size,
+            **(self.choice.record() if self.choice else self._checkpoint),
+        }
 
     def warm_up(self, height: int, width: int, dtype: DType = _BYTES) -> None:
         """Do the work that the first image of this kind would otherwise wait for. Raises BackendError, InputError."""
@@ -163,24 +183,27 @@ class SuperResolver:
         self.close()
 
 
-def _open_checkpoint(
-    path: Path,
-    precision: Precision | None,
-    backend: Backend | None,
-    steps: int | None,
-    threads: int | None,
-    tile: int | None,
-    batch: int,
-) -> TileEngine:
+def _check_runs_checkpoints(path: Path, backend: Backend | None) -> None:
     if backend not in (None, Backend.TORCH):
         raise BackendError(
             f"{backend.value} does not run {path}; use --backend torch, or build an engine with "
             f"'rsd-edge build-engine --model {path} --backend {backend.value}'"
         )
+
+
+def _open_checkpoint(
+    path: Path,
+    precision: Precision | None,
+    steps: int | None,
+    threads: int | None,
+    tile: int | None,
+    batch: int,
+    device: str,
+) -> TileEngine:
     from rsd_edge.backends.torch import open_checkpoint
 
     return open_checkpoint(
-        path, precision=precision or Precision.FP32, steps=steps, threads=threads, tile=tile, batch=batch
+        path, precision=precision or Precision.FP32, steps=steps, threads=threads, tile=tile, batch=batch, device=device
     )
 
 

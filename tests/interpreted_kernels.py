@@ -64,6 +64,8 @@ def test_noise_field_is_that_of_numpy_bit_by_bit() -> None:
     got = noise_field(seed_tensor(SEEDS), ORIGINS, 11, 5, 7, implementation="triton")
     for sample, seed, (y, x) in zip(got, SEEDS, ORIGINS.tolist(), strict=True):
         np.testing.assert_array_equal(sample.numpy(), NoiseField(seed).normal(11, y, x, 5, 7))
+    half = noise_field(seed_tensor(SEEDS), ORIGINS, 11, 5, 7, dtype=torch.float16, implementation="triton")
+    assert torch.equal(half, got.half())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,7 +138,7 @@ def test_rsd_terms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("channels", "groups"), [(12, 4), (72, 3)])  # 72: more than a block of channels
 def test_group_norm_silu(dtype: torch.dtype, layout: torch.memory_format, channels: int, groups: int) -> None:
-    x = (images(1, (2, channels, 13, 17))[0] + 5).to(dtype).contiguous(memory_format=layout)
+    x = (images(1, (2, channels, 23, 29))[0] + 5).to(dtype).contiguous(memory_format=layout)
     weight, bias = torch.linspace(0.5, 2, channels), torch.linspace(-1, 1, channels)
     got = group_norm_silu(x, weight, bias, groups, implementation="triton")
     assert got.stride() == x.stride()
@@ -154,6 +156,15 @@ def test_a_large_mean_does_not_spoil_the_variance() -> None:
     expected = torch.nn.functional.silu(torch.nn.functional.group_norm(x.double(), 2, eps=1e-6))
     # x * scale + shift cancels two values of 1000, which float32 holds to 6e-5 each.
     torch.testing.assert_close(got.double(), expected, atol=4e-4, rtol=0)
+
+
+def test_epsilon_counts_where_the_variance_is_as_small() -> None:
+    x = 1e-3 * images(1, (1, 4, 33, 37))[0]
+    arguments = x, torch.ones(4), torch.zeros(4), 2
+    got, more = (group_norm_silu(*arguments, epsilon=e, implementation="triton") for e in (1e-6, 1.01e-6))
+    check(got, group_norm_silu_definition(*arguments, 1e-6))
+    with pytest.raises(AssertionError, match="not close"):
+        check(more, group_norm_silu_definition(*arguments, 1e-6))
 
 
 def test_memory_that_is_not_contiguous() -> None:
@@ -174,6 +185,28 @@ def test_memory_that_is_not_contiguous() -> None:
     weights = (torch.ones(4), torch.zeros(4))
     plain = group_norm_silu(x0, *weights, 2, implementation="triton")
     assert torch.equal(group_norm_silu(strange[0], *weights, 2, implementation="triton"), plain)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "spec", "offset"),
+    [
+        (
+            10,
+            100,
+            TileSpec(size=64, halo=16, feather=4, fixed=True),
+            0,
+        ),  # whole vectors: lanes inside, half and outside
+        (5, 97, TileSpec(size=48, halo=8, feather=3), 0),  # rows that begin at any byte, tiles of 42 columns
+        (3, 131, TileSpec(size=40, halo=6, feather=2, fixed=True), 5),  # a frame that begins at any byte
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frame_tiles(height: int, width: int, spec: TileSpec, offset: int, dtype: torch.dtype) -> None:
+    memory = np.random.default_rng(height).integers(0, 256, 3 * height * width + offset, dtype=np.uint8)
+    frame = torch.tensor(memory)[offset:].view(height, width, 3)
+    plan = plan_tiles(height, width, spec)
+    got, expected = both(lambda name: frame_tiles(frame, plan, dtype=dtype, implementation=name))
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize(

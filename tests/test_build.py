@@ -66,7 +66,7 @@ def test_a_bundle_says_how_it_was_made(built: Path, tiny_weights: Checkpoint) ->
 def test_a_bundle_says_what_it_was_made_of(built: Path, weights: Path, toy_bundle: Path, tmp_path: Path) -> None:
     bundle = load_bundle(built)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert bundle.manifest["source"] == {"model": "weights.safetensors", "digest": digest}
+    assert bundle.manifest["source"] == {"model": str(weights), "digest": digest}
     from_bundle = build_engine(str(toy_bundle), tmp_path, threads=1).manifest
     assert from_bundle["source"] == {"model": str(toy_bundle), "digest": load_bundle(toy_bundle).digest}
     assert set(from_bundle["versions"]) == {"rsd-edge", "onnxruntime", "numpy"}  # its graph was exported before
@@ -289,10 +289,15 @@ def test_what_is_no_model_is_named(toy_bundle: Path, tmp_path: Path) -> None:
         build_engine(str(toy_bundle), tmp_path, threads=0)
 
 
-def test_an_unwritable_output_is_named(toy_bundle: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_named_before_the_work(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_from_bundle", None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
-        build_engine(str(toy_bundle), tmp_path / "file", threads=1)
+    for output in (tmp_path / "file", tmp_path / "file" / "engines", Path("/proc/engines")):
+        with pytest.raises(OutputError, match=f"cannot write (into )?{output}: .*; choose a folder"):
+            build_engine(str(toy_bundle), output, threads=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_probe_looks_like_a_photograph(tiny_weights: Checkpoint) -> None:

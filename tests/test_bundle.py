@@ -307,6 +307,14 @@ def test_shipped_engines_are_not_stale_by_whatever_path(zoo: Path, monkeypatch: 
     assert rebuild_command(bundle) == "rsd-edge build-engine --model edge-a --backend onnxruntime --precision int8"
 
 
+def test_an_engine_is_built_again_with_the_options_that_it_had(tmp_path: Path, graph: Path) -> None:
+    source = {"model": "my runs/w.safetensors", "digest": "0f3a", "options": "--calibration photos"}
+    assert rebuild_command(build(tmp_path, graph, BuildRecord(source=source))) == (
+        "rsd-edge build-engine --model 'my runs/w.safetensors' --backend onnxruntime --precision fp32 "
+        "--calibration photos"
+    )
+
+
 @pytest.mark.parametrize("source", [None, {}, [], "edge-a", {"model": "edge-a"}, {"model": 1, "digest": 2}])
 def test_a_manifest_that_does_not_say_its_source(zoo: Path, tmp_path: Path, graph: Path, source: Any) -> None:
     bundle = build(tmp_path, graph, RECORD)
@@ -316,6 +324,11 @@ def test_a_manifest_that_does_not_say_its_source(zoo: Path, tmp_path: Path, grap
         assert "--model MODEL" in rebuild_command(load_bundle(bundle.path))
 
 
-def test_resolve_explains_a_file(graph: Path) -> None:
+def test_resolve_explains_a_file(graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "rsd.pth").touch()
+    with pytest.raises(
+        ModelError, match=r"rsd\.pth' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights'"
+    ):
+        resolve_engine(tmp_path / "rsd.pth")
     with pytest.raises(ModelError, match=r"source\.onnx' is a file; pass the folder"):
         resolve_engine(graph)

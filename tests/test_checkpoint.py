@@ -71,7 +71,7 @@ def with_header(path: Path, header: str | None) -> Path:
 
 
 def test_a_missing_checkpoint_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"none\.safetensors does not exist; train it with `rsd-edge distill`"):
+    with pytest.raises(ModelError, match=r"none\.safetensors does not exist; make it with `rsd-edge distill` or"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 

@@ -47,6 +47,9 @@ class FakeResolver:
     ) -> None:
         pass
 
+    def record(self) -> dict[str, Any]:
+        return self.choice.record() if self.choice else {}
+
     def bands(
         self, image: Image, *, progress: Callable[[int, int], None], **options: Any
     ) -> Generator[Image, None, None]:
@@ -119,7 +122,7 @@ def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
     )
     assert rsd_edge("run", "in/a.png", "-o", "x.png", *options.split()) == 0
     choice = {"precision": "int8", "backend": "openvino"}
-    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2, "steps": None})
+    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2, "steps": None, "device": None})
     assert fake.calls == [{"seed": 7, "strength": 0.25, "size": (20, 15)}]
     assert read_image("x.png").shape == (15, 20, 3)
 
@@ -128,7 +131,10 @@ def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
 def test_defaults(fake: type[FakeResolver]) -> None:
     assert rsd_edge("run", "in/a.png", "-o", "x.png") == 0
     choice = {"precision": None, "backend": None}
-    assert fake.loaded == ("edge-s", {**choice, "threads": None, "tile": None, "batch": 1, "steps": None})
+    assert fake.loaded == (
+        "edge-s",
+        {**choice, "threads": None, "tile": None, "batch": 1, "steps": None, "device": None},
+    )
     assert fake.calls == [{"seed": 0, "strength": 1.0, "size": (32, 24)}]
 
 
@@ -248,7 +254,7 @@ def test_interruption_keeps_finished_files_and_writes_the_report(
     assert rsd_edge("run", "in", "-o", "out", "--report", "r.json") == 130
     assert files_in("out") == ["a.png"]
     assert "interrupted; finished files are kept" in capfd.readouterr().err
-    assert [entry["status"] for entry in json.loads(Path("r.json").read_text())["files"]] == ["done"]
+    assert [entry["status"] for entry in json.loads(Path("r.json").read_text())["files"]] == ["done", "interrupted"]
 
 
 class Terminal(io.StringIO):

@@ -150,10 +150,13 @@ def test_values_out_of_range_are_named(minimal: Path, override: str, message: st
 @pytest.mark.parametrize("stage", ["student", "finetune"])
 def test_timesteps_lie_inside_the_schedule(stage: str) -> None:
     model = ModelSpec("tiny", schedule=ScheduleSpec(steps=8))
-    silent = {name: StudentConfig(distill_weight=0.0) for name in ("student", "finetune")}
+    silent = {name: StudentConfig(distill_weight=0.0, gan_weight=0.0) for name in ("student", "finetune")}
     distilling: dict[str, Any] = {**silent, stage: StudentConfig(timesteps=(3, 8))}
     with pytest.raises(InputError, match=rf"{stage}\.timesteps holds 8, but the schedule's last index is 7"):
         DistillConfig(model, **distilling)
+    judged: dict[str, Any] = {**silent, stage: StudentConfig(distill_weight=0.0)}  # the discriminator sees its t_n
+    with pytest.raises(InputError, match=rf"{stage}\.timesteps holds 14"):
+        DistillConfig(model, **judged)
     inside: dict[str, Any] = {**silent, stage: StudentConfig(timesteps=(3, 7))}
     DistillConfig(model, **inside)
     DistillConfig(model, **silent)  # stages that do not distil have no timesteps

@@ -298,3 +298,50 @@ def test_large_png_needs_no_second_copy(tmp_path: Path) -> None:
         tracemalloc.stop()
     # A band is 2 MiB: its RGB copy, its filtered rows, its compressed bytes. The image has 12.6 MB.
     assert peak < 8e6
+
+
+def png_with(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
+    """A picture with these chunks behind its header."""
+    plain = cv2.imencode(".png", photo(4, 5))[1].tobytes()
+    made = b""
+    for kind, data in chunks:
+        made += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(plain[:33] + made + plain[33:])
+    return path
+
+
+def test_print_sizes_and_gamma_are_left_out_aloud(tmp_path: Path) -> None:
+    dpi, gamma = (b"pHYs", struct.pack(">IIB", 11811, 11811, 1)), (b"gAMA", struct.pack(">I", 100_000))
+    usual = (b"pHYs", struct.pack(">IIB", 2835, 2835, 1)), (b"gAMA", struct.pack(">I", 45_455))
+    path = tmp_path / "a.png"
+    assert load_image(png_with(path, dpi, gamma)).losses == (
+        "its 300 DPI left out",
+        "its gamma of 1 left out: colours are taken for sRGB",
+    )
+    assert load_image(png_with(path, *usual)).losses == ()
+    assert load_image(png_with(path, gamma, (b"sRGB", b"\0"))).losses == ()
+    jpeg = cv2.imencode(".jpg", photo(8, 8))[1].tobytes()
+    assert jpeg[6:11] == b"JFIF\0"
+    for unit, value, words in ((1, 300, ("its 300 DPI left out",)), (2, 118, ("its 300 DPI left out",)), (0, 300, ())):
+        path.write_bytes(jpeg[:13] + struct.pack(">BHH", unit, value, value) + jpeg[18:])
+        assert load_image(path).losses == words
+    path.write_bytes(with_orientation(path.read_bytes(), 1))  # EXIF goes along, and is where cameras put it
+    assert load_image(path).losses == ()
+
+
+def test_the_resolution_of_a_tiff_is_left_out_aloud(tmp_path: Path) -> None:
+    options = [cv2.IMWRITE_TIFF_RESUNIT, 2, cv2.IMWRITE_TIFF_XDPI, 300, cv2.IMWRITE_TIFF_YDPI, 300]
+    (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", photo(4, 5), options)[1].tobytes())
+    assert load_image(tmp_path / "a.tif").losses == ("its 300 DPI left out",)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_gray_with_alpha_can_be_read_back_from_tiff(tmp_path: Path, bits: int) -> None:
+    kind = np.uint8 if bits == 8 else np.uint16
+    gray = (np.arange(40).reshape(5, 8) * 6).astype(kind)
+    alpha = np.full_like(gray, np.iinfo(kind).max)
+    write_image(tmp_path / "a.tif", np.dstack([gray, alpha]))
+    loaded = load_image(tmp_path / "a.tif")
+    assert loaded.alpha is not None
+    np.testing.assert_array_equal(loaded.alpha, alpha)
+    np.testing.assert_array_equal(loaded.pixels, np.dstack([gray] * 3))

@@ -96,8 +96,8 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": Payload()}, "cannot be read as a PyTorch checkpoint"),
-        (b"<html>quota exceeded</html>", "cannot be read as a PyTorch checkpoint"),
+        ({"state_dict": Payload()}, "is no PyTorch checkpoint, or holds more than weights, which is not read; down"),
+        (b"<html>quota exceeded</html>", "is no PyTorch checkpoint, or holds more than weights"),
         (b"", "cannot be read as a PyTorch checkpoint"),
         ({"step": 3, "config": {"a": 1}}, r"holds no state dict \(it holds step, config\)"),
         ([torch.zeros(1)], r"holds no state dict \(it holds list\)"),

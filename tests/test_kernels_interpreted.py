@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,36 @@ import pytest
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
+FILES = ("interpreted_kernels.py", "interpreted_traffic.py")
 
 
-def test_every_kernel_in_tritons_interpreter() -> None:
-    """In a process of its own: whether Triton compiles or interprets is settled when its kernels are imported."""
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_kernels.py")]
-        if sys.version_info >= (3, 11)
-        else [Path(sys.executable).with_name("pytest"), "-q", str(HERE / "interpreted_kernels.py")],
+def start(file: str) -> subprocess.Popen[str]:
+    tests = [str(HERE / file), "-q", "-p", "no:cacheprovider"]
+    safe = [sys.executable, "-P", "-m", "pytest"]
+    command = safe if sys.version_info >= (3, 11) else [str(Path(sys.executable).with_name("pytest"))]
+    return subprocess.Popen(
+        [*command, *tests],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parent,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
     )
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
-    assert "skipped" not in result.stdout
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Side by side, each in a process of its own: whether Triton interprets is settled when kernels are imported."""
+    started = {file: start(file) for file in FILES}
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_kernel_in_tritons_interpreter(file: str, processes: dict[str, subprocess.Popen[str]]) -> None:
+    said, _ = processes[file].communicate(timeout=600)
+    assert processes[file].returncode == 0, said[-8000:]
+    assert " passed" in said
+    assert "skipped" not in said

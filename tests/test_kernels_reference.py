@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.kernels import reference
+from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
 from rsd_edge.kernels.noise_field import noise_field, seed_tensor
 from rsd_edge.kernels.noising import forward_noise, forward_noise_drawn, posterior_step, prior_input
 from rsd_edge.kernels.norm_act import group_norm_silu
@@ -20,6 +21,8 @@ from rsd_edge.kernels.rsd import rsd_terms
 from rsd_edge.kernels.tables import StepTables
 from rsd_edge.noise import NoiseField
 from rsd_edge.schedule import ResidualSchedule
+from rsd_edge.specs import TileSpec
+from rsd_edge.tiling import plan_tiles
 
 SHAPE = (3, 4, 5, 7)
 T = torch.tensor([0, 6, 14])
@@ -103,6 +106,18 @@ def test_rsd_terms_are_those_of_training() -> None:
     torch.testing.assert_close(difference + fake, teacher, atol=TOLERANCE, rtol=0)
 
 
+def test_group_norm_silu_is_its_formula_with_the_epsilon() -> None:
+    (x,) = images(1)
+    x = 1e-3 * x.double()  # a variance like the epsilon
+    weight, bias = torch.linspace(0.5, 2, 4).double(), torch.linspace(-1, 1, 4).double()
+    grouped = x.reshape(3, 2, -1)
+    variance = grouped.var(dim=2, correction=0, keepdim=True)
+    normalised = ((grouped - grouped.mean(dim=2, keepdim=True)) / (variance + 1e-6).sqrt()).reshape(x.shape)
+    z = normalised * weight[:, None, None] + bias[:, None, None]
+    got = reference.group_norm_silu(x, weight, bias, 2, 1e-6)
+    torch.testing.assert_close(got, z / (1 + torch.exp(-z)), atol=1e-12, rtol=0)  # float64 of values about 5
+
+
 def double(count: int, shape: tuple[int, ...] = (2, 4, 3, 2)) -> list[Tensor]:
     return [image.double().requires_grad_() for image in images(count, shape)]
 
@@ -183,7 +198,7 @@ def test_opcheck() -> None:
     field = (seed_tensor(SEEDS), ORIGINS)
     learning = tuple(value.clone().requires_grad_() for value in (x0, y))
     steps = (T, tables.eta, tables.sigma, tables.input_scale, "reference")
-    torch.library.opcheck(ops.noise_field, (*field, 4, 5, 7, "reference"))
+    torch.library.opcheck(ops.noise_field, (*field, 4, 5, 7, torch.float16, "reference"))
     torch.library.opcheck(ops.forward_noise, (*learning, eps, None, None, *steps))
     torch.library.opcheck(ops.forward_noise, (*learning, None, *field, *steps))
     torch.library.opcheck(ops.forward_noise_backward, (x0, T, tables.eta, tables.input_scale, "reference"))
@@ -199,26 +214,59 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.group_norm_silu, (last, *weights, 2, 1e-6, "reference"))
 
 
-def test_export_and_compile_see_one_operator() -> None:
-    tables, (x0, y, eps) = StepTables.of(), images(3)
+def one_operator_cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+    tables, (x0, y, eps), run = StepTables.of(), images(3), {"implementation": "reference"}
+    field, noise, weights = (seed_tensor(SEEDS), ORIGINS), images(1, (3, 5, 5, 7))[0], (torch.ones(4), torch.zeros(4))
+    plan = plan_tiles(9, 14, TileSpec(size=20, halo=4, feather=2))
+    frame, detail = (
+        torch.zeros(9, 14, 3, dtype=torch.uint8),
+        torch.zeros(plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w),
+    )
+    return {
+        "noise_field": (lambda s, o: noise_field(s, o, 4, 5, 7, **run), field),
+        "forward_noise": (lambda a, b, c, t: forward_noise(a, b, c, t, tables, **run), (x0, y, eps, T)),
+        "forward_noise drawn": (lambda a, b, t: forward_noise_drawn(a, b, field, t, tables, **run), (x0, y, T)),
+        "prior_input": (
+            lambda a, b, c: prior_input(a, b, c, mean_scale=0.4, noise_scale=0.9, **run), (x0, x0[:, :3], noise),
+        ),
+        "posterior_step": (
+            lambda a, b, c, t, out: posterior_step(a, b, c, t, tables, out, **run),
+            (x0, y, eps, T, torch.zeros(3, 8, 5, 7)),
+        ),
+        "rsd_terms": (lambda a, b, c: rsd_terms(a, b, c, **run), (x0, y, eps)),
+        "group_norm_silu": (lambda a, w, b: group_norm_silu(a, w, b, 2, **run), (x0, *weights)),
+        "frame_tiles": (lambda f: frame_tiles(f, plan, **run), (frame,)),
+        "merge_tiles": (lambda d, f, s: merge_tiles(d, f, s, plan, **run), (detail, frame, torch.ones(1))),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", one_operator_cases())
+def test_export_and_compile_see_one_operator(name: str) -> None:
+    function, inputs = one_operator_cases()[name]
 
     class Step(torch.nn.Module):
-        def forward(self, x0: Tensor, y: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-            return forward_noise(x0, y, eps, t, tables, implementation="reference")
+        def forward(self, *inputs: Tensor) -> Any:
+            return function(*inputs)
 
-    exported = torch.export.export(Step(), (x0, y, eps, T))
-    called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
-    assert called == [torch.ops.rsd_edge.forward_noise.default]
+    def ours(graph: torch.fx.Graph) -> list[str]:
+        """Targets, and, where export hides an operator that writes to its input in another, its arguments."""
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
+        names = [str(each) for node in nodes for each in (node.target, *node.args)]
+        return [each.removesuffix(".default") for each in names if each.startswith("rsd_edge.")]
 
-    seen: list[Any] = []
+    exported = torch.export.export(Step(), inputs)
+    assert ours(exported.graph) == [f"rsd_edge.{name.partition(' ')[0]}"]
+
+    seen: list[str] = []
 
     def collect(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        seen.extend(node.target for node in module.graph.nodes if node.op == "call_function")
+        seen.extend(ours(module.graph))
         return module.forward
 
-    compiled = torch.compile(Step(), backend=collect, fullgraph=True)
-    assert torch.equal(compiled(x0, y, eps, T), Step()(x0, y, eps, T))
-    assert [str(target) for target in seen] == ["rsd_edge.forward_noise"]
+    torch.compiler.reset()
+    got, expected = torch.compile(Step(), backend=collect, fullgraph=True)(*inputs), Step()(*inputs)
+    torch.testing.assert_close(got, expected, atol=0, rtol=0)
+    assert seen == [f"rsd_edge.{name.partition(' ')[0]}"]
 
 
 @pytest.mark.parametrize("name", ["eta", "sigma", "input_scale"])
@@ -247,6 +295,11 @@ def test_wrong_arguments_are_named() -> None:
         forward_noise(x0, y.half(), eps, T, tables, implementation="reference")
     with pytest.raises(InputError, match=r"t is torch\.int32"):
         forward_noise(x0, y, eps, T.int(), tables, implementation="reference")
+    for wrong in (torch.tensor([0, 15, 3]), torch.tensor([-1, 0, 3])):
+        with pytest.raises(InputError, match=r"t holds (0 to 15|-1 to 3); this schedule has the timesteps 0 to 14"):
+            forward_noise(x0, y, eps, wrong, tables, implementation="reference")
+        with pytest.raises(InputError, match="t holds"):
+            posterior_step(x0, y, eps, wrong, tables, torch.zeros(3, 8, 5, 7), implementation="reference")
     with pytest.raises(InputError, match=r"pass eps\.detach"):
         forward_noise(x0, y, eps.requires_grad_(), T, tables, implementation="reference")
     with pytest.raises(InputError, match="network_input"):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -35,6 +37,7 @@ from rsd_edge.specs import (
     SwinUNetArchitecture,
     VqArchitecture,
 )
+from rsd_edge.stream.images import read_image, write_image
 
 SIDE = 16
 SMALL = PublishedArchitecture(
@@ -150,6 +153,22 @@ def test_decoding_without_codes_is_another_graph(weights: tuple[Path, Checkpoint
     assert part_error(graph, (network, {"z0": latent}, output)) > 0.1
 
 
+def test_attention_in_a_graph_holds_some_rows_of_its_scores(
+    weights: tuple[Path, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, at_once = SIDE * SIDE, 100
+    monkeypatch.setattr("rsd_edge.models.vq._SCORES_AT_ONCE", at_once * pixels)  # 100, 100 and 56 of the 256 rows
+    part = parts_of(published_model(weights[1]), SIDE)[DECODER]
+    graph = export_parts({DECODER: part}, tmp_path)[DECODER]
+    assert part_error(graph, part) < 5e-4  # fp32, of images up to 10
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True).graph
+    shapes = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in inferred.value_info
+    }
+    softmaxes = [shapes[node.output[0]][2:] for node in inferred.node if node.op_type == "Softmax"]
+    assert softmaxes == [[at_once, pixels], [at_once, pixels], [pixels % at_once, pixels]]
+
+
 def test_the_command_says_what_was_built(
     weights: tuple[Path, Checkpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +180,83 @@ def test_the_command_says_what_was_built(
     out = capsys.readouterr().out
     assert out.startswith(f"{folder}: ")
     assert "dB against the networks, by the largest error of a part; a 16x16 tile on " in out
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *map(str, words)])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_checkpoint_runs_as_an_engine_that_is_built_once(
+    weights: tuple[Path, Checkpoint], bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photo, sha256 = tmp_path / "a.png", hashlib.sha256(weights[0].read_bytes()).hexdigest()
+    write_image(photo, np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
+    words = (photo, "--model", weights[0], "--backend", "onnxruntime", "--tile", SIDE, "--threads", 2)
+    assert run(*words, "-o", tmp_path / "b.png", "--steps", 1, "--report", tmp_path / "r.json") == 0
+    told = capfd.readouterr().err
+    assert told.startswith(
+        f"{weights[0]} (sha256 {sha256[:12]}): building the onnxruntime engine for tiles of 16, once"
+    )
+    folder = Path(told.rstrip("\n").rpartition(" in ")[2])
+    assert load_bundle(folder).manifest["source"]["digest"] == sha256
+    with SuperResolver.load(bundle.path, threads=2) as enlarge:
+        assert np.array_equal(read_image(tmp_path / "b.png"), enlarge(read_image(photo)))
+    engine = json.loads((tmp_path / "r.json").read_text())["engine"]
+    assert (engine["backend"], engine["tile"], engine["digest"]) == ("onnxruntime", SIDE, load_bundle(folder).digest)
+
+    assert run(*words, "-o", tmp_path / "c.png") == 0
+    assert capfd.readouterr().err == ""
+    assert (tmp_path / "c.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    (folder / DECODER).write_bytes(b"")
+    assert run(*words, "-o", tmp_path / "c.png") == 0
+    assert "decoder.onnx has 0 bytes" in capfd.readouterr().err
+    assert (tmp_path / "c.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--precision", "int8"),
+            "checkpoints are run on onnxruntime in fp32; for int8, build an engine with 'rsd-edge",
+        ),
+        (("--steps", "2"), "model 'rsd' of family rsd takes 1 steps, not 2"),
+        (("--tile", "24"), "tile is 24; tiles of rsd are multiples of 16"),
+        (("--device", "cuda"), "device is cuda, but onnxruntime runs on the CPU here"),
+    ],
+)
+def test_engines_that_are_not_built_on_the_way(
+    weights: tuple[Path, Checkpoint],
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    backend = ("--model", weights[0], "--backend", "onnxruntime")
+    assert run(tmp_path / "a.png", "-o", tmp_path / "b.png", *backend, *words) == 2
+    err = capfd.readouterr().err
+    assert err.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in err
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_an_engine_that_cannot_be_kept_is_not_built(
+    weights: tuple[Path, Checkpoint], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build_published, "export_parts", None)  # is not reached
+    write_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    words = ("--model", weights[0], "--backend", "onnxruntime", "--tile", SIDE)
+    assert run(tmp_path / "a.png", "-o", tmp_path / "b.png", *words) == 2
+    assert "is a file; choose a folder" in capfd.readouterr().err
 
 
 def test_the_graph_scales_its_input_by_the_step(weights: tuple[Path, Checkpoint], bundle: Bundle) -> None:

@@ -178,3 +178,18 @@ def test_a_size_that_cannot_be_made_is_refused(photo: Photo, toy_bundle: Path) -
     for call in (resolver, resolver.bands):
         with pytest.raises(InputError, match="size 17x16 is more than 4 times the image of 4x4"):
             call(photo(4, 4), size=(17, 16))
+
+
+def test_a_resolver_within_its_own_bands_is_an_error(photo: Photo, toy_bundle: Path) -> None:
+    """It would wait for itself for ever."""
+    frame = photo(20, 24)
+    with SuperResolver.load(toy_bundle, threads=1) as resolver:
+        bands = resolver.bands(frame)
+        next(bands)
+        for call in (lambda: resolver(frame), lambda: next(resolver.bands(frame)), lambda: resolver.warm_up(20, 24)):
+            with pytest.raises(InputError, match=r"in the middle of an image: use up or close what bands\(\) returned"):
+                call()
+        bands.close()
+        with pytest.raises(InputError, match="make none from a progress callback"):
+            resolver(frame, progress=lambda *_: resolver.warm_up(20, 24))
+        assert resolver(frame).shape == (80, 96, 3)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -129,15 +131,21 @@ def test_a_closed_engine_says_so(tiny_weights: Checkpoint) -> None:
         detail_of(engine, torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 8, 8))
 
 
-def test_requests_that_cannot_be_met(tiny_weights: Checkpoint, toy_bundle: Path, tmp_path: Path) -> None:
+def test_requests_that_cannot_be_met(
+    tiny_weights: Checkpoint, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, tiny_weights)
     for options, message in (
         ({"backend": "onnxruntime"}, r"onnxruntime does not run .*tiny\.safetensors; use --backend torch, or build"),
         ({"precision": "int8"}, "torch runs fp32, fp16, bf16, not int8"),
+        ({"device": "cuda"}, r"device is cuda, but torch .* (is built without CUDA|finds no GPU that works); leave"),
     ):
         with pytest.raises(BackendError, match=message):
             SuperResolver.load(path, **options)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="device is cuda, but onnxruntime runs on the CPU here; give a checkpoint"):
+        SuperResolver.load(toy_bundle, device="cuda")
     with pytest.raises(InputError, match="model 'tiny' of family edge takes 1 steps, not 15"):
         open_checkpoint(path, steps=15)
     with pytest.raises(InputError, match="model 'toy' of family edge takes 1 steps, not 2"):
@@ -150,7 +158,8 @@ def test_a_checkpoint_enlarges_an_image(student: Checkpoint, tmp_path: Path) -> 
     """From the command line, with other pixels for another seed."""
     save_checkpoint(tmp_path / "rsd.safetensors", student)
     write_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
-    words = ["--model", str(tmp_path / "rsd.safetensors"), "--backend", "torch", "--steps", "1", "--tile", "64"]
+    weights, report = tmp_path / "rsd.safetensors", tmp_path / "r.json"
+    words = ["--model", str(weights), "--backend", "torch", "--steps", "1", "--tile", "64", "--report", str(report)]
     results = []
     for seed in ("0", "1"):
         with pytest.raises(SystemExit) as caught:
@@ -159,6 +168,15 @@ def test_a_checkpoint_enlarges_an_image(student: Checkpoint, tmp_path: Path) -> 
         results.append(read_image(tmp_path / f"{seed}.png"))
     assert results[0].shape == (80, 96, 3)
     assert (results[0] != results[1]).mean() > 0.5
+    assert json.loads(report.read_text())["engine"] == {
+        "model": "rsd",
+        "precision": "fp32",
+        "backend": "torch",
+        "steps": 1,
+        "tile": 64,
+        "digest": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "device": "cpu",
+    }
 
 
 FOUR_TILES = """

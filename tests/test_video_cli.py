@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -42,6 +46,9 @@ class FakeResolver:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def record(self) -> dict[str, Any]:
+        return {}
 
     def __call__(self, image: NDArray[Any], *, progress: Any = None, out: Any = None, **options: Any) -> NDArray[Any]:
         self.calls.append(options)
@@ -85,10 +92,16 @@ def test_one_video(capfd: pytest.CaptureFixture[str]) -> None:
     assert FakeResolver.calls == 8 * [{"seed": 5, "strength": 0.5, "scale": 4.0}]
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("out.mp4: 8 frames, 64x48 to 256x192, libx264, 0.0 MB in ")
-    assert err.endswith(" fps\n")
-    assert err.count("\n") == 1
-    (entry,) = json.loads(Path("r.json").read_text())["files"]
+    announced, done = err.splitlines()
+    assert announced == "in/clip.mp4: 8 frames of 256x192 with libx264, very roughly 0.0 MB"
+    assert done.startswith("out.mp4: 8 frames, 64x48 to 256x192, libx264, 0.0 MB in ")
+    assert done.endswith(" fps")
+    report = json.loads(Path("r.json").read_text())
+    assert report["video_settings"]["segment_frames"] == 60
+    assert report["video_settings"]["seed"] == 5
+    assert report["versions"]["ffmpeg"] == av.ffmpeg_version_info
+    (entry,) = report["files"]
+    assert entry["bytes_predicted"] == round(8 * 256 * 192 * 0.19 / 8)
     assert (entry["status"], entry["frames"], entry["encoder"], entry["error"]) == ("done", 8, "libx264", None)
     assert entry["output_size"] == [256, 192]
     assert entry["duration"] == pytest.approx(0.32)
@@ -148,22 +161,107 @@ def test_options_of_videos() -> None:
         ("in/clip.mp4 -o out.mp4 --crf 99", "error: crf is 99; it must lie between 0 and 63"),
         ("in/clip.mp4 -o out.mp4 --start -1", "error: start is -1; give seconds, 0 or more"),
         ("in/clip.mp4 -o out.mp4 --duration 0", "error: duration is 0; give seconds, more than 0"),
-        ("in/clip.mp4 -o out.mp4 --max-frames 0", "error: max-frames is 0; it must be at least 1"),
+        ("in/clip.mp4 -o out.mp4 --max-frames 0", "error: max-frames is 0; it must be a whole number, at least 1"),
         ("in/clip.mp4 -o out.mp4 --codec nonsense", "error: cannot encode out.mp4: nonsense is not in this FFmpeg"),
         ("in/clip.mp4 -o out.mp4 --video-io opencv --crf 3", "error: --crf does not go with --video-io opencv"),
         ("in/clip.mp4 -o in/clip.mp4", "error: in/clip.mp4 is an input and would be replaced"),
         ("in/clip.mp4 -o out.mp4 --max-side 64", "error: --size and --max-side are for images; give videos a --scale"),
         ("in -o out.mp4", "error: out.mp4 is one file but the input is the folder in"),
+        ("in/photo.png -o out.png --crf 3", "error: --crf: for videos, and there is none among the inputs; leave it"),
+        ("in/photo.png -o out --hdr refuse --start 0", "error: --start, --hdr: for videos, and there is none"),
+        ("in/clip.mp4 -o out.mp4 --format png", "error: --format: for images, and there is none among the inputs"),
+        ("in/clip.mp4 -o out.txt", "error: cannot write out.txt: '.txt' is not an output format; use one of .mp4"),
+        ("in/photo.png -o new/out.txt", "error: cannot write new/out.txt: '.txt' is not an output format; use one"),
+        ("in/clip.mp4 -o new/out.mp4 --codec nonsense", "error: cannot encode new/out.mp4"),
+        ("in/clip.mp4 -o out.mp4 --codec=", "error: codec is empty; name one or leave it out"),
+        ("in/clip.mp4 -o out.mp4 --video-io opencv --hdr pass", "error: --hdr does not go with --video-io opencv"),
+        ("in/clip.mp4 -o new/out.mp4 --video-io opencv --start 9", "error: in/clip.mp4 has no frame after 9 s; lower"),
+        ("in/clip.mp4 -o out.mp4 --video-io opencv --max-pixels 9", "error: in/clip.mp4 has frames of 64x48 = 0.0 meg"),
+        ("rtsp://nowhere.invalid/a -o out.mp4", "error: rtsp://nowhere.invalid/a is a device or a stream; add --vid"),
+        ("/dev/null -o out.mp4", "error: /dev/null is a device or a stream; add --video-io opencv"),
+        ("/dev/null -o new/out.mp4 --video-io opencv", "error: /dev/null cannot be opened by OpenCV; check that it is"),
+        ("/dev/null -o out.png --video-io opencv", "error: /dev/null becomes a video, and out.png is none; end -o in"),
+        ("/dev/null in -o out --video-io opencv", "error: /dev/null is a device or a stream, which goes alone"),
     ],
 )
 def test_bad_input_is_one_line(arguments: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    before = files_in(".")
+    before = sorted(Path().rglob("*"))
     assert rsd_edge("run", *arguments.split()) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(message)
     assert err.count("\n") == 1
-    assert files_in(".") == before
+    assert sorted(Path().rglob("*")) == before  # no empty folders either
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_stream_from_the_net() -> None:
+    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory="in")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}//clip.mp4"
+        assert rsd_edge("run", address, "-o", "out.avi", "--video-io", "opencv", "--report", "r.json") == 0
+        server.shutdown()
+    assert len(read(Path("out.avi")).times) == 8
+    (entry,) = json.loads(Path("r.json").read_text())["files"]
+    assert entry["input"] == address
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("source", "kept"), [("in/clip.mp4", "out.partial.avi"), ("fake://camera", "out.avi")], ids=["file", "camera"]
+)
+def test_ctrl_c_with_opencv_keeps_what_there_is(source: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: FakeResolver, *arguments: Any, **options: Any) -> NDArray[Any]:
+        if len(self.calls) == 5:
+            raise KeyboardInterrupt
+        return plain(self, *arguments, **options)
+
+    plain, opened = FakeResolver.__call__, cv2.VideoCapture
+    monkeypatch.setattr(FakeResolver, "__call__", interrupted)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda name: opened("in/clip.mp4"))
+    assert rsd_edge("run", source, "-o", "out.avi", "--video-io", "opencv") == 130
+    assert files_in(".") == ["in/clip.mp4", "in/old.ts", "in/photo.png", kept]
+    assert len(read(Path(kept)).times) == 5
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_report_tells_of_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeResolver, "__call__", interrupt)
+    assert rsd_edge("run", "in", "-o", "out", "--report", "r.json") == 130
+    report = json.loads(Path("r.json").read_text())
+    found = {Path(entry["input"]).name: (entry["status"], entry["error"]) for entry in report["files"]}
+    assert found == {
+        "photo.png": ("done", None),
+        "clip.mp4": ("interrupted", "in/clip.mp4: interrupted before the first frame was done"),
+        "old.ts": ("not started", "not started: interrupted before"),
+    }
+    assert (report["totals"]["interrupted"], report["totals"]["not_started"]) == (1, 1)
+
+
+@pytest.mark.usefixtures("folder")
+def test_pictures_that_are_not_read_fail_by_name(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("in/moving.gif").write_bytes(b"GIF89a" + bytes(50))
+    Path("in/notes.pdf").write_bytes(b"%PDF" + bytes(50))
+    assert rsd_edge("run", "in", "-o", "out") == 2
+    assert files_in("out") == ["clip.mp4", "old.mkv", "photo.png"]
+    err = capfd.readouterr().err
+    assert "error: in/moving.gif is a GIF file; if it moves, extract its frames first" in err
+    assert "notes.pdf" not in err
+
+
+@pytest.mark.usefixtures("folder")
+def test_stripped_videos_keep_no_tags_but_languages() -> None:
+    make(Path("in/tagged.mkv"), Recipe(audio=("aac",), tags={"title": "Our garden", "location": "+52.5+013.4/"}))
+    for option, title in (((), "Our garden"), (("--strip",), None)):
+        assert rsd_edge("run", "in/tagged.mkv", "-o", "out.mkv", *option) == 0
+        with av.open("out.mkv") as opened:
+            tags = {key.lower(): value for key, value in opened.metadata.items()}
+            assert (tags.get("title"), "location" in tags) == (title, title is not None)
+            assert opened.streams.audio[0].language == "eng"
 
 
 @pytest.mark.usefixtures("folder")
@@ -200,8 +298,8 @@ def test_ctrl_c_from_the_keyboard(tmp_path: Path) -> None:
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert "s are in " in err
-    assert "the same command goes on after frame " in err
+    assert " frames are in " in err
+    assert "the same command begins anew" in err
     assert "Traceback" not in err
     assert not target.exists()
     assert 5 <= len(read(tmp_path / "b.partial.mp4").times) < 60
@@ -227,7 +325,7 @@ def test_a_terminal_shows_frames_and_speed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("rsd_edge.cli.video_options._REFRESH", 1000)
     assert rsd_edge("run", "in/clip.mp4", "-o", "out.mp4") == 0
     assert "clip.mp4" in terminal.getvalue()
-    assert "8 frames of 256x192 with libx264, very roughly 0 MB" in terminal.getvalue()
+    assert "8 frames of 256x192 with libx264, very roughly 0.0 MB" in terminal.getvalue()
     assert "8/8" in terminal.getvalue()
     assert " fps" in terminal.getvalue()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from rsd_edge import VideoSettings, VideoUpscaler
 from rsd_edge.errors import VideoReadError
 
 SECONDS_EACH = 20
-"""Against hanging. A sound clip of this size takes 0.1 s, and a mutation may add frames, but only so many."""
+"""The limit for each file, on a busy machine. A sound clip of this size takes 0.05 s."""
+MOST_PIXELS = 100_000
 
 TRY_ALL = """
 import json, signal, sys, time
@@ -27,13 +29,14 @@ sys.path.insert(0, sys.argv[1])
 from rsd_edge import RsdEdgeError, VideoSettings, VideoUpscaler
 from video_clips import cubic
 
+settings = VideoSettings(scale=2, segment_frames=5, max_pixels=int(sys.argv[5]))
 for path in sorted(Path(sys.argv[2]).iterdir()):
     target = Path(sys.argv[3]) / f"{path.name}.mkv"
     signal.alarm(int(sys.argv[4]))
     print(json.dumps({"begin": path.name}), flush=True)
     outcome = {"file": path.name, "frames": 0, "notes": [], "error": ""}
     try:
-        result = VideoUpscaler(cubic, VideoSettings(segment_frames=5, max_pixels=100_000))(path, target)
+        result = VideoUpscaler(cubic, settings)(path, target)
         outcome |= {"frames": result.frames, "notes": result.notes}
     except RsdEdgeError as error:
         outcome["error"] = str(error)
@@ -55,22 +58,51 @@ def mutations(folder: Path) -> Iterator[tuple[str, bytes]]:
     }
     for suffix, path in sources.items():
         data = path.read_bytes()
-        for number in range(9):
+        for number in range(26):
             flipped = bytearray(data)
-            # From one flip to a torrent; the last ones in the headers, which decide most.
-            for _ in range(1 << number):
-                flipped[rng.randrange(len(data) if number < 6 else min(len(data), 2000))] ^= 1 << rng.randrange(8)
+            # From one flip to a torrent; a third of them in the headers, which decide most.
+            for _ in range(1 << number % 8):
+                flipped[rng.randrange(len(data) if number < 16 else min(len(data), 2000))] ^= 1 << rng.randrange(8)
             yield f"flip{number}.{suffix}", bytes(flipped)
-        for percent in (5, 50, 95):
+        for percent in (1, 5, 20, 35, 50, 65, 80, 90, 95, 99):
             yield f"cut{percent}.{suffix}", data[: len(data) * percent // 100]
         yield f"hole.{suffix}", data[: len(data) // 3] + bytes(2000) + data[len(data) // 3 + 2000 :]
         yield f"wrong-{suffix}.{'mkv' if suffix != 'mkv' else 'mp4'}", data
+    yield from bombs(folder, sources)
     yield "noise.mp4", rng.randbytes(5000)
     yield "zeros.mkv", bytes(5000)
     yield "text.avi", b"these are no pictures\n" * 50
     yield "one-byte.webm", b"\x1a"
     yield "playlist.ts", b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\na.ts\n#EXT-X-ENDLIST\n"
     yield "concat.mp4", b"ffconcat version 1.0\nfile a.mp4\n"
+
+
+def bombs(folder: Path, sources: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """Frames of far more pixels than the file has bytes, as claims and in truth."""
+    avi, mp4 = sources["avi"].read_bytes(), sources["mp4"].read_bytes()
+    size, sides = struct.pack("<II", 64, 48), struct.pack(">HH", 64, 48)
+    for side in (5000, 60_000, 2**31 - 1, 2**32 - 1):
+        yield f"claim{side}.avi", avi.replace(size, struct.pack("<II", side, side))
+        claimed = min(side, 65535)
+        yield f"claim{side}.mp4", mp4.replace(sides, struct.pack(">HH", claimed, claimed))
+    for suffix in ("mp4", "mkv", "ts"):
+        _huge(folder / f"huge.{suffix}")
+        yield f"huge.{suffix}", (folder / f"huge.{suffix}").read_bytes()
+    yield "later-huge.ts", sources["ts"].read_bytes() + (folder / "huge.ts").read_bytes()
+
+
+def _huge(path: Path) -> None:
+    """A frame of one colour, in a few kilobytes."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width = stream.height = 4096
+        stream.pix_fmt, stream.options = "yuv420p", {"preset": "ultrafast"}
+        frame = av.VideoFrame(4096, 4096, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.pts = 0
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
 
 
 def test_mutated_files(tmp_path: Path) -> None:
@@ -80,9 +112,9 @@ def test_mutated_files(tmp_path: Path) -> None:
     for name, data in mutations(tmp_path / "made"):
         (tmp_path / "in" / name).write_bytes(data)
         names.append(name)
-    assert len(names) >= 60
+    assert len(names) == len(set(names)) > 200
     folders = (Path(__file__).parent, tmp_path / "in", tmp_path / "out")
-    command = [sys.executable, "-c", TRY_ALL, *folders, str(SECONDS_EACH)]
+    command = [sys.executable, "-c", TRY_ALL, *folders, str(SECONDS_EACH), str(MOST_PIXELS)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert run.returncode == 0, (lines[-1:], run.stderr[-500:])  # the last line names the file that hung or crashed
@@ -100,6 +132,9 @@ def test_mutated_files(tmp_path: Path) -> None:
         assert outcomes[name]["error"], name
     for name in ("wrong-mp4.mkv", "wrong-ts.mkv", "wrong-avi.mkv"):
         assert outcomes[name]["frames"] == 8
+    for name in ("huge.mp4", "huge.mkv", "huge.ts"):
+        assert "4096x4096 = 16.8 megapixels, more than the limit" in outcomes[name]["error"]
+    assert outcomes["later-huge.ts"]["frames"] == 8
     # Matroska, AVI and MPEG-TS are read from the front; what a cut leaves is saved, and said.
     for name in ("cut50.mkv", "cut95.avi", "cut50.webm"):
         assert 0 < outcomes[name]["frames"] < 8

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from numpy.typing import NDArray
-from video_clips import PATCHES, TICKS, Content, Recipe, cubic, make, patch_colours, read
+from video_clips import TICKS, Content, Recipe, cubic, make, read, upscale
 
 from rsd_edge import VideoResult, VideoSettings, VideoUpscaler
 from rsd_edge.errors import InputError, OutputError, VideoReadError
-from rsd_edge.frames import PixelT
 from rsd_edge.video.settings import Forecast
 
 X264 = {"crf": "4", "preset": "ultrafast"}
@@ -28,15 +27,6 @@ CODECS = {
     "mpeg4": Recipe("mpeg4", {"qmin": "1", "qmax": "2"}, time_base=Fraction(1, 25), times=range(8)),
 }
 VARIABLE = (0, 512, 1100, 2048, 2100, 4096, 9000, 9512)
-
-
-def upscale(source: Path, target: str, **options: Any) -> tuple[VideoResult, Content]:
-    """Segments of three frames, so that every film has several."""
-    settings = VideoSettings(**{"segment_frames": 3, **options})
-    path = source.with_name(target)
-    result = VideoUpscaler(cubic, settings)(source, path)
-    assert not [entry for entry in source.parent.iterdir() if "rsd-edge" in entry.name]
-    return result, read(path)
 
 
 def check(before: Content, after: Content, tick: Fraction) -> None:
@@ -120,53 +110,14 @@ def test_avi_refuses_a_variable_rate(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
 
 
-@pytest.mark.parametrize("target", ["mp4", "mkv", "webm"])
-@pytest.mark.parametrize(("matrix", "full"), [(1, False), (1, True), (6, False), (6, True), (9, False)])
-@pytest.mark.parametrize("bits", [8, 10])
-def test_colours_survive(tmp_path: Path, matrix: int, full: bool, bits: int, target: str) -> None:
-    form = "yuv420p" if bits == 8 else "yuv420p10le"
-    recipe = Recipe(size=(112, 32), patch=True, matrix=matrix, full=full, pixel_format=form, times=(0,))
-    source = make(tmp_path / "a.mkv", recipe)
-    result, after = upscale(source, f"b.{target}", crf=4)
-    assert after.tags[:3] == (matrix, 2 if full else 1, matrix)
-    assert (after.pixel_format.endswith("10le")) is (bits == 10)
-    # Two roundings to 8 bits and two lossy encoders: the bound that users were promised.
-    assert np.abs(patch_colours(after, matrix, full) - PATCHES).max() <= 2
-    assert np.abs(patch_colours(after, matrix, full) - patch_colours(read(source), matrix, full)).max() <= 2
-    assert not result.notes
-
-
-@pytest.mark.parametrize(("height", "matrix", "name"), [(48, 6, "BT.601"), (720, 1, "BT.709")])
-def test_untagged_colours_are_guessed_and_tagged(tmp_path: Path, height: int, matrix: int, name: str) -> None:
-    recipe = Recipe(size=(112, height), patch=True, matrix=matrix, tagged=False, times=(0,))
-    result, after = upscale(make(tmp_path / "a.mp4", recipe), "b.mp4", scale=1, crf=4)
-    assert after.tags[:2] == (matrix, 1)
-    assert result.notes == (f"no colour matrix is tagged; {name} assumed for {height} lines, and tagged in the result",)
-    assert np.abs(patch_colours(after, matrix, False) - PATCHES).max() <= 2  # as above
-
-
-def test_ten_bits_reach_the_resolver_and_are_given_up_aloud(tmp_path: Path) -> None:
-    source = make(tmp_path / "a.mp4", Recipe(pixel_format="yuv420p10le"))
-    seen = []
-
-    def watch(image: NDArray[PixelT], **options: Any) -> NDArray[PixelT]:
-        seen.append(image.dtype)
-        return cubic(image, **options)
-
-    VideoUpscaler(watch)(source, tmp_path / "b.mkv")
-    result = VideoUpscaler(watch)(source, tmp_path / "b.avi")
-    assert seen == 8 * [np.uint16] + 8 * [np.uint8]
-    assert "10 bits reduced to 8, because mpeg4 has no more" in result.notes
-
-
-@pytest.mark.parametrize("transfer", [16, 18])
-def test_hdr_is_refused_or_passed(tmp_path: Path, transfer: int) -> None:
-    source = make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le", matrix=9, transfer=transfer))
-    with pytest.raises(InputError, match=r"is HDR .* tone-map it to SDR first, or take --hdr pass"):
-        upscale(source, "b.mkv")
-    result, after = upscale(source, "b.mkv", hdr="pass")
-    assert after.tags == (9, 1, 9, transfer)
-    assert any("HDR values enlarged as if they were SDR" in note for note in result.notes)
+def test_dropped_frames_are_no_damage_and_stay_dropped(tmp_path: Path) -> None:
+    times = (0, 1, 2, 4, 5, 8, 9)
+    source = make(tmp_path / "a.avi", Recipe("mpeg4", {}, time_base=Fraction(1, 25), times=times))
+    for target in ("avi", "mkv"):
+        result, after = upscale(source, f"b.{target}")
+        check(read(source), after, Fraction(1, 1000))
+        assert not any("damaged" in note for note in result.notes)
+    assert after.times == [Fraction(round(1000 * time / 25), 1000) for time in times]
 
 
 @pytest.mark.parametrize(("degrees", "quarters"), [(90, 1), (180, 2), (-90, 3)])
@@ -349,11 +300,28 @@ def test_progress_and_result(tmp_path: Path) -> None:
     result = VideoUpscaler(cubic)(
         source, tmp_path / "b.mp4", progress=lambda *call: calls.append(call), forecast=told.append
     )
-    assert told == [Forecast(8, (256, 192), "libx264", round(8 * 256 * 192 * 0.12 / 8))]
+    assert told == [Forecast(8, (256, 192), "libx264", round(8 * 256 * 192 * 0.19 / 8))]
     assert [call[:2] for call in calls] == [(i, 8) for i in range(1, 9)]
     assert 0 < calls[0][2] <= calls[-1][2] <= result.seconds
+    assert result.encoder_options == {"crf": "21", "preset": "superfast"}
     assert (result.encoder, result.input_size, result.output_size) == ("libx264", (64, 48), (256, 192))
     assert result.frames_per_second == pytest.approx(8 / result.seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "target", "factor"),
+    [
+        ({"crf": 26}, "b.mp4", 1 / 2),
+        ({"crf": 16, "preset": "ultrafast"}, "b.mp4", 2),
+        ({"preset": "medium"}, "b.mp4", 1 / 2),
+        ({"crf": 6}, "b.avi", 0.3 / 0.19 / 2),
+    ],
+)
+def test_the_forecast_goes_with_quality_and_preset(tmp_path: Path, options: Any, target: str, factor: float) -> None:
+    told: list[Forecast] = []
+    source = make(tmp_path / "a.mp4", Recipe())
+    VideoUpscaler(cubic, VideoSettings(**options))(source, tmp_path / target, forecast=told.append)
+    assert told[0].bytes == pytest.approx(8 * 256 * 192 * 0.19 / 8 * factor, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from video_clips import Recipe, cubic, make, read
 from rsd_edge import VideoInterrupted, VideoSettings, VideoUpscaler
 from rsd_edge.errors import OutputError
 from rsd_edge.frames import PixelT
+from rsd_edge.specs import TileSpec
 from rsd_edge.stream.atomic import is_disk_full
 from rsd_edge.video import segments as segments_module
 from rsd_edge.video.threads import Prefetch, Sink
@@ -178,7 +179,8 @@ def test_a_full_disk_while_joining(source: Path, whole: list[int]) -> None:
 def test_ctrl_c_leaves_something_to_play_and_goes_on(source: Path, whole: list[int]) -> None:
     target, partial = source.with_name("b.mp4"), source.with_name("b.partial2.mp4")
     source.with_name("b.partial.mp4").write_text("somebody else's")
-    with pytest.raises(VideoInterrupted, match=rf"the first 0\.4 s are in {partial}; the same command goes on"):
+    message = f"the first 10 frames are in {partial}; the same command goes on after frame 8, since whole pieces of 4"
+    with pytest.raises(VideoInterrupted, match=message):
         VideoUpscaler(Counting(11, KeyboardInterrupt()), SETTINGS)(source, target)
     assert names(source.parent) == {"b.partial.mp4", "b.partial2.mp4", work_folder(target).name}
     beginning = read(partial)
@@ -190,6 +192,29 @@ def test_ctrl_c_leaves_something_to_play_and_goes_on(source: Path, whole: list[i
     assert again.calls == FRAMES - 8
     assert read(target).hashes == whole
     assert names(source.parent) == {"b.mp4", "b.partial.mp4"}
+
+
+def test_a_shorter_beginning_does_not_replace_a_longer_one(source: Path, whole: list[int]) -> None:
+    target, partial = source.with_name("b.mp4"), source.with_name("b.partial.mp4")
+    upscalers = [VideoUpscaler(Counting(at, KeyboardInterrupt()), SETTINGS) for at in (12, 3, 6)]
+    frames = []
+    for upscaler in upscalers:  # after 11 frames, 2 new ones behind 8, 5 new ones behind 8
+        with pytest.raises(VideoInterrupted) as raised:
+            upscaler(source, target)
+        frames.append(len(read(partial).hashes))
+        assert f"the first {frames[-1]} frames are in {partial}" in str(raised.value)
+    assert frames == [11, 11, 13]
+    partial.unlink()
+    with pytest.raises(VideoInterrupted, match="the first 14 frames are in"):
+        VideoUpscaler(Counting(3, KeyboardInterrupt()), SETTINGS)(source, target)
+    VideoUpscaler(Counting(), SETTINGS)(source, target)
+    assert read(target).hashes == whole
+    assert names(source.parent) == {"b.mp4"}
+
+
+def test_a_beginning_shorter_than_a_piece(source: Path) -> None:
+    with pytest.raises(VideoInterrupted, match=r"the first 2 frames are in .*; the same command begins anew, since"):
+        VideoUpscaler(Counting(3, KeyboardInterrupt()), SETTINGS)(source, source.with_name("b.mp4"))
 
 
 def test_ctrl_c_before_the_first_frame(source: Path) -> None:
@@ -218,7 +243,7 @@ def test_other_settings_refuse_with_the_cure(source: Path) -> None:
     target = source.with_name("b.mp4")
     interrupted(source, target)
     other = VideoSettings(segment_frames=4, seed=3, crf=30)
-    with pytest.raises(OutputError, match=r"seed 0 then, 3 now, crf None then, 30 now.* repeat its command") as raised:
+    with pytest.raises(OutputError, match=r"\(crf default then, 30 now, seed 0 then, 3 now\); repeat its") as raised:
         VideoUpscaler(cubic, other)(source, target)
     assert "delete that folder to begin again" in str(raised.value)
     source.write_bytes(source.read_bytes() + b"\0")
@@ -242,9 +267,25 @@ def test_another_engine_refuses(source: Path) -> None:
     target = source.with_name("b.mp4")
     interrupted(source, target)
     engine = Counting()
-    engine.engine = SimpleNamespace(tile="208")  # type: ignore[attr-defined]
-    with pytest.raises(OutputError, match="tile None then, 208 now"):
+    engine.engine = SimpleNamespace(tile=TileSpec(size=208))  # type: ignore[attr-defined]
+    with pytest.raises(OutputError, match=r"\(batch default then, 1 now, tile default then, 208 now\)"):
         VideoUpscaler(engine, SETTINGS)(source, target)
+
+
+def test_no_internals_in_the_refusal(source: Path) -> None:
+    target = source.with_name("b.mp4")
+    interrupted(source, target)
+    journal = work_folder(target) / "journal.jsonl"
+    kept = journal.read_text()
+    for old, new, words in (
+        ('"codec": "h264"', '"codec": "other"', "this FFmpeg would encode otherwise"),
+        ('"engine": {}', '"engine": {"digest": "123"}', "another digest"),
+        ('"version": 2', '"version": 1', "it comes from another version of rsd-edge"),
+    ):
+        assert kept.count(old) == 1
+        journal.write_text(kept.replace(old, new))
+        with pytest.raises(OutputError, match=rf"that differs \({words}\); repeat its command"):
+            VideoUpscaler(Counting(), SETTINGS)(source, target)
 
 
 def test_a_damaged_segment_is_told(source: Path) -> None:

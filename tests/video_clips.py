@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge import VideoResult, VideoSettings, VideoUpscaler
+
 TICKS = Fraction(1, 12800)
 PATCHES = ((0, 0, 0), (255, 255, 255), (128, 128, 128), (40, 60, 220), (60, 190, 50), (200, 60, 40), (30, 170, 220))
 """BGR, and none so saturated that limited range would clip it."""
@@ -253,3 +255,12 @@ def cubic(image: NDArray[Any], *, seed: int, strength: float, scale: float, out:
     """Called like a `SuperResolver`."""
     cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
     return out
+
+
+def upscale(source: Path, target: str, **options: Any) -> tuple[VideoResult, Content]:
+    """Segments of three frames, so that every film has several."""
+    settings = VideoSettings(**{"segment_frames": 3, **options})
+    path = source.with_name(target)
+    result = VideoUpscaler(cubic, settings)(source, path)
+    assert not [entry for entry in source.parent.iterdir() if "rsd-edge" in entry.name]
+    return result, read(path)

@@ -170,7 +170,7 @@ class StudentStage(Stage):
         points = [prior]
         listens = self.stage.feature_gan and iteration >= self.stage.gan_start
         latent_terms = bool(self.stage.distill_weight) or listens
-        if latent_terms and self.sampler.starts_from_truth:
+        if latent_terms and self.stage.starts_from_truth:
             points.append(self.sampler.from_truth(z0, z_y, noise))
         outputs = generate(self.live["student"], points, lq)
         base = bicubic_up(lq)

@@ -8,7 +8,7 @@ from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine
 from rsd_edge.errors import BackendError
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, TileSpec
 
-__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "open_engine"]
+__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "check_device", "open_engine"]
 
 
 def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: int | None = None) -> TileEngine:
@@ -39,3 +39,12 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
                 f"torch runs checkpoints and {graph_path} is a graph; give a .safetensors file, or use "
                 f"--backend {Backend.ONNXRUNTIME.value}"
             )
+
+
+def check_device(device: str | None, backend: Backend) -> None:
+    """Raise BackendError if a device was asked for by name on which graphs do not run with this backend."""
+    if device not in (None, "cpu"):
+        raise BackendError(
+            f"device is {device}, but {backend.value} runs on the CPU here; give a checkpoint (.safetensors) to "
+            f"--backend {Backend.TORCH.value}, or leave --device out"
+        )

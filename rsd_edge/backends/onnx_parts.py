@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket
@@ -17,6 +16,7 @@ from rsd_edge.errors import BackendError, ModelError
 from rsd_edge.frames import SCALE
 from rsd_edge.machine import usable_cores
 from rsd_edge.opencv import cv2
+from rsd_edge.ort import ort
 from rsd_edge.sampling import sample
 from rsd_edge.specs import EngineSpec, TileSpec
 

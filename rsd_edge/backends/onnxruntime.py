@@ -8,16 +8,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.machine import usable_cores
+from rsd_edge.ort import ort
 from rsd_edge.specs import EngineSpec, TileSpec
-
-# Some builds report usage to their vendor unless told not to.
-ort.disable_telemetry_events()
 
 _PROVIDER = "CPUExecutionProvider"
 _SESSIONS_KEPT = 4

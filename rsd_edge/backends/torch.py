@@ -21,25 +21,32 @@ if TYPE_CHECKING:
 
 
 class TorchEngine:
-    """Runs the networks of a checkpoint on the CPU. The work is done inside `submit`. Serves one thread at a time."""
+    """Runs the networks of a checkpoint. The work is done inside `submit`. Serves one thread at a time."""
 
     ahead = 1
 
     def __init__(
-        self, checkpoint: Checkpoint, precision: Precision, threads: int | None = None, *, tile: TileSpec | None = None
+        self,
+        checkpoint: Checkpoint,
+        precision: Precision,
+        threads: int | None = None,
+        *,
+        tile: TileSpec | None = None,
+        device: str = "cpu",
     ) -> None:
         """
         threads: CPU threads, or None for one on each core that this process may use; they are torch's, so they count
-        for the whole process. tile: how frames are cut; None takes what suits the model.
+        for the whole process. tile: how frames are cut; None takes what suits the model. device: cpu or cuda.
 
-        Raises ModelError for a checkpoint whose parts do not fit, BackendError for a precision torch has no float for.
+        Raises ModelError for a checkpoint whose parts do not fit, BackendError for a precision torch has no float for
+        or a device that it does not have.
         """
         from rsd_edge.models.detail import DetailNetwork
 
         self.spec = EngineSpec(checkpoint.spec, Backend.TORCH, precision)
         self.tile = tile if tile is not None else TileSpec.of(checkpoint.spec)
         self.threads = threads if threads is not None else usable_cores()
-        self._network: DetailNetwork | None = DetailNetwork(checkpoint, precision, self.threads)
+        self._network: DetailNetwork | None = DetailNetwork(checkpoint, precision, self.threads, device)
 
     def prepare(self, n: int, h: int, w: int) -> None:
         """See TileEngine; nothing depends on the size but attention masks, which are small."""
@@ -74,6 +81,7 @@ def open_checkpoint(
     threads: int | None = None,
     tile: int | None = None,
     batch: int = 1,
+    device: str = "cpu",
 ) -> TorchEngine:
     """The engine for a checkpoint (.safetensors). steps: None for as many as the model says.
 
@@ -88,4 +96,4 @@ def open_checkpoint(
         raise MissingDependencyError(f"checkpoints need '{error.name}'; run: pip install 'rsd-edge[export]'") from error
     checkpoint = load_checkpoint(path)
     checkpoint = dataclasses.replace(checkpoint, spec=with_steps(checkpoint.spec, steps))
-    return TorchEngine(checkpoint, precision, threads, tile=TileSpec.of(checkpoint.spec, tile, batch))
+    return TorchEngine(checkpoint, precision, threads, tile=TileSpec.of(checkpoint.spec, tile, batch), device=device)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+from rsd_edge.ort import ort
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto

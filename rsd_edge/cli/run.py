@@ -6,7 +6,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,15 +18,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
-from rsd_edge.cli.video_options import run_videos, take_video_options, video_options
+from rsd_edge.cli.kept_engine import kept_engine
+from rsd_edge.cli.video_options import (
+    VIDEO_OPTIONS,
+    given_options,
+    live_job,
+    run_videos,
+    take_video_options,
+    video_options,
+    video_settings,
+)
 from rsd_edge.errors import InputError
-from rsd_edge.resolver import SuperResolver
+from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
 from rsd_edge.specs import Backend
-from rsd_edge.stream.atomic import make_folder, write_json
+from rsd_edge.stream.atomic import check_writable, folder_for, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
-from rsd_edge.video.formats import is_video
+from rsd_edge.video.formats import is_live, is_video
+from rsd_edge.video.settings import VideoSettings
 
 _FORMATS = ("png", "jpg", "webp", "bmp", "tif")
 _SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
@@ -44,7 +55,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 
 
 @click.command("run")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
 @click.option(
     "--engine",
@@ -52,7 +63,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     default=_DEFAULTS.engine,
     show_default=True,
     metavar="NAME|BUNDLE|FILE",
-    help="Model to run; a checkpoint (.safetensors) runs on torch.",
+    help="Model to run; a checkpoint (.safetensors) runs on torch, or as an engine that is built and kept.",
 )
 @click.option("--steps", type=int, help="Generator steps of a checkpoint; those that it was made for if not given.")
 @click.option(
@@ -65,6 +76,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     type=click.Choice([backend.value for backend in Backend]),
     help="Runtime; if neither it nor the precision is given, the fastest of those installed.",
 )
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a checkpoint on torch; cpu if not given.")
 @click.option(
     "--scale",
     default=_DEFAULTS.scale,
@@ -85,7 +97,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 )
 @click.option("-r", "--recursive", is_flag=True, help="Sub-folders too; OUT mirrors the tree.")
 @click.option("--skip-existing", is_flag=True, help="Leave results that exist as they are.")
-@click.option("--strip", is_flag=True, help="Leave EXIF, XMP and colour profiles out of the results.")
+@click.option("--strip", is_flag=True, help="Leave EXIF, XMP, colour profiles and tags out of the results.")
 @click.option("--tile", type=int, help="Side of a tile in input pixels; smaller needs less memory.")
 @click.option("--batch", default=_DEFAULTS.batch, show_default=True, type=int, help="Tiles at once.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
@@ -98,7 +110,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 def command(
     context: click.Context,
     /,
-    inputs: tuple[Path, ...],
+    inputs: tuple[str, ...],
     output: Path,
     suffix: str,
     recursive: bool,
@@ -119,15 +131,19 @@ def command(
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
     for_videos = take_video_options(options)
     settings = RunSettings(**options)
-    jobs = plan_jobs(inputs, output, recursive=recursive, suffix=f".{suffix}")
-    if context.get_parameter_source("suffix") is not ParameterSource.DEFAULT:
-        _check_format([job for job in jobs if not is_video(job.target)], suffix)
-    if (settings.size or settings.max_side) and any(is_video(job.source) for job in jobs):
-        raise InputError("--size and --max-side are for images; give videos a --scale, or run them apart")
-    if report_path is not None:
-        make_folder(report_path.parent)
-    with _load(settings) as resolver:
-        results = _run(jobs, resolver, settings, for_videos, report_path)
+    film_settings = video_settings(settings, for_videos)
+    if any(map(is_live, inputs)):
+        jobs = [live_job(inputs, output, film_settings)]
+    else:
+        jobs = plan_jobs([Path(name) for name in inputs], output, recursive=recursive, suffix=f".{suffix}")
+    images, videos = [[job for job in jobs if is_video(job.target) is wanted] for wanted in (False, True)]
+    _check_options(context, images, videos, suffix)
+    with ExitStack() as stack:
+        if report_path is not None:
+            stack.enter_context(folder_for(report_path))
+            check_writable(report_path.parent)
+        resolver = stack.enter_context(_load(settings))
+        results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):
         click.echo(_summary(results, output), err=True)
@@ -136,42 +152,67 @@ def command(
 
 def _load(settings: RunSettings) -> SuperResolver:
     """The engine that the settings ask for; how it was chosen is told."""
+    engine, backend = settings.engine, settings.backend
+    if engine.endswith(CHECKPOINT_SUFFIX) and backend not in (None, Backend.TORCH.value):
+        engine, backend = str(kept_engine(Path(engine), Backend(backend), settings)), None
     resolver = SuperResolver.load(
-        settings.engine,
+        engine,
         precision=settings.precision,
-        backend=settings.backend,
+        backend=backend,
         threads=settings.threads,
         tile=settings.tile,
         batch=settings.batch,
         steps=settings.steps,
+        device=settings.device,
     )
     if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
         click.echo(f"{settings.engine}: {resolver.choice}", err=True)
     return resolver
 
 
+def _check_options(context: click.Context, images: Sequence[Job], videos: Sequence[Job], suffix: str) -> None:
+    """Raises InputError for options that nothing among the inputs would obey."""
+    if not videos and (given := given_options(context, VIDEO_OPTIONS)):
+        raise InputError(f"{given}: for videos, and there is none among the inputs; leave it out")
+    if not images and (given := given_options(context, ("suffix",))):
+        raise InputError(f"{given}: for images, and there is none among the inputs; leave it out")
+    if videos and given_options(context, ("size", "max_side")):
+        raise InputError("--size and --max-side are for images; give videos a --scale, or run them apart")
+    if given_options(context, ("suffix",)):
+        _check_format(images, suffix)
+
+
 def _run(
-    jobs: Sequence[Job],
+    images: Sequence[Job],
+    videos: Sequence[Job],
     resolver: SuperResolver,
     settings: RunSettings,
-    for_videos: Mapping[str, Any],
+    film_settings: VideoSettings,
     report_path: Path | None,
 ) -> list[FileResult]:
     """Run the jobs, images first, with a display, and report on them."""
-    images, videos = [[job for job in jobs if is_video(job.source) is wanted] for wanted in (False, True)]
-    engine = resolver.choice.record() if resolver.choice else {}
+    engine = resolver.record()
     results: list[FileResult] = []
     try:
         with _Display(len(images)) as display:
             for result in run_jobs(images, resolver, settings, display):
                 results.append(result)
                 display.show(result)
-        for result in run_videos(videos, resolver, settings, for_videos):
+        for result in run_videos(videos, resolver, film_settings, skip_existing=settings.skip_existing):
             results.append(result)
+    except KeyboardInterrupt as interruption:
+        results += _interrupted([*images, *videos][len(results) :], str(interruption))
+        raise
     finally:  # an interrupted run has an account as well
         if report_path is not None:
-            write_json(report_path, report(results, settings, engine))
+            write_json(report_path, report(results, settings, engine, film_settings if videos else None))
     return results
+
+
+def _interrupted(left: Sequence[Job], message: str) -> list[FileResult]:
+    """What to report of the job that Ctrl-C met, and of those behind it."""
+    met = [FileResult(job, Status.INTERRUPTED, error=message or "interrupted") for job in left[:1]]
+    return met + [FileResult(job, Status.NOT_STARTED, error="not started: interrupted before") for job in left[1:]]
 
 
 def _check_format(jobs: Sequence[Job], suffix: str) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsd_edge.errors import OutputError, RsdEdgeError, VideoInterrupted
+from rsd_edge.errors import InputError, OutputError, RsdEdgeError, VideoInterrupted
 from rsd_edge.stream.atomic import is_disk_full
 from rsd_edge.stream.batch import FileResult, RunSettings, Status
 from rsd_edge.stream.discovery import Job
+from rsd_edge.video.formats import CONTAINERS, is_live
 from rsd_edge.video.settings import Forecast, FrameResolver, VideoResult, VideoSettings
 
 if TYPE_CHECKING:
@@ -26,11 +29,13 @@ _REFRESH = 10.0
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
-_NAMES = ("codec", "crf", "preset", "start", "duration", "max_frames", "hdr", "video_io")
+VIDEO_OPTIONS = ("codec", "crf", "preset", "start", "duration", "max_frames", "hdr", "video_io")
+
+_SPELLINGS = {"suffix": "format"}
 
 _OPTIONS = (
     click.option("--codec", metavar="NAME", help="Of videos: h264, hevc, av1, vp9, mpeg4, or an FFmpeg encoder."),
-    click.option("--crf", type=float, help="Quality of videos, lower is better and larger; 18 for H.264."),
+    click.option("--crf", type=float, help="Quality of videos, lower is better and larger; 21 for H.264 if not given."),
     click.option("--preset", metavar="NAME", help="Speed of the video encoder, in its own words."),
     click.option("--start", default=0.0, type=float, metavar="SECONDS", help="Where to begin in videos."),
     click.option("--duration", type=float, metavar="SECONDS", help="How much of videos to take."),
@@ -55,16 +60,39 @@ def video_options(command: CommandT) -> CommandT:
     return command
 
 
+def given_options(context: click.Context, names: Sequence[str]) -> str:
+    """Those of the options that the user gave, as they are written; '' for none."""
+    given = [name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    return ", ".join(f"--{_SPELLINGS.get(name, name).replace('_', '-')}" for name in given)
+
+
 def take_video_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of videos from those of a command and return them. Raises InputError for bad values."""
-    taken = {name: options.pop(name) for name in _NAMES}
+    """Remove the options of videos from those of a command and return them."""
+    taken = {name: options.pop(name) for name in VIDEO_OPTIONS}
     taken["io"] = taken.pop("video_io")
-    VideoSettings(**taken)  # bad values are told before an engine is loaded
     return taken
 
 
+def video_settings(settings: RunSettings, options: Mapping[str, Any]) -> VideoSettings:
+    """All that decides what videos become. Raises InputError for bad values."""
+    shared = {name: getattr(settings, name) for name in ("seed", "strength", "scale", "max_pixels", "strip")}
+    return VideoSettings(**shared, **options)
+
+
+def live_job(inputs: Sequence[str], output: Path, settings: VideoSettings) -> Job:
+    """The job for a camera or a stream. Raises InputError if it is not alone or not for OpenCV, OutputError."""
+    live = next(name for name in inputs if is_live(name))
+    if len(inputs) > 1:
+        raise InputError(f"{live} is a device or a stream, which goes alone; give it a command of its own")
+    if settings.io != "opencv":
+        raise InputError(f"{live} is a device or a stream; add --video-io opencv")
+    if output.suffix.lower() not in CONTAINERS:
+        raise OutputError(f"{live} becomes a video, and {output} is none; end -o in {', '.join(CONTAINERS)}")
+    return Job(Path(live), output, address=live)
+
+
 def run_videos(
-    jobs: Sequence[Job], resolver: FrameResolver, settings: RunSettings, options: Mapping[str, Any]
+    jobs: Sequence[Job], resolver: FrameResolver, settings: VideoSettings, *, skip_existing: bool
 ) -> Iterator[FileResult]:
     """Enlarge videos one after the other and yield what became of each; failures, notes and results go to stderr.
 
@@ -74,14 +102,13 @@ def run_videos(
         return
     from rsd_edge.video.upscaler import VideoUpscaler  # FFmpeg's libraries, which images do not need
 
-    shared = {name: getattr(settings, name) for name in ("seed", "strength", "scale", "max_pixels")}
-    upscaler = VideoUpscaler(resolver, VideoSettings(**shared, **options))
+    upscaler = VideoUpscaler(resolver, settings)
     stopped = False
     for job in jobs:
         if stopped:
             yield FileResult(job, Status.NOT_STARTED, error="not started because the disk is full")
             continue
-        if settings.skip_existing and job.target.exists():
+        if skip_existing and job.target.exists():
             yield FileResult(job, Status.SKIPPED)
             continue
         result, stopped = _run_job(job, upscaler)
@@ -93,14 +120,14 @@ def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
     began = time.perf_counter()
     try:
         with _Display(job) as display:
-            made = upscaler(job.source, job.target, progress=display.show, forecast=display.announce)
+            made = upscaler(job.address or job.source, job.target, progress=display.show, forecast=display.announce)
     except VideoInterrupted as interruption:
         _line(str(interruption))
         raise
     except (RsdEdgeError, MemoryError) as error:
         message = str(error)
         if isinstance(error, MemoryError):
-            message = f"not enough memory for {job.source}; close other programs or lower --scale"
+            message = f"not enough memory for {job.name}; close other programs or lower --scale"
         _line(f"error: {message}")
         full = isinstance(error, OutputError) and is_disk_full(error)
         if full:
@@ -108,12 +135,12 @@ def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
         return FileResult(job, Status.FAILED, seconds=time.perf_counter() - began, error=message), full
     notes = (*made.notes, *([job.note] if job.note else []))
     for note in notes:
-        _line(f"warning: {job.source}: {note}")
+        _line(f"warning: {job.name}: {note}")
     _line(_summary(made))
-    return _file_result(job, made, notes), False
+    return _file_result(job, made, notes, display.forecast), False
 
 
-def _file_result(job: Job, made: VideoResult, notes: tuple[str, ...]) -> FileResult:
+def _file_result(job: Job, made: VideoResult, notes: tuple[str, ...], forecast: Forecast | None) -> FileResult:
     rate = made.frames_per_second
     details = {
         "frames": made.frames,
@@ -121,7 +148,9 @@ def _file_result(job: Job, made: VideoResult, notes: tuple[str, ...]) -> FileRes
         "frames_per_second": None if rate is None else round(rate, 3),
         "duration": round(made.duration, 6),
         "encoder": made.encoder,
+        "encoder_options": dict(made.encoder_options),
         "bytes": made.bytes,
+        "bytes_predicted": None if forecast is None else forecast.bytes,
     }
     return FileResult(
         job,
@@ -167,7 +196,9 @@ class _Display:
             *columns, console=console, disable=not terminal, transient=True, refresh_per_second=_REFRESH
         )
         self._task = self._progress.add_task(job.source.name, total=None, frames="", rate="")
+        self._source = job.name
         self._first: tuple[int, float] | None = None
+        self.forecast: Forecast | None = None
 
     def __enter__(self) -> _Display:
         self._progress.start()
@@ -179,12 +210,12 @@ class _Display:
         self._progress.stop()
 
     def announce(self, forecast: Forecast) -> None:
-        """On a terminal, tell what is to come."""
-        size = "" if forecast.bytes is None else f", very roughly {forecast.bytes / 1e6:.0f} MB"
-        if not self._progress.disable:
-            width, height = forecast.size
-            text = f"{forecast.frames or '?'} frames of {width}x{height} with {forecast.encoder}{size}"
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Tell what is to come."""
+        self.forecast = forecast
+        size = "" if forecast.bytes is None else f", very roughly {forecast.bytes / 1e6:.1f} MB"
+        width, height = forecast.size
+        text = f"{self._source}: {forecast.frames or '?'} frames of {width}x{height} with {forecast.encoder}{size}"
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, done: int, expected: int | None, seconds: float) -> None:
         """See Progress of VideoUpscaler."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from rsd_edge import __version__
 from rsd_edge.errors import InputError
@@ -19,6 +18,7 @@ from rsd_edge.evaluate.metrics import Image, psnr_y, ssim_y
 from rsd_edge.evaluate.niqe import niqe
 from rsd_edge.evaluate.spectrum import measure_spectrum
 from rsd_edge.opencv import cv2
+from rsd_edge.ort import ort
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import MAX_PIXELS, read_image
 
@@ -94,7 +94,7 @@ class Evaluation:
                 "rsd_edge": __version__,
                 "numpy": np.__version__,
                 "opencv": cv2.__version__,
-                "onnxruntime": onnxruntime.__version__,
+                "onnxruntime": ort.__version__,
             },
             "rows": [
                 {

@@ -6,10 +6,10 @@ from importlib import resources
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from rsd_edge.errors import InputError
 from rsd_edge.evaluate.metrics import Image
+from rsd_edge.ort import ort
 
 _SMALLEST_SIDE = 16
 """Below this the deepest feature map is a single position."""
@@ -20,11 +20,11 @@ class LpipsMetric:
 
     def __init__(self, threads: int | None = None) -> None:
         """Use `threads` CPU threads, or as many as ONNX Runtime chooses."""
-        options = onnxruntime.SessionOptions()
+        options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.enable_cpu_mem_arena = False
         graph = (resources.files("rsd_edge.evaluate") / "lpips_squeeze.onnx").read_bytes()
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, image: Image, reference: Image) -> float:
         """LPIPS of two uint8 (h, w, 3) BGR images of one shape: 0 for equal images, about 0.7 for unrelated ones.

@@ -6,7 +6,8 @@ A checkpoint holds named parts ("stem", "generator", ...). Tensor names are `par
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,40 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote. Raises ModelError if it is missing, damaged or of another kind."""
+    with _opened(path) as handle:
+        header = (handle.metadata() or {}).get(METADATA_KEY)
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+    spec, record = _described(header, path)
+    return Checkpoint(spec, _by_part(tensors), record)
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """What a checkpoint is, without reading its weights. Raises ModelError as `load_checkpoint` does."""
+    with _opened(path) as handle:
+        header = (handle.metadata() or {}).get(METADATA_KEY)
+    return _described(header, path)[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise ModelError(f"checkpoint {path} does not exist; train it with `rsd-edge distill`, or give another path")
+        raise ModelError(
+            f"checkpoint {path} does not exist; make it with `rsd-edge distill` or `rsd-edge import-weights`, or give "
+            "another path"
+        )
     try:
         with safe_open(path, framework="pt") as handle:
-            header = (handle.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+            yield handle
     except (SafetensorError, OSError) as error:
         raise ModelError(f"checkpoint {path} cannot be read ({error}); it may be truncated, copy it again") from error
+
+
+def _described(header: str | None, path: Path) -> tuple[ModelSpec, dict[str, Any]]:
     if header is None:
-        raise ModelError(f"checkpoint {path} carries no rsd-edge metadata; it was not written by `rsd-edge distill`")
+        raise ModelError(
+            f"checkpoint {path} carries no rsd-edge metadata; it was not written by `rsd-edge distill` or "
+            "`rsd-edge import-weights`"
+        )
     try:
         parsed = json.loads(header)
         if parsed["format"] != FORMAT:
@@ -75,7 +100,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"checkpoint {path} has format {parsed['format']} and this version reads {FORMAT}; "
                 "use the version of rsd-edge that wrote it"
             )
-        return Checkpoint(from_dict(ModelSpec, parsed["spec"]), _by_part(tensors), dict(parsed["record"]))
+        return from_dict(ModelSpec, parsed["spec"]), dict(parsed["record"])
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"checkpoint {path} has damaged metadata ({error}); copy it again") from error
 

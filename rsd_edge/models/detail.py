@@ -24,40 +24,63 @@ Tile = NDArray[np.float32]
 class DetailNetwork:
     """(lq, noise) -> detail, with the shapes of TileEngine.submit. Weights lie as convolutions like them."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision, threads: int) -> None:
-        """Raises BackendError for a precision that torch has no float for, ModelError for parts that do not fit."""
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, threads: int, device: str = "cpu") -> None:
+        """device: cpu or cuda.
+
+        Raises BackendError for a precision that torch has no float for or a device that it does not have, ModelError
+        for parts that do not fit.
+        """
         if precision not in DTYPES:
             names = ", ".join(item.value for item in DTYPES)
             raise BackendError(f"torch runs {names}, not {precision.value}; build an engine for that")
-        self._threads = threads
-        self._image = _edge(checkpoint, precision) if checkpoint.spec.family == EDGE_FAMILY else None
-        self._published = None if self._image else cast_networks(published_model(checkpoint), precision)
+        self._threads, self._device = threads, _device(device)
+        self._image: Callable[[Tensor, Tensor], Tensor]
+        if checkpoint.spec.family == EDGE_FAMILY:
+            self._image = _edge(checkpoint, precision, self._device)
+        else:
+            self._image = _published(checkpoint, precision, self._device)
 
     @torch.no_grad()
     def __call__(self, lq: Tile, noise: Tile, detail: Tile) -> None:
         """Write the detail. Raises BackendError if there is not enough memory."""
         if torch.get_num_threads() != self._threads:  # of the process, so another network may have changed it
             torch.set_num_threads(self._threads)
-        tile, normal = torch.from_numpy(lq), torch.from_numpy(noise)
         try:
-            rgb = self._detail(tile, normal)
+            rgb = self._image(*(torch.from_numpy(array).to(self._device) for array in (lq, noise))).cpu()
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             shape = "x".join(map(str, lq.shape))
             raise BackendError(f"torch failed on tiles of {shape} ({reason}); try a smaller --tile") from error
         np.copyto(detail, rgb.permute(0, 2, 3, 1).flip(3).numpy())
 
-    def _detail(self, lq: Tensor, noise: Tensor) -> Tensor:
-        if self._image is not None:
-            return self._image(lq, noise)
-        assert self._published is not None
-        image: Tensor = self._published(lq, noise)
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        reason = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that works"
+        raise BackendError(
+            f"device is cuda, but torch {torch.__version__} {reason}; leave --device out to run on the CPU"
+        )
+    if name == "cuda":  # otherwise convolutions in fp32 keep 10 bits of their factors; it is of the process, too
+        torch.backends.cudnn.allow_tf32 = False
+    return torch.device(name)
+
+
+def _edge(checkpoint: Checkpoint, precision: Precision, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    dtype = DTYPES[precision]
+    tile = channels_last(edge_tile(checkpoint)).to(device, dtype)
+    return lambda lq, noise: tile(lq.to(dtype), noise.to(dtype)).float()
+
+
+def _published(
+    checkpoint: Checkpoint, precision: Precision, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    model = cast_networks(published_model(checkpoint), precision).to(device)
+
+    def detail(lq: Tensor, noise: Tensor) -> Tensor:
+        image: Tensor = model(lq, noise)
         return image.clamp_(-1, 1).sub_(bicubic_up(lq))  # clamped, as published decoding is
 
-
-def _edge(checkpoint: Checkpoint, precision: Precision) -> Callable[[Tensor, Tensor], Tensor]:
-    tile, dtype = channels_last(edge_tile(checkpoint)).to(DTYPES[precision]), DTYPES[precision]
-    return lambda lq, noise: tile(lq.to(dtype), noise.to(dtype)).float()
+    return detail
 
 
 def cast_networks(model: PublishedModel, precision: Precision) -> PublishedModel:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsd_edge.bundle import hash_file
 from rsd_edge.errors import ModelError
 from rsd_edge.licences import LICENCES
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
 from rsd_edge.models.official import for_family, read_parts
 from rsd_edge.models.official_config import read_official_config
 from rsd_edge.specs import ModelSpec, PublishedArchitecture, ScheduleSpec
+from rsd_edge.stream.atomic import check_writable
 
 MULTIPLE = 64
 """Three halvings of windows of eight."""
@@ -33,6 +34,7 @@ def import_weights(request: Request, output: Path) -> Checkpoint:
     """Read, check and write. Raises ModelError, with nothing written, for what does not fit; OutputError."""
     if output.suffix != ".safetensors":
         raise ModelError(f"the output is {output}; its name must end in .safetensors")
+    check_writable(output.parent)
     arch, schedule = for_family(PublishedArchitecture(), request.family), ScheduleSpec()
     if request.config is not None:
         arch, schedule = read_official_config(request.config)
@@ -52,8 +54,8 @@ def import_weights(request: Request, output: Path) -> Checkpoint:
     record = {
         "licence": licence.name,
         "licence_url": licence.url,
-        "sources": [{"file": path.name, "sha256": _sha256(path)} for path in request.files],
-        "config": {"file": request.config.name, "sha256": _sha256(request.config)} if request.config else None,
+        "sources": [{"file": path.name, "sha256": hash_file(path)} for path in request.files],
+        "config": {"file": request.config.name, "sha256": hash_file(request.config)} if request.config else None,
     }
     checkpoint = Checkpoint(model, parts, record)
     save_checkpoint(output, checkpoint)
@@ -77,11 +79,3 @@ def _check_names(files: Sequence[Path], steps: int) -> None:
                 f"{path.name} says {said[1]} steps, and without a configuration {steps} are assumed; "
                 "give the one that came with it with --config"
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -36,7 +36,11 @@ def read_official(path: Path) -> State:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist; download it with 'rsd-edge fetch', or give another path") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # whose own advice is to run what the file contains
+        raise ModelError(
+            f"{path} is no PyTorch checkpoint, or holds more than weights, which is not read; download it again"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); download it again") from error
     state = _unwrap(found)
@@ -66,7 +70,7 @@ def read_parts(paths: Sequence[Path], arch: PublishedArchitecture) -> dict[str, 
         parts[part] = state
     for part in _MARKS:
         if part not in parts:
-            raise ModelError(f"no file holds the {part}; give its file as well ('rsd-edge fetch' lists them)")
+            raise ModelError(f"no file holds the {part}; give its file as well ('rsd-edge fetch --help' lists them)")
     return parts
 
 

@@ -19,6 +19,8 @@ from rsd_edge.specs import VqArchitecture
 _EPS = 1e-6
 _DISTANCES_AT_ONCE = 1 << 24
 """Entries of the distance matrix that are computed together: 64 MB."""
+_SCORES_AT_ONCE = 1 << 24
+"""Likewise of the matrix of attention scores, in graphs."""
 
 
 def _norm(channels: int) -> GroupNorm32:
@@ -60,8 +62,18 @@ class PixelAttention(nn.Module):
         q, k, v = (
             conv(normed).reshape(n, 1, c, h * w).transpose(2, 3).contiguous() for conv in (self.q, self.k, self.v)
         )
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        # Graphs have no fused kernel: there, a tile of 256 would need 17 GB for its scores.
+        attend = _attend_in_parts if torch.onnx.is_in_onnx_export() else functional.scaled_dot_product_attention
+        mixed = attend(q, k, v)
         return cast(Tensor, x + self.proj_out(mixed.transpose(2, 3).reshape(n, c, h, w)))
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (n, 1, pixels, c), some of the pixels at a time."""
+    pixels, scale, keys = int(k.shape[2]), int(q.shape[3]) ** -0.5, k.transpose(2, 3)
+    rows = max(1, _SCORES_AT_ONCE // pixels)
+    parts = (q[:, :, start : start + rows] for start in range(0, pixels, rows))
+    return torch.cat([((part * scale) @ keys).softmax(3) @ v for part in parts], dim=2)
 
 
 class Middle(nn.Module):
@@ -177,7 +189,7 @@ class CodeBook(nn.Module):
         pixels, codes = z.float().flatten(2).transpose(1, 2), self.embedding.weight.float()
         rows = max(1, _DISTANCES_AT_ONCE // (len(codes) * int(n)))
         half_norms = codes.square().sum(1) / 2
-        parts = torch.split(pixels, rows, dim=1) if rows < int(h * w) else (pixels,)
+        parts = (pixels[:, start : start + rows] for start in range(0, int(h * w), rows))
         nearest = [torch.argmin(half_norms - part @ codes.T, dim=2) for part in parts]
         return torch.cat(nearest, dim=1).reshape(n, h, w)
 

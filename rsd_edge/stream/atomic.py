@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,6 +55,38 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"cannot write into {path}: it is a file; choose a folder") from None
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether files can be written into a folder, which need not exist yet; nothing is left.
+
+    Raises OutputError.
+    """
+    present = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not present.is_dir():
+        raise OutputError(f"cannot write into {folder}: {present} is a file; choose a folder")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".rsd-edge-", dir=present):
+            pass
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+@contextlib.contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """The folder of a file that is about to be written, made if it is missing.
+
+    What was made goes away with an error if nothing is in it. Raises OutputError as `make_folder` does.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    make_folder(path.parent)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

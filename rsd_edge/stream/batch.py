@@ -15,11 +15,12 @@ from rsd_edge import __version__
 from rsd_edge.errors import InputError, OutputError, RsdEdgeError
 from rsd_edge.frames import SCALE
 from rsd_edge.resample import Size, result_size
-from rsd_edge.stream.atomic import is_disk_full, make_folder
+from rsd_edge.stream.atomic import folder_for, is_disk_full
 from rsd_edge.stream.discovery import Job
 from rsd_edge.stream.enlarge import Resolver, enlarge, plan_enlarged
 from rsd_edge.stream.images import MAX_PIXELS, LoadedImage, load_image
 from rsd_edge.stream.results import ResultPlan
+from rsd_edge.video.settings import VideoSettings
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class RunSettings:
     precision: str | None = None
     backend: str | None = None
     steps: int | None = None
+    device: str | None = None
     scale: float = 4.0
     size: Size | None = None
     """(width, height) of every result, instead of the scale."""
@@ -79,8 +81,10 @@ class Status(str, Enum):
     SKIPPED = "skipped"
     """Its result existed already."""
     FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    """By Ctrl-C, while it was made."""
     NOT_STARTED = "not started"
-    """The run stopped before it, because the disk is full."""
+    """The run stopped before it, because the disk is full or of Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,8 @@ def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Ob
         raise InputError(f"{job.source}: {error}") from None
     plan = plan_enlarged(loaded, size, job.target, strip=settings.strip)
     watch.load(size[0] * size[1])
-    make_folder(job.target.parent)  # before the work, so that an unwritable place is noticed early
-    enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
+    with folder_for(job.target):  # before the work, so that an unwritable place is noticed early
+        enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
     notes = (*loaded.losses, *plan.notes, *([job.note] if job.note else []))
     seconds = time.perf_counter() - begin
     read, written = _read(loaded), _written(loaded, plan)
@@ -203,17 +207,24 @@ def count(results: Iterable[FileResult], status: Status) -> int:
     return sum(result.status is status for result in results)
 
 
-def report(results: Sequence[FileResult], settings: RunSettings, engine: Mapping[str, Any]) -> dict[str, Any]:
+def report(
+    results: Sequence[FileResult],
+    settings: RunSettings,
+    engine: Mapping[str, Any],
+    videos: VideoSettings | None = None,
+) -> dict[str, Any]:
     """A JSON-ready account of a run: settings, engine, versions, totals, and one entry for each file.
 
-    engine: what ran, as `Choice.record` tells; the name in the settings may mean another one tomorrow.
+    engine: what ran, as `SuperResolver.record` tells; the name in the settings may mean another one tomorrow.
+    videos: their settings, where there are any.
     """
     seconds = sum(result.seconds for result in results)
     return {
         "rsd_edge": __version__,
         "settings": dataclasses.asdict(settings),
+        **({} if videos is None else {"video_settings": dataclasses.asdict(videos)}),
         "engine": dict(engine),
-        "versions": _versions(),
+        "versions": {**_versions(), **({} if videos is None else {"ffmpeg": _ffmpeg_version()})},
         "totals": {
             **{status.name.lower(): count(results, status) for status in Status},
             "seconds": round(seconds, 4),
@@ -225,7 +236,7 @@ def report(results: Sequence[FileResult], settings: RunSettings, engine: Mapping
 def _entry(result: FileResult) -> dict[str, Any]:
     rate = result.megapixels_per_second
     return {
-        "input": str(result.job.source),
+        "input": result.job.name,
         "output": str(result.job.target),
         "status": result.status.value,
         "input_size": result.input_size,
@@ -244,6 +255,12 @@ def _versions() -> dict[str, str]:
     packages = ("numpy", "opencv-python", "av", "onnxruntime", "openvino")
     installed = {item: version for item in packages if (version := _version(item))}
     return {"python": platform.python_version(), "platform": platform.platform(), **installed}
+
+
+def _ffmpeg_version() -> str:
+    import av  # FFmpeg's libraries, which images do not need
+
+    return str(av.ffmpeg_version_info)
 
 
 def _version(package: str) -> str | None:

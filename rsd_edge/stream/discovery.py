@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,12 @@ from rsd_edge.video.formats import CONTAINERS, VIDEO_SUFFIXES, is_video, result_
 _OTHER_IMAGE_SUFFIXES = (".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf")
 
 
+_FILE_SUFFIX = re.compile(r"\.[a-z]{2,5}")
+"""Of what is meant as a file and not as a folder such as v1.2."""
+_DOCUMENTS = (".svg", ".pdf")
 _MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+_PICTURES_AND_FILMS = (*_MEDIA, *(suffix for suffix in _OTHER_IMAGE_SUFFIXES if suffix not in _DOCUMENTS))
+"""What counts in a folder: pictures of other formats fail by name instead of being passed over."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +32,29 @@ class Job:
     target: Path
     note: str = ""
     """Why the target's name is not simply the source's."""
+    address: str = ""
+    """Of a camera or a stream, as it was given, instead of the source."""
+
+    @property
+    def name(self) -> str:
+        """What to call the source."""
+        return self.address or str(self.source)
 
 
 def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, suffix: str = ".png") -> list[Job]:
     """Pair every input image or video with its output file, in a stable order.
 
     A folder stands for the images and videos in it, known by their suffix, and with `recursive` for those in all its
-    sub-folders; hidden files, and the output folder where it lies inside, are left out. `output` is a file if it ends
-    in an image or video suffix, and then there must be one input, a file. Otherwise it is a folder: results take the
-    name of their source with the new suffix (videos keep theirs where it can be written, and get .mkv where not) and
-    keep its place in the tree, below the name of its folder if several folders were given. Sources that would share a
-    result get their old suffix into the name (a_jpg.png, a_png.png).
+    sub-folders; images of formats that are not read count too, so that each is refused by name; hidden files, and the
+    output folder where it lies inside, are left out. `output` is a file if it ends in an image or video suffix, and
+    then there must be one input, a file. Otherwise it is a folder: results take the name of their source with the new
+    suffix (videos keep theirs where it can be written, and get .mkv where not) and keep its place in the tree, below
+    the name of its folder if several folders were given. Sources that would share a result get their old suffix into
+    the name (a_jpg.png, a_png.png).
 
     Raises ImageReadError if the only input is missing, InputError for a folder without images, a single output file for
-    several inputs, and results that still collide, OutputError for an image format that cannot be written and for a
-    result that would replace an input.
+    several inputs, and results that still collide, OutputError for a format that cannot be written and for a result
+    that would replace an input.
     """
     if len(inputs) == 1 and not inputs[0].exists():
         # One of several is left to its own job, which fails without stopping the others.
@@ -51,6 +65,12 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     if target in _MEDIA and not output.is_dir():
         jobs = [Job(_only_file(inputs, output), output)]
         _check_kind(jobs[0])
+    elif _FILE_SUFFIX.fullmatch(target) and len(inputs) == 1 and inputs[0].is_file() and not output.is_dir():
+        known = ", ".join(CONTAINERS if is_video(inputs[0]) else IMAGE_SUFFIXES)
+        raise OutputError(
+            f"cannot write {output}: '{output.suffix}' is not an output format; use one of {known}, or make that "
+            "folder first if it is to be one"
+        )
     else:
         jobs = _apart([Job(source, output / name) for source, name in _sources(inputs, output, recursive, suffix)])
     _protect_inputs(jobs)
@@ -112,7 +132,7 @@ def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str)
         else:
             below = Path(path.resolve().name) if len(folders) > 1 else Path()
             deeper = "" if recursive else ", or add --recursive for its sub-folders"
-            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=_MEDIA)
+            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=_PICTURES_AND_FILMS)
             pairs = [(image, below / _result_name(image.relative_to(path), suffix)) for image in images]
         for source, name in pairs:
             if (source.resolve(), name) not in seen:

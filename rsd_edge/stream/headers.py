@@ -12,15 +12,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from rsd_edge.stream.density import jpeg_dpi, png_dpi, png_gamma, tiff_dpi
 from rsd_edge.stream.metadata import Metadata, exif_of_tiff
+from rsd_edge.stream.png_chunks import PNG_SIGNATURE, PNG_XMP, png_chunks, png_metadata
 from rsd_edge.stream.tiff import Directory, TiffError, open_tiff
 
 SNIFF_BYTES = 32
 """How many leading bytes `sniff_format` needs."""
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = (
-    ("PNG", _PNG_SIGNATURE),
+    ("PNG", PNG_SIGNATURE),
     ("JPEG", b"\xff\xd8\xff"),
     ("BMP", b"BM"),
     ("TIFF", b"II*\x00"),
@@ -52,9 +53,6 @@ _JPEG_EXIF, _JPEG_XMP, _JPEG_ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0
 _PNG_COLOURS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Channels of each colour type."""
 _PNG_PALETTE = 3
-_PNG_XMP = b"XML:com.adobe.xmp"
-_LARGEST_METADATA = 1 << 24
-"""Bytes that a compressed profile or text may unpack to."""
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
 _TIFF_COMPRESSION = 259
@@ -103,6 +101,10 @@ class ImageHeader:
     """OpenCV decodes it to colours that are multiplied by alpha."""
     negative: bool = False
     """OpenCV decodes it to a negative."""
+    dpi: int = 0
+    """Beside EXIF; 0 if the file does not say."""
+    gamma: float = 0
+    """Of a PNG that says so instead of bringing a profile, where it is not that of sRGB."""
     metadata: Metadata = field(default_factory=Metadata)
 
 
@@ -140,7 +142,7 @@ def parse_header(data: bytes) -> ImageHeader:
 def _png(data: bytes) -> ImageHeader:
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     alpha, wrapped = colour in (4, 6), {}
-    for kind, start, end in _png_chunks(data):
+    for kind, start, end in png_chunks(data):
         # Lower case marks a chunk that decoders may ignore, and its checksum with it.
         critical = kind[:1].isupper()
         if critical and zlib.crc32(memoryview(data)[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
@@ -148,61 +150,27 @@ def _png(data: bytes) -> ImageHeader:
         alpha |= kind == b"tRNS"
         if kind == b"acTL" and struct.unpack_from(">I", data, start)[0] > 1:
             raise HeaderError("is an animated PNG file", _TO_STILL)
-        if kind in (b"eXIf", b"iCCP") or (kind == b"iTXt" and data.startswith(_PNG_XMP + b"\0", start)):
+        if kind in (b"eXIf", b"iCCP", b"pHYs", b"gAMA", b"sRGB") or (
+            kind == b"iTXt" and data.startswith(PNG_XMP + b"\0", start)
+        ):
             wrapped[kind] = data[start:end]
         if kind == b"IEND":
             if colour not in _PNG_COLOURS:
                 raise HeaderError(f"is damaged: it has colour type {colour}")
             palette = colour == _PNG_PALETTE
-            gray, depth, found = colour in (0, 4), 8 if palette else bits, _png_metadata(wrapped)
-            return ImageHeader("PNG", width, height, depth, alpha, gray=gray, palette=palette, metadata=found)
+            return ImageHeader(
+                "PNG",
+                width,
+                height,
+                8 if palette else bits,
+                alpha,
+                gray=colour in (0, 4),
+                palette=palette,
+                dpi=png_dpi(wrapped),
+                gamma=png_gamma(wrapped),
+                metadata=png_metadata(wrapped),
+            )
     raise HeaderError("is truncated")
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start, end) of each chunk's content that is wholly there."""
-    position = len(_PNG_SIGNATURE)
-    while position + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + size
-        if end + 4 > len(data):
-            return
-        yield kind, position + 8, end
-        position = end + 4
-
-
-def bare_png(data: bytes) -> bytes:
-    """A PNG without what decoders may ignore, transparency apart: libpng prints remarks on harmless colour profiles."""
-    chunks = [data[start - 8 : end + 4] for kind, start, end in _png_chunks(data) if kind.isupper() or kind == b"tRNS"]
-    return _PNG_SIGNATURE + b"".join(chunks)
-
-
-def _png_metadata(wrapped: dict[bytes, bytes]) -> Metadata:
-    icc = xmp = b""
-    unreadable = []
-    if b"iCCP" in wrapped:
-        packed = wrapped[b"iCCP"].partition(b"\0")[2][1:]
-        icc = _unpacked(packed)
-        if not icc:
-            unreadable.append("ICC profile")
-    if b"iTXt" in wrapped:
-        body = wrapped[b"iTXt"][len(_PNG_XMP) + 1 :]  # flag, method, language, translated keyword, text
-        text = body[2:].split(b"\0", 2)[-1]
-        xmp = _unpacked(text) if body[:1] == b"\1" else text
-        if not xmp:
-            unreadable.append("XMP")
-    exif = wrapped.get(b"eXIf", b"").removeprefix(_JPEG_EXIF)
-    return Metadata(exif, xmp, icc, tuple(unreadable))
-
-
-def _unpacked(packed: bytes) -> bytes:
-    """Zlib data unpacked, or b'' if it is damaged or absurdly large."""
-    unpacker = zlib.decompressobj()
-    try:
-        content = unpacker.decompress(packed, _LARGEST_METADATA)
-    except zlib.error:
-        return b""
-    return content if unpacker.eof else b""
 
 
 def _jpeg(data: bytes) -> ImageHeader:
@@ -225,7 +193,7 @@ def _jpeg(data: bytes) -> ImageHeader:
         scanned |= marker == _JPEG_SCAN
         if marker in _JPEG_FRAME_MARKERS and not frame:
             frame = (marker, *struct.unpack_from(">BHHB", data, position + 2))
-        elif marker in (0xE1, 0xE2, 0xEE) and not scanned:
+        elif marker in (0xE0, 0xE1, 0xE2, 0xEE) and not scanned:
             wrapped.append((marker, data[position + 2 : position + size]))
         position += size
     raise HeaderError("is truncated")
@@ -243,7 +211,8 @@ def _jpeg_header(frame: tuple[int, ...], wrapped: list[tuple[int, bytes]], size:
         raise HeaderError("is truncated")
     if bits != 8:
         raise HeaderError(f"is a {bits}-bit JPEG file")
-    return ImageHeader("JPEG", width, height, gray=channels == 1, metadata=_jpeg_metadata(wrapped))
+    gray, metadata = channels == 1, _jpeg_metadata(wrapped)
+    return ImageHeader("JPEG", width, height, gray=gray, dpi=jpeg_dpi(wrapped), metadata=metadata)
 
 
 def _jpeg_metadata(wrapped: list[tuple[int, bytes]]) -> Metadata:
@@ -332,6 +301,7 @@ def _tiff(data: bytes) -> ImageHeader:
         # Below 16 bits libtiff multiplies, whatever the file holds.
         premultiplied=alpha and (bits <= 8 or _TIFF_PREMULTIPLIED in main.numbers(_TIFF_EXTRA)),
         negative=colour == _TIFF_WHITE_IS_ZERO and bits > 8,  # libtiff turns others round itself
+        dpi=tiff_dpi(main),
         metadata=_tiff_metadata(main),
     )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import tempfile
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import numpy.typing as npt
 from rsd_edge.errors import ImageReadError
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.encoders import Layout, Pixels
-from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, bare_png, parse_header, sniff_format
+from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, parse_header, sniff_format
+from rsd_edge.stream.png_chunks import bare_png
 from rsd_edge.stream.results import plan_result, to_bytes
 
 Image = npt.NDArray[np.uint8]
@@ -25,6 +29,11 @@ MAX_PIXELS = 50_000_000
 
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _OPENCV_SILENT = 0
+_STDERR = 2
+_HEARING = threading.Lock()
+"""Only one thread at a time may take stderr."""
+_USUAL_DPI = (0, 1, 72, 96)
+"""What programs write where nobody said anything."""
 _ROWS_AT_ONCE = 256
 
 
@@ -39,6 +48,8 @@ class LoadedImage:
     gray: bool
     """The three channels of the pixels are equal."""
     header: ImageHeader
+    damage: str = ""
+    """What the decoder found wrong on the way."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -58,9 +69,15 @@ class LoadedImage:
     @property
     def losses(self) -> tuple[str, ...]:
         """What the file holds and this does not, in words."""
+        header = self.header
+        # Cameras and scanners write it into EXIF too, which goes along.
+        dpi = header.dpi not in _USUAL_DPI and not header.metadata.exif
         found = (
-            (self.header.alpha and self.alpha is None, f"transparency of this kind of {self.header.format} dropped"),
-            (self.header.more_pages, "only the first picture of several used"),
+            (header.alpha and self.alpha is None, f"transparency of this kind of {header.format} dropped"),
+            (header.more_pages, "only the first picture of several used"),
+            (self.damage, f"its data is damaged ({self.damage}); what could be decoded is enlarged"),
+            (dpi, f"its {header.dpi} DPI left out"),
+            (header.gamma, f"its gamma of {header.gamma:g} left out: colours are taken for sRGB"),
         )
         return tuple(text for present, text in found if present)
 
@@ -97,10 +114,11 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Loaded
             f"{name} claims {header.width}x{header.height} = {megapixels:.1f} megapixels, more than the limit of "
             f"{max_pixels / 1e6:.1f}; if you trust the file, raise it with --max-pixels {header.width * header.height}"
         )
-    decoded = _decode(data, header)
+    with _overheard() as remarks:
+        decoded = _decode(data, header)
     if decoded is None:
         raise ImageReadError(f"{name} cannot be decoded (its {header.format} data is damaged or rare); save it anew")
-    return _loaded(decoded, header)
+    return replace(_loaded(decoded, header), damage=remarks[0] if remarks else "")
 
 
 def write_image(path: Path | str, image: Pixels) -> None:
@@ -189,6 +207,29 @@ def _cure(reason: str) -> str:
     if "video" in reason:
         return "name it after its format, such as .mp4 or .mkv, to have it enlarged as one"
     return "copy or download it again" if incomplete else f"convert it to {_FORMATS}"
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What the libraries below OpenCV write to stderr by themselves while this is open; known when it is closed.
+
+    Nothing else keeps libjpeg from doing so, and what it says is worth a warning with the name of the file.
+    """
+    remarks: list[str] = []
+    with _HEARING, tempfile.TemporaryFile() as heard:
+        try:
+            terminal = os.dup(_STDERR)
+        except OSError:  # closed: there is nothing to keep clean
+            yield remarks
+            return
+        os.dup2(heard.fileno(), _STDERR)
+        try:
+            yield remarks
+        finally:
+            os.dup2(terminal, _STDERR)
+            os.close(terminal)
+            heard.seek(0)
+            remarks += heard.read().decode(errors="replace").splitlines()
 
 
 @contextlib.contextmanager

@@ -78,8 +78,8 @@ def plan_result(path: Path, made: Layout, metadata: Metadata | None = None) -> R
     if made.channels in (2, 4) and suffix not in _WITH_ALPHA:
         layout = replace(layout, channels=layout.channels - 1)
         notes.append(f"transparency laid over white, because {name} holds none")
-    gray = layout.channels < 3
-    if gray and suffix not in _WITH_GRAY:
+    # Few programs read TIFF files of gray and alpha, and OpenCV does not.
+    if layout.channels < 3 and (suffix not in _WITH_GRAY or (suffix == ".tif" and layout.channels == 2)):
         layout = replace(layout, channels=layout.channels + 2)
     try:
         if suffix in (".jpg", ".webp"):

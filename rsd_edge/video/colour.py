@@ -65,17 +65,23 @@ def colour_of(frame: av.VideoFrame) -> tuple[Colour, tuple[str, ...]]:
     matrix = int(frame.colorspace)
     if pixel.is_rgb:
         matrix, full = _BT709, False
-        notes.append("RGB video becomes 4:2:0 in BT.709")
+        notes.append("RGB video becomes 4:2:0")
     elif matrix not in _SWSCALE:
         untagged = matrix == UNSPECIFIED
         matrix = _BT709 if frame.height >= _HD_LINES else _BT601
         why = "no colour matrix is tagged" if untagged else f"colour matrix {int(frame.colorspace)} is rare"
         if not pixel.name.startswith("gray"):
-            notes.append(f"{why}; {_NAMES[matrix]} assumed for {frame.height} lines, and tagged in the result")
+            notes.append(f"{why}; {_NAMES[matrix]} assumed for {frame.height} lines")
     if pixel.name.startswith(("yuva", "gbrap", "rgba", "bgra", "argb", "abgr", "ya8", "ya16")):
         notes.append("transparency dropped")
     bits = max(component.bits for component in pixel.components)
     return Colour(matrix, full, int(frame.color_primaries), int(frame.color_trc), bits), tuple(notes)
+
+
+def for_players_that_guess(colour: Colour) -> Colour:
+    """The colours to write into a file that cannot tell which they are: BT.601 in limited range."""
+    matrix = colour.matrix if _NAMES[colour.matrix] == _NAMES[_BT601] else _BT601
+    return replace(colour, matrix=matrix, full_range=False)
 
 
 def is_hdr(colour: Colour) -> bool:

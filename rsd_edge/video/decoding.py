@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from rsd_edge.errors import VideoReadError
 from rsd_edge.frames import Frame
 from rsd_edge.video.colour import ToBgr
-from rsd_edge.video.source import Clip, opened
+from rsd_edge.video.source import Clip, limit_pixels, opened
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -65,6 +65,7 @@ def timed_frames(
         stream = container.streams[clip.index]
         if not isinstance(stream, VideoStream):
             raise VideoReadError(f"{clip.path} has changed since it was opened; run it again")
+        limit_pixels(stream, clip.max_pixels)
         count = 0
         for frame, time in _in_order(container, stream, clip, damage):
             if limit is not None and count >= limit:

@@ -16,6 +16,8 @@ class Container:
     """Video codecs by preference; the first whose encoder works here is the default."""
     fixed_rate: bool = False
     """Frames have numbers instead of times."""
+    tags_colours: bool = True
+    """Whatever the codec, the file tells matrix and range."""
     negative_times: bool = False
     """Packets may begin before zero, as the priming samples of AAC do."""
 
@@ -27,7 +29,7 @@ CONTAINERS = {
     ".mov": Container("mov", ("h264", "hevc", "mpeg4"), negative_times=True),
     ".mkv": Container("matroska", ("h264", "hevc", "mpeg4")),
     ".webm": Container("webm", ("vp9", "av1")),
-    ".avi": Container("avi", ("mpeg4",), fixed_rate=True),
+    ".avi": Container("avi", ("mpeg4",), fixed_rate=True, tags_colours=False),
 }
 _READ_ONLY = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".mxf")
 VIDEO_SUFFIXES = (*CONTAINERS, *_READ_ONLY)
@@ -36,6 +38,11 @@ VIDEO_SUFFIXES = (*CONTAINERS, *_READ_ONLY)
 def is_video(path: Path) -> bool:
     """Judged by the suffix alone."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_live(source: Path | str) -> bool:
+    """A camera's device, or the address of a stream."""
+    return "://" in str(source) or Path(source).is_char_device()
 
 
 def result_suffix(source: Path) -> str:

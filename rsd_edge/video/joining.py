@@ -35,6 +35,8 @@ class Film:
     segments: Sequence[Segment]
     end: Fraction | None
     """Seconds in the result behind which nothing is copied; None where it ends as the source does."""
+    strip: bool = False
+    """Without tags."""
 
     @property
     def duration(self) -> Fraction:
@@ -72,8 +74,8 @@ def _write(film: Film, path: Path) -> None:
         av.open(str(path.absolute()), "w", format=container.name, container_options=options) as output,
     ):
         video = _add_video(film, source, output)
-        copied = {index: add_track(output, source.streams[index]) for index in film.tracks.copied}
-        output.metadata.update(film_tags(source.metadata))
+        copied = {index: add_track(output, source.streams[index], strip=film.strip) for index in film.tracks.copied}
+        output.metadata.update(film_tags(source.metadata, strip=film.strip))
         copy_chapters(source, output, film.clip.shift, film.end)
         output.start_encoding()
         others = copied_packets(source, copied, film.clip, container, film.end)
@@ -88,7 +90,7 @@ def _add_video(film: Film, source: InputContainer, output: OutputContainer) -> V
     assert isinstance(video, VideoStream)
     encoder.set_up(video.codec_context)
     original = source.streams[film.clip.index]
-    video.metadata.update(film_tags(original.metadata))
+    video.metadata.update(film_tags(original.metadata, strip=film.strip))
     video.disposition = original.disposition
     return video
 

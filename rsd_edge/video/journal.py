@@ -21,7 +21,7 @@ from typing import IO, Any
 from rsd_edge.errors import OutputError
 from rsd_edge.stream.atomic import make_folder, output_error
 
-_VERSION = 1
+_VERSION = 2
 _SAMPLE = 1 << 20
 
 
@@ -52,6 +52,7 @@ class WorkFolder:
         self.complete = False
         self.partial: Path | None = None
         """Where an earlier run put what it had when it was interrupted."""
+        self.partial_frames = 0
         make_folder(self.path)
         try:
             self._journal: IO[bytes] = open(self.path / "journal.jsonl", "a+b")  # noqa: SIM115 (held until close)
@@ -99,13 +100,16 @@ class WorkFolder:
         Entered in the journal, so that the whole result can take its place. Raises OutputError.
         """
         if self.partial is None:
-            target, names = self.target, itertools.count(2)
-            path = target.with_name(f"{target.stem}.partial{target.suffix}")
-            while path.exists():
-                path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
-            self._append({"partial": path.name})
+            path = free_partial(self.target)
+            self._append({"partial": path.name, "frames": 0})
             self.partial = path
         return self.partial
+
+    def note_partial(self, frames: int) -> None:
+        """Enter how many frames the playable beginning has. Raises OutputError."""
+        assert self.partial is not None
+        self._append({"partial": self.partial.name, "frames": frames})
+        self.partial_frames = frames
 
     def remove(self) -> None:
         """Delete the folder, and what an interruption left to play."""
@@ -147,7 +151,7 @@ class WorkFolder:
             if "complete" in entry:
                 self.complete = True
             elif "partial" in entry:
-                self.partial = self.target.with_name(entry["partial"])
+                self.partial, self.partial_frames = self.target.with_name(entry["partial"]), entry["frames"]
             else:
                 self._take(entry["segment"])
 
@@ -161,22 +165,12 @@ class WorkFolder:
         self.segments.append(segment)
 
     def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
-        other = [key for key in header if found.get(key) != header[key]]
-        if found.get("version") != _VERSION:
-            other.append("version")
-        if not other:
-            return
-        words = []
-        for key in other:
-            old, new = found.get(key), header.get(key)
-            if isinstance(old, dict) and isinstance(new, dict):
-                words += [f"{name} {old.get(name)} then, {new[name]} now" for name in new if old.get(name) != new[name]]
-            else:
-                words.append(f"another {key}")
-        raise OutputError(
-            f"{self.path} holds an interrupted run that differs ({', '.join(words)}); repeat its command to go on, or "
-            "delete that folder to begin again"
-        )
+        words = _differences(found, header)
+        if words:
+            raise OutputError(
+                f"{self.path} holds an interrupted run that differs ({', '.join(words)}); repeat its command to go on, "
+                "or delete that folder to begin again"
+            )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         position = self._journal.seek(0, os.SEEK_END)
@@ -194,6 +188,38 @@ class WorkFolder:
             self._journal.truncate(position)
         except OSError:
             return
+
+
+def free_partial(target: Path) -> Path:
+    """A name beside the target for the beginning of it, at which nothing is."""
+    names, path = itertools.count(2), target.with_name(f"{target.stem}.partial{target.suffix}")
+    while path.exists():
+        path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
+    return path
+
+
+def _differences(found: dict[str, Any], header: dict[str, Any]) -> list[str]:
+    """In words that whoever gave the command knows."""
+    if found.get("version") != _VERSION:
+        return ["it comes from another version of rsd-edge"]
+    words = [] if found["input"] == header["input"] else ["another input"]
+    for part in ("settings", "engine"):
+        old, new = found[part], header[part]
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                was, now = (_value(name, values.get(name)) for values in (old, new))
+                words.append(f"{name.replace('_', '-')} {was} then, {now} now" if was != now else f"another {name}")
+    if not words and found["encoder"] != header["encoder"]:
+        words = ["this FFmpeg would encode otherwise"]
+    return words
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "digest":
+        return ""  # says nothing to anybody
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "default" if value is None else str(value)
 
 
 def identity(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The other way to read and write videos, for sources that FFmpeg's libraries in PyAV do not open."""
+"""The other way to read and write videos, for cameras, streams and files that PyAV's libraries do not open."""
 
 from __future__ import annotations
 
@@ -13,79 +13,115 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.errors import OutputError, VideoReadError
+from rsd_edge.errors import InputError, OutputError, VideoInterrupted, VideoReadError
 from rsd_edge.opencv import cv2
-from rsd_edge.stream.atomic import make_folder, output_error
-from rsd_edge.video.settings import FrameResolver, Progress, VideoResult, VideoSettings
+from rsd_edge.stream.atomic import folder_for, output_error
+from rsd_edge.video.journal import free_partial
+from rsd_edge.video.settings import FrameResolver, Progress, VideoResult, VideoSettings, check_pixels
 
 _CODES = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _USUAL_RATE = 25.0
-_NOTE = "--video-io opencv: pictures only (no audio, subtitles or tags), 8 bits, one fixed rate, OpenCV's own colours"
+_RATES = (1, 240)
+"""Beyond these, what a camera says of itself is made up."""
+_NOTE = (
+    "--video-io opencv: pictures only (no audio, subtitles or tags), 8 bits, one fixed rate, OpenCV's own colours, HDR "
+    "not recognised"
+)
 
 
 def upscale_with_opencv(
-    resolver: FrameResolver, settings: VideoSettings, source: Path, target: Path, progress: Progress | None
+    resolver: FrameResolver,
+    settings: VideoSettings,
+    source: Path | str,
+    target: Path,
+    progress: Progress | None,
 ) -> VideoResult:
-    """Like `VideoUpscaler`, with OpenCV's reader and writer. Raises VideoReadError, OutputError."""
+    """Like `VideoUpscaler`, with OpenCV's reader and writer.
+
+    source: a file, a camera's device, or the address of a stream as text. After Ctrl-C what there is becomes a file:
+    the target where the source is live, its beginning otherwise. Raises VideoReadError, InputError, OutputError,
+    VideoInterrupted.
+    """
     began = time.perf_counter()
-    for name in ("codec", "crf", "preset"):
-        if getattr(settings, name) is not None:
-            raise OutputError(f"--{name} does not go with --video-io opencv, which has one encoder; leave it out")
+    _check_settings(settings)
     code = _CODES.get(target.suffix.lower())
     if code is None:
         raise OutputError(f"cannot write {target}: OpenCV writes {', '.join(_CODES)}")
-    make_folder(target.parent)
-    with _reader(source) as capture:
-        rate = capture.get(cv2.CAP_PROP_FPS) or _USUAL_RATE
-        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        first, last = round(settings.start * rate), None
-        if settings.duration is not None:
-            last = first + round(settings.duration * rate)
-        frames = _frames(capture, first, last, settings.max_frames)
-        expected = None if stated <= 0 else min(stated if last is None else last, stated) - first
-        if expected is not None and settings.max_frames is not None:
-            expected = min(expected, settings.max_frames)
-        count, sizes = 0, ((0, 0), (0, 0))
-        with _writer(target, code, rate) as write:
-            for frame in frames:
-                result = resolver(frame, seed=settings.seed, strength=settings.strength, scale=settings.scale)
-                sizes = ((frame.shape[1], frame.shape[0]), write(result))
-                count += 1
-                if progress is not None:
-                    progress(count, expected, time.perf_counter() - began)
-            if not count:
-                raise VideoReadError(f"{source} holds no frame that OpenCV can decode; try --video-io av")
+    with _reader(source) as capture, folder_for(target):
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        rate = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
+        frames, expected = _wanted(capture, rate, settings)
+        size = (0, 0)
+        with _Writer(target, code, rate) as writer:
+            try:
+                for frame in frames:
+                    check_pixels(source, frame.shape[1], frame.shape[0], settings.max_pixels)
+                    writer.write(resolver(frame, seed=settings.seed, strength=settings.strength, scale=settings.scale))
+                    size = (frame.shape[1], frame.shape[0])
+                    if progress is not None:
+                        progress(writer.frames, expected, time.perf_counter() - began)
+            except KeyboardInterrupt:
+                raise _interrupted(writer, source, target) from None
+            if not writer.frames:
+                raise _nothing(source, capture, settings)
+            writer.publish(target)
     return VideoResult(
-        source=source,
+        source=Path(source),
         target=target,
-        frames=count,
-        duration=count / rate,
-        input_size=sizes[0],
-        output_size=sizes[1],
+        frames=writer.frames,
+        duration=writer.frames / rate,
+        input_size=size,
+        output_size=writer.size,
         encoder=f"OpenCV {code}",
         bytes=target.stat().st_size,
         seconds=time.perf_counter() - began,
-        new_frames=count,
+        new_frames=writer.frames,
         notes=(_NOTE,),
     )
 
 
+def _check_settings(settings: VideoSettings) -> None:
+    for name in ("codec", "crf", "preset"):
+        if getattr(settings, name) is not None:
+            raise OutputError(f"--{name} does not go with --video-io opencv, which has one encoder; leave it out")
+    if settings.hdr != "refuse":
+        raise InputError("--hdr does not go with --video-io opencv, which knows no HDR; leave it out")
+
+
 @contextmanager
-def _reader(source: Path) -> Iterator[Any]:
-    if not source.is_file():
+def _reader(source: Path | str) -> Iterator[Any]:
+    if isinstance(source, Path) and not source.exists():
         raise VideoReadError(f"{source} does not exist; check the spelling")
+    if isinstance(source, Path) and not source.is_file():
+        raise VideoReadError(f"{source} is no video file and no camera; name one")
     # OpenCV's own FFmpeg writes to stderr, and only this variable, read when it first starts, makes it quiet.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        capture = cv2.VideoCapture(str(source.absolute()))
+        capture = cv2.VideoCapture(str(source.absolute()) if isinstance(source, Path) else source)
     except cv2.error as error:
-        raise VideoReadError(f"{source} cannot be opened by OpenCV ({error.err}); try --video-io av") from None
+        raise VideoReadError(f"{source} cannot be opened by OpenCV ({error.err}); {_cure(source)}") from None
     try:
         if not capture.isOpened():
-            raise VideoReadError(f"{source} cannot be opened by OpenCV; try --video-io av")
+            raise VideoReadError(f"{source} cannot be opened by OpenCV; {_cure(source)}")
         yield capture
     finally:
         capture.release()
+
+
+def _cure(source: Path | str) -> str:
+    return "try --video-io av" if isinstance(source, Path) else "check that it is there and that this user may read it"
+
+
+def _wanted(capture: Any, rate: float, settings: VideoSettings) -> tuple[Iterator[NDArray[np.uint8]], int | None]:
+    """The frames that were asked for, and how many of them to expect."""
+    stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    first, last = round(settings.start * rate), None
+    if settings.duration is not None:
+        last = first + round(settings.duration * rate)
+    expected = None if stated <= 0 else max(0, min(stated if last is None else last, stated) - first)
+    if expected is not None and settings.max_frames is not None:
+        expected = min(expected, settings.max_frames)
+    return _frames(capture, first, last, settings.max_frames), expected
 
 
 def _frames(capture: Any, first: int, last: int | None, most: int | None) -> Iterator[NDArray[np.uint8]]:
@@ -100,37 +136,61 @@ def _frames(capture: Any, first: int, last: int | None, most: int | None) -> Ite
         index += 1
 
 
-@contextmanager
-def _writer(target: Path, code: str, rate: float) -> Iterator[Any]:
-    """A function that writes a frame and tells the (width, height) written; the file appears when the block ends."""
-    # The suffix stays: OpenCV finds the container by it.
-    partial = target.with_name(f".rsd-edge-{secrets.token_hex(8)}.part{target.suffix}")
-    writers: list[Any] = []
+def _nothing(source: Path | str, capture: Any, settings: VideoSettings) -> InputError:
+    """Why there was no frame."""
+    if settings.start and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
+        return InputError(f"{source} has no frame after {settings.start:g} s; lower --start")
+    return VideoReadError(f"{source} holds no frame that OpenCV can decode; {_cure(source)}")
 
-    def write(image: NDArray[Any]) -> tuple[int, int]:
+
+def _interrupted(writer: _Writer, source: Path | str, target: Path) -> KeyboardInterrupt:
+    if not writer.frames:
+        return VideoInterrupted(f"{source}: interrupted before the first frame was done")
+    live = isinstance(source, str)
+    path = target if live else free_partial(target)
+    writer.publish(path)
+    rest = "" if live else "; with --video-io opencv no run goes on from there"
+    return VideoInterrupted(f"{source}: the first {writer.frames} frames are in {path}{rest}")
+
+
+class _Writer:
+    """Writes frames beside the target and puts the file into its place when it is told to; use it as a context."""
+
+    def __init__(self, target: Path, code: str, rate: float) -> None:
+        # The suffix stays: OpenCV finds the container by it.
+        self._partial = target.with_name(f".rsd-edge-{secrets.token_hex(8)}.part{target.suffix}")
+        self._target, self._code, self._rate = target, cv2.VideoWriter.fourcc(*code), rate
+        self._writer: Any = None
+        self.frames = 0
+        self.size = (0, 0)
+        """(width, height) of frames as written."""
+
+    def write(self, image: NDArray[Any]) -> None:
+        """uint8 BGR (h, w, 3). Raises OutputError."""
         height, width = (side + side % 2 for side in image.shape[:2])
-        if not writers:
-            writers.append(
-                cv2.VideoWriter(str(partial.absolute()), cv2.VideoWriter.fourcc(*code), rate, (width, height))
-            )
-            if not writers[0].isOpened():
-                raise OutputError(f"cannot write {target}: OpenCV has no encoder for it; try --video-io av")
+        if self._writer is None:
+            self.size = (width, height)
+            self._writer = cv2.VideoWriter(str(self._partial.absolute()), self._code, self._rate, self.size)
+            if not self._writer.isOpened():
+                raise OutputError(f"cannot write {self._target}: OpenCV has no encoder for it; try --video-io av")
         bottom, right = height - image.shape[0], width - image.shape[1]
-        writers[0].write(cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE))
-        return width, height
+        self._writer.write(cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE))
+        self.frames += 1
 
-    try:
-        yield write
-        for writer in writers:
-            writer.release()
-        if not partial.is_file() or partial.stat().st_size == 0:
-            raise OutputError(f"cannot write {target}: OpenCV wrote nothing; try --video-io av")
-        os.replace(partial, target)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise output_error(target, error) from error
-    finally:
-        for writer in writers:
-            writer.release()
-        partial.unlink(missing_ok=True)
+    def publish(self, path: Path) -> None:
+        """Finish the file and put it there. Raises OutputError."""
+        self._writer.release()
+        if not self._partial.is_file() or self._partial.stat().st_size == 0:
+            raise OutputError(f"cannot write {path}: OpenCV wrote nothing; try --video-io av")
+        try:
+            os.replace(self._partial, path)
+        except OSError as error:
+            raise output_error(path, error) from error
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        self._partial.unlink(missing_ok=True)

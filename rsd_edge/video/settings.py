@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from numpy.typing import NDArray
 
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, VideoReadError
 from rsd_edge.frames import PixelT
 
 MAX_PIXELS = 50_000_000
@@ -55,7 +55,9 @@ class VideoSettings:
     hdr: str = "refuse"
     """refuse, or pass: treat PQ and HLG values like any others and keep the tags."""
     io: str = "av"
-    """av, or opencv for odd sources: video only, 8 bits, no resuming."""
+    """av, or opencv for cameras, streams and odd files: video only, 8 bits, no resuming."""
+    strip: bool = False
+    """Leave the tags of the file and of its tracks out, languages apart."""
     max_pixels: int = MAX_PIXELS
     """Largest input frame."""
     segment_frames: int = 60
@@ -74,11 +76,24 @@ class VideoSettings:
             raise InputError(f"crf is {self.crf:g}; it must lie between 0 and 63, and 18 to 28 is usual")
         for name in ("max_frames", "max_pixels", "segment_frames"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+            if value is not None and (value != int(value) or value < 1):
+                raise InputError(f"{name.replace('_', '-')} is {value}; it must be a whole number, at least 1")
+        for name in ("codec", "preset"):
+            if getattr(self, name) == "":
+                raise InputError(f"{name} is empty; name one or leave it out")
         for name, known in (("hdr", ("refuse", "pass")), ("io", ("av", "opencv"))):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is '{getattr(self, name)}'; it must be one of {', '.join(known)}")
+
+
+def check_pixels(source: Path | str, width: int, height: int, most: int) -> None:
+    """Raises VideoReadError if a frame has more pixels than the limit."""
+    pixels = width * height
+    if pixels > most:
+        raise VideoReadError(
+            f"{source} has frames of {width}x{height} = {pixels / 1e6:.1f} megapixels, more than the limit of "
+            f"{most / 1e6:.1f}; if you trust it, raise it with --max-pixels {pixels}"
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,8 @@ class VideoResult:
     new_frames: int
     """Enlarged in this run."""
     notes: tuple[str, ...] = field(default=())
+    encoder_options: Mapping[str, str] = field(default_factory=dict)
+    """As FFmpeg got them."""
 
     @property
     def frames_per_second(self) -> float | None:

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from rsd_edge.errors import InputError, VideoReadError
 from rsd_edge.frames import Frame
 from rsd_edge.video.colour import Colour, colour_of, is_hdr
-from rsd_edge.video.settings import VideoSettings
+from rsd_edge.video.settings import VideoSettings, check_pixels
 
 _DEMUXERS = (
     "matroska,webm",
@@ -90,7 +90,7 @@ class Clip:
     time_base: Fraction
     rate: Fraction
     fixed_rate: bool
-    """All frames are equally far apart, to one tick."""
+    """All frames are equally far apart, to one tick, but that some may have been dropped."""
     frames: int | None
     """Expected; None where the file does not tell."""
     first: int
@@ -104,6 +104,8 @@ class Clip:
     colour: Colour
     orientation: Orientation
     sample_aspect: Fraction | None
+    max_pixels: int
+    """Of frames that are decoded; larger ones count as damaged."""
     notes: tuple[str, ...]
 
     @property
@@ -156,6 +158,11 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise VideoReadError(f"{path} holds no video that can be decoded ({found} only); name a file with one")
 
 
+def limit_pixels(stream: VideoStream, most: int) -> None:
+    """Let the decoder refuse larger frames, which a file may announce at any time. To be called before it decodes."""
+    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(most)}
+
+
 def is_picture(stream: Stream) -> bool:
     """True for cover art, which files carry as a video of one frame."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
@@ -169,6 +176,9 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
     """
     with opened(path) as container:
         stream = video_stream(container, path)
+        context = stream.codec_context
+        check_pixels(path, context.width, context.height, settings.max_pixels)  # before a frame takes memory
+        limit_pixels(stream, settings.max_pixels)
         times = _Times()
         frame = None
         try:
@@ -183,7 +193,7 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
             times.broken = True
         if frame is None:
             raise VideoReadError(f"{path} holds no frame that can be decoded; copy or download it again")
-        _check_size(path, frame, settings)
+        check_pixels(path, frame.width, frame.height, settings.max_pixels)
         colour, notes = colour_of(frame)
         if is_hdr(colour):
             notes = (*notes, _hdr_note(path, settings))
@@ -215,6 +225,13 @@ class _Times:
         time = packet.dts if packet.pts is None else packet.pts
         if time is not None:
             self.known.append(time)
+
+    def on_grid(self, step: Fraction) -> bool:
+        """All frames are whole steps apart, to one tick; some may be missing."""
+        first = min(self.known, default=0)
+        places = ((time - first) / step for time in self.known)
+        slack = max(Fraction(1), step / 100)
+        return all(abs(place - round(place)) * step <= slack for place in places)
 
     def spacing(self) -> tuple[int, int]:
         """The shortest and the longest step between frames, in ticks."""
@@ -263,6 +280,8 @@ def _clip(
         expected = min(expected, settings.max_frames)
     shortest, longest = times.spacing()
     rate = stream.average_rate or stream.guessed_rate or _USUAL_RATE
+    rate = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
+    regular = longest - shortest <= max(1, round(longest / 100))
     orientation, turn_notes = _orientation(frame)
     extra = list(turn_notes)
     field_order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
@@ -279,8 +298,8 @@ def _clip(
         width=frame.width,
         height=frame.height,
         time_base=time_base,
-        rate=rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE,
-        fixed_rate=longest - shortest <= max(1, round(longest / 100)),
+        rate=rate,
+        fixed_rate=regular or times.on_grid(1 / (rate * time_base)),
         frames=expected,
         first=min(wanted, default=0),
         begin=begin,
@@ -289,6 +308,7 @@ def _clip(
         colour=colour,
         orientation=orientation,
         sample_aspect=1 / aspect if aspect and orientation.swaps else aspect,
+        max_pixels=settings.max_pixels,
         notes=(*notes, *extra),
     )
 
@@ -332,15 +352,6 @@ def _orientation(frame: av.VideoFrame) -> tuple[Orientation, tuple[str, ...]]:
         if key in turns:
             return Orientation(mirrored, turns[key]), ()
     return Orientation(), ("its rotation is no quarter of a turn; frames stay as they are stored",)
-
-
-def _check_size(path: Path, frame: av.VideoFrame, settings: VideoSettings) -> None:
-    pixels = frame.width * frame.height
-    if pixels > settings.max_pixels:
-        raise VideoReadError(
-            f"{path} has frames of {frame.width}x{frame.height} = {pixels / 1e6:.1f} megapixels, more than the limit "
-            f"of {settings.max_pixels / 1e6:.1f}; if you trust the file, raise it with --max-pixels {pixels}"
-        )
 
 
 def _hdr_note(path: Path, settings: VideoSettings) -> str:

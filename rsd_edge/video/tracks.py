@@ -67,6 +67,8 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
                 notes.append(f"{stream.type} track {stream.index} left out")
             elif _fits(stream, container):
                 copied.append(stream.index)
+                if stream.type == "audio" and clip.begin is None and _drops_priming(source, container):
+                    notes += _priming_note(stream, container)
             else:
                 cure = "" if container.name == "matroska" else "; .mkv takes more"
                 notes.append(f"{_describe(stream)} left out: .{container.name} does not take it{cure}")
@@ -75,8 +77,11 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
     return Tracks(tuple(copied), tuple(notes))
 
 
-def add_track(output: OutputContainer, stream: Stream) -> Stream:
-    """A stream of the output for the packets of a source's. Raises what PyAV raises if the container refuses it."""
+def add_track(output: OutputContainer, stream: Stream, *, strip: bool = False) -> Stream:
+    """A stream of the output for the packets of a source's; strip: without its tags, the language apart.
+
+    Raises what PyAV raises if the container refuses it.
+    """
     if is_picture(stream) and output.format.name == "matroska":
         # There covers are attachments; as a track this one would be taken for a second film.
         suffix, kind = _PICTURES[stream.codec_context.name]
@@ -85,7 +90,7 @@ def add_track(output: OutputContainer, stream: Stream) -> Stream:
         name = stream.metadata.get("filename", f"attachment-{stream.index}")
         return output.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
     added = output.add_stream_from_template(stream, opaque=True)
-    added.metadata.update(film_tags(stream.metadata))
+    added.metadata.update(film_tags(stream.metadata, strip=strip))
     added.disposition = stream.disposition
     return added
 
@@ -96,8 +101,10 @@ def _picture(stream: Stream) -> bytes:
         return next((bytes(packet) for packet in source.demux(source.streams[stream.index]) if packet.size), b"")
 
 
-def film_tags(tags: dict[str, str]) -> dict[str, str]:
-    """Those that are as true of the result."""
+def film_tags(tags: dict[str, str], *, strip: bool = False) -> dict[str, str]:
+    """Those that are as true of the result; strip: the language alone."""
+    if strip:
+        return {key: value for key, value in tags.items() if key == "language"}
     return {key: value for key, value in tags.items() if key.lower().partition("-")[0] not in _TECHNICAL}
 
 
@@ -134,8 +141,7 @@ def copied_packets(
     wanted = [source.streams[index] for index, added in streams.items() if added.type != "attachment"]
     if not wanted:
         return
-    # Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known.
-    drop_priming = not container.negative_times and "matroska" not in source.format.name
+    drop_priming = _drops_priming(source, container)
     packets = source.demux(wanted)
     while True:
         try:
@@ -148,6 +154,19 @@ def copied_packets(
         if moved is not None:
             packet.stream = streams[packet.stream.index]
             yield moved, packet
+
+
+def _drops_priming(source: InputContainer, container: Container) -> bool:
+    """Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known."""
+    return not container.negative_times and "matroska" not in source.format.name
+
+
+def _priming_note(stream: Stream, container: Container) -> list[str]:
+    if stream.start_time is None or stream.time_base is None or stream.start_time >= 0:
+        return []
+    early = float(-stream.start_time * stream.time_base)
+    what = f"the encoder's {1000 * early:.0f} ms before the beginning left out"
+    return [f"{_describe(stream)}: {what}, which .{container.name} cannot place; nothing is heard of them"]
 
 
 def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError, VideoInterrupted, VideoReadError
-from rsd_edge.stream.atomic import make_folder
+from rsd_edge.stream.atomic import folder_for
 from rsd_edge.video.colour import is_deep
 from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
 from rsd_edge.video.encoder import Encoder, choose_encoder
+from rsd_edge.video.formats import is_live
 from rsd_edge.video.joining import Film, join
 from rsd_edge.video.journal import Segment, WorkFolder, identity
 from rsd_edge.video.opencv_io import upscale_with_opencv
@@ -74,24 +75,28 @@ class VideoUpscaler:
     ) -> VideoResult:
         """Enlarge a file.
 
+        source: a file or, with io="opencv", also a camera's device or the address of a stream.
         target: its suffix (.mp4, .mov, .m4v, .mkv, .webm, .avi) is the container.
         progress: called after each frame with frames done, frames expected or None, and seconds.
         forecast: called once, before the work, with what the result will be like.
         Raises VideoReadError for a source that cannot be read, InputError for one that is refused, OutputError for a
         target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable.
         """
-        source, target = Path(source), Path(target)
         began = time.perf_counter()
+        live = is_live(source)
+        address: Path | str = str(source) if live else Path(source)
+        source, target = Path(source), Path(target)
         if target.exists() and source.exists() and target.samefile(source):
             raise OutputError(f"{target} is the input; choose another -o")
         if self.settings.io == "opencv":
-            return upscale_with_opencv(self.resolver, self.settings, source, target, progress)
+            return upscale_with_opencv(self.resolver, self.settings, address, target, progress)
+        if live:
+            raise VideoReadError(f"{address} is a device or a stream; read it with --video-io opencv")
         plan = self._plan(source, target)
-        make_folder(target.parent)
         if forecast is not None:
             size = (plan.encoder.width, plan.encoder.height)
             forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
-        with WorkFolder(target, self._header(plan)) as work:
+        with folder_for(target), WorkFolder(target, self._header(plan)) as work:
             notes = (*plan.notes, *_check_room(plan, work))
             earlier = work.frames
             damage = Damage()
@@ -110,6 +115,7 @@ class VideoUpscaler:
             input_size=plan.clip.upright_size,
             output_size=(plan.encoder.width, plan.encoder.height),
             encoder=plan.encoder.name,
+            encoder_options=dict(plan.encoder.options),
             bytes=target.stat().st_size,
             seconds=time.perf_counter() - began,
             new_frames=work.frames - earlier,
@@ -141,7 +147,7 @@ class VideoUpscaler:
         end = None if clip.end is None else clip.end * clip.time_base - clip.shift
         if not work.complete or work.frames == self.settings.max_frames:
             end = segments[-1].end * plan.encoder.time_base
-        return Film(clip, plan.encoder, plan.tracks, work.path, tuple(segments), end)
+        return Film(clip, plan.encoder, plan.tracks, work.path, tuple(segments), end, self.settings.strip)
 
     def _encode(self, plan: _Plan, work: WorkFolder, damage: Damage, progress: Progress | None, began: float) -> None:
         writer = SegmentWriter(work, plan.encoder, self.settings.segment_frames)
@@ -203,11 +209,14 @@ class VideoUpscaler:
         segments = [*work.segments, *([rest] if rest else [])]
         if not segments:
             return f"{plan.clip.path}: interrupted before the first frame was done"
-        film = self._film(plan, work, segments)
-        partial = work.partial_path()
-        join(film, partial)
-        playable = f"the first {float(film.duration):.1f} s are in {partial}"
-        return f"{plan.clip.path}: {playable}; the same command goes on after frame {work.frames}"
+        frames, partial = sum(segment.frames for segment in segments), work.partial_path()
+        if frames > work.partial_frames or not partial.exists():  # an earlier run may have come further into a piece
+            join(self._film(plan, work, segments), partial)
+            work.note_partial(frames)
+        playable = f"the first {work.partial_frames} frames are in {partial}"
+        length = self.settings.segment_frames
+        further = f"goes on after frame {work.frames}" if work.frames else "begins anew"
+        return f"{plan.clip.path}: {playable}; the same command {further}, since whole pieces of {length} are kept"
 
 
 def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
@@ -243,8 +252,9 @@ def _missing(clip: Clip, frames: int) -> tuple[str, ...]:
 
 def _engine_identity(resolver: FrameResolver) -> dict[str, Any]:
     """What tells two `SuperResolver`s apart whose results differ; of anything else the caller has to know."""
-    engine, choice = getattr(resolver, "engine", None), getattr(resolver, "choice", None)
+    engine = getattr(resolver, "engine", None)
     if engine is None:
         return {}
-    record = {key: value for key, value in (choice.record() if choice else {}).items() if key != "times_ms"}
-    return {**record, "tile": str(engine.tile)}
+    record: dict[str, Any] = getattr(resolver, "record", dict)()
+    kept = {key: value for key, value in record.items() if key != "times_ms"}
+    return {**kept, "tile": engine.tile.size, "batch": engine.tile.batch}

@@ -165,13 +165,18 @@ def test_frame_path_replays_its_graph_with_other_frames_seeds_and_strengths(
         assert differences.mean() < 1e-2
 
 
-def test_frames_at_odd_sizes() -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "spec"),
+    [(61, 83, TileSpec(size=40, halo=8, feather=3)), (96, 160, TileSpec(size=64, halo=16, feather=4, fixed=True))],
+)
+def test_frames_without_and_with_whole_vectors(height: int, width: int, spec: TileSpec) -> None:
     rng = np.random.default_rng(0)
-    plan = plan_tiles(61, 83, TileSpec(size=40, halo=8, feather=3))
-    frame = torch.tensor(rng.integers(0, 256, (61, 83, 3), dtype=np.uint8), device="cuda")
+    plan = plan_tiles(height, width, spec)
+    frame = torch.tensor(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), device="cuda")
     detail = torch.randn(plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w, device="cuda")
-    tiles = [frame_tiles(frame, plan, implementation=name) for name in ("triton", "reference")]
-    torch.testing.assert_close(*tiles, atol=1e-6, rtol=0)
+    for dtype in DTYPES:
+        tiles = [frame_tiles(frame, plan, dtype=dtype, implementation=name) for name in ("triton", "reference")]
+        assert torch.equal(*tiles)
     strength = torch.full((1,), 0.7, device="cuda")
     got, expected = (
         merge_tiles(detail, frame, strength, plan, implementation=name) for name in ("triton", "reference")

@@ -1,0 +1,79 @@
+"""Checkpoints on runtimes that execute graphs: `rsd-edge run` builds the engine once and keeps it in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import click
+
+from rsd_edge import __version__
+from rsd_edge.backends import check_device
+from rsd_edge.bundle import FORMAT, MANIFEST, hash_file, load_bundle
+from rsd_edge.cli import missing_package
+from rsd_edge.errors import BackendError, ModelError, OutputError
+from rsd_edge.selection import cache_folder
+from rsd_edge.specs import EDGE_FAMILY, Backend, Precision
+from rsd_edge.stream.batch import RunSettings
+
+_KEY_LENGTH = 16
+
+
+def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Path:
+    """The bundle that `build-engine` makes of a checkpoint in fp32, from the cache or built now, which is told.
+
+    It is kept under a hash of the checkpoint, of what it was built for and of this program's version. Raises ModelError
+    or BackendError for what cannot be built, OutputError where there is no room for it.
+    """
+    command = f"rsd-edge build-engine --model {checkpoint} --backend {backend.value}"
+    if settings.precision not in (None, Precision.FP32.value):
+        raise BackendError(
+            f"checkpoints are run on {backend.value} in fp32; for {settings.precision}, build an engine with "
+            f"'{command} --precision {settings.precision}' and run that"
+        )
+    check_device(settings.device, backend)
+    try:
+        from rsd_edge.export.build import build_engine
+        from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions
+        from rsd_edge.models.checkpoint import read_spec
+        from rsd_edge.sampling import with_steps
+    except ModuleNotFoundError as error:
+        raise missing_package("run", "export", error) from error
+    spec = with_steps(read_spec(checkpoint), settings.steps)
+    # Graphs of a published model are made for one size of tiles, those of an edge model take any.
+    options = PartsOptions(settings.tile or DEFAULT_TILE) if spec.family != EDGE_FAMILY else None
+    sha256 = hash_file(checkpoint)
+    question = [sha256, backend.value, options.words if options else "", FORMAT, __version__]
+    key = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:_KEY_LENGTH]
+    folder = _engines() / f"{checkpoint.stem}-{backend.value}-{key}"
+    if _usable(folder):
+        return folder
+    size = f" for tiles of {options.tile}" if options else ""
+    click.echo(
+        f"{checkpoint} (sha256 {sha256[:12]}): building the {backend.value} engine{size}, once; it is kept in {folder}",
+        err=True,
+    )
+    built = build_engine(
+        str(checkpoint), folder.parent, backend=backend, threads=settings.threads, name=folder.name, published=options
+    )
+    return built.path
+
+
+def _engines() -> Path:
+    try:
+        return cache_folder() / "engines"
+    except RuntimeError as error:
+        raise OutputError(f"there is no cache folder to keep the engine in ({error}); set XDG_CACHE_HOME") from error
+
+
+def _usable(folder: Path) -> bool:
+    """Whether an engine is there; one that was damaged is told of, and built again."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        load_bundle(folder)
+    except ModelError as error:
+        click.echo(f"warning: {error}; that is done now", err=True)
+        return False
+    return True

@@ -1,0 +1,100 @@
+"""Colours, bits and tags from file to file, and what is said where they cannot be kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from video_clips import PATCHES, Recipe, cubic, make, patch_colours, read, upscale
+
+from rsd_edge import VideoUpscaler
+from rsd_edge.errors import InputError, OutputError
+from rsd_edge.frames import PixelT
+
+
+@pytest.mark.parametrize("target", ["mp4", "mkv", "webm"])
+@pytest.mark.parametrize(("matrix", "full"), [(1, False), (1, True), (6, False), (6, True), (9, False)])
+@pytest.mark.parametrize("bits", [8, 10])
+def test_colours_survive(tmp_path: Path, matrix: int, full: bool, bits: int, target: str) -> None:
+    form = "yuv420p" if bits == 8 else "yuv420p10le"
+    recipe = Recipe(size=(112, 32), patch=True, matrix=matrix, full=full, pixel_format=form, times=(0,))
+    source = make(tmp_path / "a.mkv", recipe)
+    result, after = upscale(source, f"b.{target}", crf=4)
+    assert after.tags[:3] == (matrix, 2 if full else 1, matrix)
+    assert (after.pixel_format.endswith("10le")) is (bits == 10)
+    # Two roundings to 8 bits and two lossy encoders: the bound that users were promised.
+    assert np.abs(patch_colours(after, matrix, full) - PATCHES).max() <= 2
+    assert np.abs(patch_colours(after, matrix, full) - patch_colours(read(source), matrix, full)).max() <= 2
+    assert not result.notes
+
+
+@pytest.mark.parametrize(("height", "matrix", "name"), [(48, 6, "BT.601"), (720, 1, "BT.709")])
+def test_untagged_colours_are_guessed_and_tagged(tmp_path: Path, height: int, matrix: int, name: str) -> None:
+    recipe = Recipe(size=(112, height), patch=True, matrix=matrix, tagged=False, times=(0,))
+    result, after = upscale(make(tmp_path / "a.mp4", recipe), "b.mp4", scale=1, crf=4)
+    assert after.tags[:2] == (matrix, 1)
+    assert result.notes == (f"no colour matrix is tagged; {name} assumed for {height} lines",)
+    assert np.abs(patch_colours(after, matrix, False) - PATCHES).max() <= 2  # as above
+
+
+@pytest.mark.parametrize(("matrix", "full"), [(1, False), (1, True), (6, False), (6, True), (9, False)])
+@pytest.mark.parametrize(("target", "codec"), [("avi", "mpeg4"), ("avi", "h264"), ("mkv", "mpeg4")])
+def test_colours_survive_where_tags_do_not(tmp_path: Path, matrix: int, full: bool, target: str, codec: str) -> None:
+    recipe = Recipe(size=(112, 32), patch=True, matrix=matrix, full=full, times=(0,))
+    source = make(tmp_path / "a.mkv", recipe)
+    result, after = upscale(source, f"b.{target}", codec=codec, crf=1)
+    tagged = (target, codec) in (("mkv", "mpeg4"), ("avi", "h264"))
+    assert after.tags[:2] == ((matrix, 2 if full else 1) if tagged else (2, 0))
+    # What players assume of an untagged file: BT.601 in limited range.
+    found = patch_colours(after, matrix if tagged else 6, full and tagged)
+    # Against what the source holds, whose own rounding is not ours: half a level of BGR, and in another matrix half
+    # a level of luma and of chroma, of which one is 1.2 and 2.0 levels of blue.
+    assert np.abs(found - patch_colours(read(source), matrix, full)).max() <= 2.1
+    converted = not tagged and (matrix, full) != (6, False)
+    words = f".avi cannot tag the colours of {codec}: converted to BT.601 in limited range, which players assume"
+    assert list(result.notes) == [words] * converted
+
+
+def test_no_two_notes_on_colours_contradict_each_other(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", Recipe(tagged=False))
+    result, _ = upscale(source, "b.avi")
+    assert result.notes == ("no colour matrix is tagged; BT.601 assumed for 48 lines",)
+    source = make(tmp_path / "c.mkv", Recipe("ffv1", {}, pixel_format="bgr0"))
+    result, _ = upscale(source, "d.avi")
+    assert [note.partition(":")[0] for note in result.notes] == [
+        "RGB video becomes 4",
+        ".avi cannot tag the colours of mpeg4",
+    ]
+
+
+def test_hdr_is_not_passed_where_it_cannot_be_tagged(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le", matrix=9, transfer=16))
+    with pytest.raises(OutputError, match=r"mpeg4 in \.avi cannot say that a film is HDR; try another suffix"):
+        upscale(source, "b.avi", hdr="pass")
+
+
+def test_ten_bits_reach_the_resolver_and_are_given_up_aloud(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", Recipe(pixel_format="yuv420p10le"))
+    seen = []
+
+    def watch(image: NDArray[PixelT], **options: Any) -> NDArray[PixelT]:
+        seen.append(image.dtype)
+        return cubic(image, **options)
+
+    VideoUpscaler(watch)(source, tmp_path / "b.mkv")
+    result = VideoUpscaler(watch)(source, tmp_path / "b.avi")
+    assert seen == 8 * [np.uint16] + 8 * [np.uint8]
+    assert "10 bits reduced to 8, because mpeg4 has no more" in result.notes
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_hdr_is_refused_or_passed(tmp_path: Path, transfer: int) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le", matrix=9, transfer=transfer))
+    with pytest.raises(InputError, match=r"is HDR .* tone-map it to SDR first, or take --hdr pass"):
+        upscale(source, "b.mkv")
+    result, after = upscale(source, "b.mkv", hdr="pass")
+    assert after.tags == (9, 1, 9, transfer)
+    assert any("HDR values enlarged as if they were SDR" in note for note in result.notes)
