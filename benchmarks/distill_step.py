@@ -4,9 +4,9 @@
         --json benchmarks/reports/distill-step.json
 
 Both variants start from the same weights and take the same samples and noise for `--rounds` iterations after a warm-up,
-each in a process of its own, whose peak memory is its own. The losses of the first iteration are those of equal weights;
-later ones drift apart, since Adam makes a whole step of a gradient that is nothing but rounding. Networks have random
-weights: what they cost does not depend on them.
+each in a process of its own, whose peak memory is its own. The losses of the first iteration are those of equal
+weights; later ones drift apart, since Adam makes a whole step of a gradient that is nothing but rounding. Networks have
+random weights: what they cost does not depend on them.
 """
 
 from __future__ import annotations
