@@ -131,7 +131,7 @@ def test_wrong_keys_and_types_are_named(minimal: Path, override: str, message: s
         ("student.gan=images", "gan is 'images'; choose features or pixels"),
         ("student.lpips=resnet", "lpips is 'resnet'; choose squeeze, alex or vgg"),
         ("student.step_weights=snr", "step_weights is 'snr'; choose constant or elbo"),
-        ("student.accumulate=3", "batch of a stage is 64; it must be a multiple of accumulate 3"),
+        ("student.accumulate=3", "batch of a stage is 64; it must be a multiple of accumulate, 3"),
         ("student.clip=0", "clip of a stage is 0.0; it must be greater than 0"),
         ("roles.head_width=0", "head_width is 0"),
         ("student.betas=[0.9, 1.0]", "ema and betas"),
