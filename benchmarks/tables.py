@@ -47,7 +47,9 @@ class Tables:
         breakdown: dict[str, Any],
         published: dict[str, Any],
         video: dict[str, Any],
+        devices: dict[str, Any],
     ) -> None:
+        self._devices = devices
         self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
         self._published, self._videos = published, video["engines"]
         self._by_name: dict[str, Callable[[], str]] = {
@@ -59,6 +61,7 @@ class Tables:
             "threads": self._threads,
             "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
+            "devices": self._device_rows,
             "published-networks": self._published_rows,
             "video": self._video_rows,
         }
@@ -100,6 +103,21 @@ class Tables:
             [f"{name} ms", "ratio", "of the fastest runs"] for name in ("64x64 tile", "320x180 frame")
         )
         return table(["engine", *tile_head, *frame_head, "GFLOP a tile", "GFLOP/s", "of peak"], rows)
+
+    def _device_rows(self) -> str:
+        rows = []
+        for model, boards in self._devices["models"].items():
+            for board, precisions in boards.items():
+                for precision, row in precisions.items():
+                    frame = row["frame_ms"]
+                    rows.append(
+                        [
+                            board, f"{model} {precision}", f"{row['tile_ms']:g}", f"{frame:g}", f"{1e3 / frame:.0f}",
+                            str(row["memory_mib"]), row.get("bound", ""), row["source"],
+                        ]
+                    )  # fmt: skip
+        head = ["device", "engine", "208x208 tile ms", f"{self._devices['frame']} frame ms", "fps", "MiB", "bound by"]
+        return table([*head, ""], rows)
 
     def _breakdown(self) -> str:
         stages = next(iter(self._frames.values()))["ms_per_output_megapixel"]
@@ -160,7 +178,7 @@ def _number(value: float | None, digits: int) -> str:
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    names = ("quality", "engines", "frame-breakdown", "published-networks", "video")
+    names = ("quality", "engines", "frame-breakdown", "published-networks", "video", "devices")
     tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))

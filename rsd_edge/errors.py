@@ -37,6 +37,10 @@ class BackendError(RsdEdgeError):
     """A backend was asked for something that it cannot do on this machine."""
 
 
+class NoEngineError(BackendError):
+    """No engine of a model was built for this device yet."""
+
+
 class MissingDependencyError(RsdEdgeError, ImportError):
     """An optional package or a system library that the request needs is not installed."""
 

@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.backends import check_device, open_engine
+from rsd_edge.backends import check_device, open_engine, open_frame_path
 from rsd_edge.backends.base import Progress, TileEngine
 from rsd_edge.bundle import hash_file, staleness
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.machine import usable_cores
-from rsd_edge.pipeline import NumpyFramePath
 from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
 from rsd_edge.sampling import with_steps
 from rsd_edge.selection import Choice, choose
@@ -47,7 +46,7 @@ class SuperResolver:
         self.choice: Choice | None = None
         """How `load` came to this engine; None if it was given, or runs a checkpoint."""
         self._checkpoint: dict[str, Any] = {}
-        self._path = NumpyFramePath(engine)
+        self._path = open_frame_path(engine)
 
     @classmethod
     def load(

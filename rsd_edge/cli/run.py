@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
+from rsd_edge.cli.auto_build import with_engine
 from rsd_edge.cli.kept_engine import kept_engine
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
@@ -98,6 +99,9 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option("-r", "--recursive", is_flag=True, help="Sub-folders too; OUT mirrors the tree.")
 @click.option("--skip-existing", is_flag=True, help="Leave results that exist as they are.")
 @click.option("--strip", is_flag=True, help="Leave EXIF, XMP, colour profiles and tags out of the results.")
+@click.option(
+    "--auto-build", is_flag=True, help="Run on TensorRT, with an engine that is built for this GPU first if need be."
+)
 @click.option("--tile", type=int, help="Side of a tile in input pixels; smaller needs less memory.")
 @click.option("--batch", default=_DEFAULTS.batch, show_default=True, type=int, help="Tiles at once.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
@@ -115,6 +119,7 @@ def command(
     suffix: str,
     recursive: bool,
     report_path: Path | None,
+    auto_build: bool,
     **options: Any,
 ) -> int:
     """Upscale images and videos. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF, MP4, MKV...
@@ -142,12 +147,17 @@ def command(
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
             check_writable(report_path.parent)
-        resolver = stack.enter_context(_load(settings))
+        resolver = stack.enter_context(_load(with_engine(settings) if auto_build or _compiles(settings) else settings))
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):
         click.echo(_summary(results, output), err=True)
     return FAILED if failed else 0
+
+
+def _compiles(settings: RunSettings) -> bool:
+    """A checkpoint for TensorRT, which has no engine until one is built."""
+    return settings.engine.endswith(CHECKPOINT_SUFFIX) and settings.backend == Backend.TENSORRT.value
 
 
 def _load(settings: RunSettings) -> SuperResolver:
