@@ -117,6 +117,20 @@ class KernelPack:
         grid = _grid(entry, {**arguments, **sizes})
         self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
 
+    def dtype_of(self, name: str, wanted: str) -> str | None:
+        """The dtype to launch a kernel with: the one wanted, or None for a kernel that knows only one."""
+        return wanted if (name, wanted, True) in self._kernels else None
+
+    def only_taken(self, name: str, dtype: str | None, arguments: Mapping[str, int | float]) -> dict[str, int | float]:
+        """Those of some arguments that a kernel takes. Raises InputError for one that is not there."""
+        names = {argument["name"] for argument in self._entry(name, dtype, True)["arguments"]}
+        return {key: value for key, value in arguments.items() if key in names}
+
+    def constants(self, name: str, dtype: str | None = None) -> Mapping[str, Any]:
+        """What a kernel was compiled with, such as its BLOCK. Raises InputError for one that is not there."""
+        found: Mapping[str, Any] = self._entry(name, dtype, True)["constants"]
+        return found
+
     def _entry(self, name: str, dtype: str | None, aligned: bool) -> dict[str, Any]:
         entry: dict[str, Any] | None = self._kernels.get((name, dtype, aligned))
         if entry is None:
@@ -136,6 +150,18 @@ class KernelPack:
                 raise ModelError(f"{path} is damaged: its hash differs; run rsd-edge build-kernels again")
             self._functions[key] = self._driver.load(cubin, entry["entry"])
         return self._functions[key]
+
+
+def pack_files(folder: Path, sm: int, names: Sequence[str]) -> list[str]:
+    """Files of a pack, relative to it, with these kernels for one architecture.
+
+    Raises ModelError for a folder that is not a pack, or has not all of them.
+    """
+    entries = [entry for entry in _read_manifest(folder)["kernels"] if entry["sm"] == sm and entry["name"] in names]
+    missing = sorted(set(names) - {entry["name"] for entry in entries})
+    if missing:
+        raise ModelError(f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}")
+    return [str(entry["file"]) for entry in entries]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What the `rsd-edge` script and `python -m rsd_edge` call; nothing is imported before Ctrl-C is provided for."""
+"""What the script `rsd-edge` calls, and `python -m rsd_edge`, for launchers such as torchrun that start modules.
+
+Nothing is imported before Ctrl-C is provided for.
+"""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ class Backend(str, Enum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
     TORCH = "torch"
 
 

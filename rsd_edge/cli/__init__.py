@@ -29,6 +29,7 @@ _COMMANDS = {
     "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
     "fetch": _Entry("rsd_edge.cli.fetch", "Download a published checkpoint."),
     "import-weights": _Entry("rsd_edge.cli.import_weights", "Convert published checkpoints of ResShift, SinSR or RSD."),
+    "doctor": _Entry("rsd_edge.cli.doctor", "Tell what this machine has, and what can run on it."),
     "distill": _Entry("rsd_edge.cli.distill", "Train: autoencoder, teacher, student, finetune."),
 }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rsd_edge.errors import FetchError
-from rsd_edge.selection import cache_folder
+from rsd_edge.machine import cache_folder
 from rsd_edge.stream.atomic import atomic_file, make_folder, output_error, write_json
 
 Progress: TypeAlias = Callable[[int, int], None]

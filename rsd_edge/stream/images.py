@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsd_edge.errors import ImageReadError
-from rsd_edge.opencv import cv2
+from rsd_edge.opencv import cv2, quiet
 from rsd_edge.stream.encoders import Layout, Pixels
 from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, parse_header, sniff_format
 from rsd_edge.stream.png_chunks import bare_png
@@ -30,7 +30,6 @@ MAX_PIXELS = 50_000_000
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _WITHOUT_SIGNATURE = {".tga": "TGA"}
 """Formats that only the file's name tells."""
-_OPENCV_SILENT = 0
 _STDERR = 2
 _HEARING = threading.Lock()
 """Only one thread at a time may take stderr."""
@@ -133,7 +132,7 @@ def write_image(path: Path | str, image: Pixels) -> None:
 def _decode(data: bytes, header: ImageHeader) -> npt.NDArray[Any] | None:
     """As stored, apart from TIFF, which OpenCV turns upright; None if that is not what the header announces."""
     data = bare_png(data) if header.format == "PNG" else data
-    with _quiet_opencv():
+    with quiet():
         try:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
@@ -235,16 +234,3 @@ def _overheard() -> Iterator[list[str]]:
             os.close(terminal)
             heard.seek(0)
             remarks += heard.read().decode(errors="replace").splitlines()
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Keep decoder messages off the terminal: the caller gets one exception that says it all."""
-    # OpenCV 5 moved these; in OpenCV 4 they are in the root.
-    logging = getattr(cv2.utils, "logging", cv2)
-    level = logging.getLogLevel()
-    logging.setLogLevel(_OPENCV_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
