@@ -102,12 +102,14 @@ class VideoSink:
             first=0,
             begin=None,
             end=None,
+            entries=(),
             shift=Fraction(0),
             colour=colour,
             orientation=Orientation(),
             sample_aspect=None,
             notes=(),
             max_pixels=self._settings.max_pixels,
+            digest="",
         )
         return choose_encoder(clip, self._target, (width, height), self._settings)[0]
 

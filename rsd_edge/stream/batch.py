@@ -173,7 +173,7 @@ def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Ob
     watch.load(size[0] * size[1])
     with folder_for(job.target):  # before the work, so that an unwritable place is noticed early
         enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
-    notes = (*loaded.losses, *plan.notes, *([job.note] if job.note else []))
+    notes = (*loaded.losses(strip=settings.strip), *plan.notes, *([job.note] if job.note else []))
     seconds = time.perf_counter() - begin
     read, written = _read(loaded), _written(loaded, plan)
     return FileResult(job, Status.DONE, loaded.size, size, seconds, notes=notes, read=read, written=written)
