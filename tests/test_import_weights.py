@@ -193,6 +193,21 @@ def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
         ({"diffusion": 3}, "'diffusion' must be a mapping, not int"),
         ({"model__condition_student_timesteps": True}, "'model.condition_student_timesteps' is True, and only False"),
         ({"model__params__out_channels": "${model.none}"}, "refers to nothing in the configuration"),
+        ({"model__params__num_res_blocks": [2, 2]}, r"in 'model\.params', num_res_blocks has 2 values and channel_mult 4"),
+        ({"model__params__num_res_blocks": 2, "model__params__channel_mult": 4}, r"'model\.params\.channel_mult' must be"),
+        ({"model__params__channel_mult": []}, r"in 'model\.params', channel_mult is \[\]; sizes and numbers must be at"),
+        ({"model__params__model_channels": 33}, r"in 'model\.params', model_channels is 33; .* multiple of 32"),
+        ({"model__params__num_head_channels": 50}, r"swin_embed_dim is 32; .* multiple of 50 \(num_head_channels\)"),
+        ({"model__params__window_size": 0}, r"in 'model\.params', window_size is 0; sizes and numbers must be at least"),
+        ({"model__params__image_size": 60}, r"image_size is 60; it must be a multiple of 64 \(window_size"),
+        ({"model__params__in_channels": 7}, r"in_channels is 7; latents of embed_dim 3 need 6"),
+        ({"model__params__mlp_ratio": 0.0}, r"in 'model\.params', mlp_ratio is 0\.0"),
+        ({"model__noise_channels": 2}, r"in 'model', noise_channels is 2; it must be 0 or 1"),
+        ({"autoencoder__params__ddconfig__ch": 40}, r"in 'autoencoder\.params', ch is 40; .* multiple of 32"),
+        ({"autoencoder__params__ddconfig__ch_mult": [1, 2]}, r"ch_mult has 2 values; x4 needs 3"),
+        ({"diffusion__params__etas_end": 1.5}, r"official\.yaml: in 'diffusion\.params', schedule etas_end is 1\.5"),
+        ({"diffusion__params__kappa": 0}, r"official\.yaml: in 'diffusion\.params', schedule kappa is 0\.0"),
+        ({"diffusion__params__steps": 0}, r"official\.yaml: in 'diffusion\.params', schedule steps is 0"),
         ({"model__noise_channels": "one"}, "'model.noise_channels' must be a whole number"),
     ],
 )
@@ -210,7 +225,7 @@ def test_configurations_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not YAML"):
         read_official_config(tmp_path / "bad.yaml")
     (tmp_path / "empty.yaml").write_text("a: 1")
-    with pytest.raises(ModelError, match="has no section 'model'"):
+    with pytest.raises(ModelError, match="there is no section 'model'"):
         read_official_config(tmp_path / "empty.yaml")
 
 

@@ -16,9 +16,6 @@ from rsd_edge.models.official_config import read_official_config
 from rsd_edge.specs import ModelSpec, PublishedArchitecture, ScheduleSpec
 from rsd_edge.stream.atomic import check_writable
 
-MULTIPLE = 64
-"""Three halvings of windows of eight."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -46,7 +43,7 @@ def import_weights(request: Request, output: Path) -> Checkpoint:
         name=output.stem,
         family=request.family,
         steps=schedule.steps if request.family == "resshift" else 1,
-        multiple_of=MULTIPLE,
+        multiple_of=arch.unet.multiple_of,
         schedule=schedule,
         architecture=arch,
     )
