@@ -3,9 +3,9 @@
     python -P benchmarks/published_networks.py --threads 2 --json benchmarks/reports/published-networks.json
 
 Every runtime has a process of its own, with random weights, so that OpenVINO is apart from torch. The processes take
-turns, one at work at a time, so that all of them see the same machine. Peak memory comes from further processes, one for
-each runtime and part, which hold nothing but that part and are not timed; `--memory-only` measures it anew and leaves
-the times of a report as they are.
+turns, one at work at a time, so that all of them see the same machine. Peak memory comes from further processes, one
+for each runtime and part, which hold nothing but that part and are not timed; `--memory-only` measures it anew and
+leaves the times of a report as they are.
 
 - `torch as published`: attention masks made on every call, attention as an explicit softmax, plain memory layout.
 - `torch`, `torch bf16`: this project's, with fused attention, kept masks and channels_last.

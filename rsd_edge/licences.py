@@ -19,7 +19,7 @@ LICENCES = {
     "sinsr": Licence("CC BY-NC-SA 4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/"),
     "rsd": Licence("CC BY-NC-SA 4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/"),
 }
-"""Of the published generators, by family, and for resshift of the autoencoder too. All of them exclude commercial use."""
+"""Of the published generators, by family, and for resshift of the autoencoder too. All exclude commercial use."""
 
 
 def licences_of(family: str) -> dict[str, Licence]:

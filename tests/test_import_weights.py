@@ -249,12 +249,24 @@ def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
         ({"diffusion": 3}, "'diffusion' must be a mapping, not int"),
         ({"model__condition_student_timesteps": True}, "'model.condition_student_timesteps' is True, and only False"),
         ({"model__params__out_channels": "${model.none}"}, "refers to nothing in the configuration"),
-        ({"model__params__num_res_blocks": [2, 2]}, r"in 'model\.params', num_res_blocks has 2 values and channel_mult 4"),
-        ({"model__params__num_res_blocks": 2, "model__params__channel_mult": 4}, r"'model\.params\.channel_mult' must be"),
-        ({"model__params__channel_mult": []}, r"in 'model\.params', channel_mult is \[\]; sizes and numbers must be at"),
+        (
+            {"model__params__num_res_blocks": [2, 2]},
+            r"in 'model\.params', num_res_blocks has 2 values and channel_mult 4",
+        ),
+        (
+            {"model__params__num_res_blocks": 2, "model__params__channel_mult": 4},
+            r"'model\.params\.channel_mult' must be",
+        ),
+        (
+            {"model__params__channel_mult": []},
+            r"in 'model\.params', channel_mult is \[\]; sizes and numbers must be at",
+        ),
         ({"model__params__model_channels": 33}, r"in 'model\.params', model_channels is 33; .* multiple of 32"),
         ({"model__params__num_head_channels": 50}, r"swin_embed_dim is 32; .* multiple of 50 \(num_head_channels\)"),
-        ({"model__params__window_size": 0}, r"in 'model\.params', window_size is 0; sizes and numbers must be at least"),
+        (
+            {"model__params__window_size": 0},
+            r"in 'model\.params', window_size is 0; sizes and numbers must be at least",
+        ),
         ({"model__params__image_size": 60}, r"image_size is 60; it must be a multiple of 64 \(window_size"),
         ({"model__params__in_channels": 7}, r"in_channels is 7; latents of embed_dim 3 need 6"),
         ({"model__params__mlp_ratio": 0.0}, r"in 'model\.params', mlp_ratio is 0\.0"),

@@ -34,7 +34,8 @@ def command(
     """
     _ask(family, accept_license)
     try:
-        from rsd_edge.models.import_weights import NAMED, Request, import_weights
+        from rsd_edge.models.import_weights import Request, import_weights
+        from rsd_edge.models.official import NAMED
     except ModuleNotFoundError as error:
         raise missing_package("import-weights", "distill", error) from error
     request = Request(files, family, config, None if verbose else NAMED)

@@ -91,13 +91,13 @@ def _weights(path: Path, state: State, named: int | None) -> State:
         if tensor.dtype not in _FLOATS or tensor.layout is not torch.strided
     ]
     if strange:
-        raise ModelError(f"{path} holds tensors that are no plain floats: {_listed(strange, named)}; give the originals")
+        raise ModelError(
+            f"{path} holds tensors that are no plain floats: {_listed(strange, named)}; give the originals"
+        )
     return {name: tensor.float() for name, tensor in weights.items()}
 
 
-def read_parts(
-    paths: Sequence[Path], arch: PublishedArchitecture, named: int | None = NAMED
-) -> dict[str, State]:
+def read_parts(paths: Sequence[Path], arch: PublishedArchitecture, named: int | None = NAMED) -> dict[str, State]:
     """Generator and autoencoder from files that hold one of them each.
 
     Raises ModelError for a file that is neither, a part that comes twice or not at all, and, name by name, for missing,
@@ -146,9 +146,7 @@ def _expected(part: str, arch: PublishedArchitecture) -> tuple[Shapes, Shapes]:
     return weights, network.published_buffers() if isinstance(network, SwinUNet) else {}
 
 
-def _check(
-    path: Path, part: str, state: State, expected: Shapes, buffers: Shapes, named: int | None
-) -> None:
+def _check(path: Path, part: str, state: State, expected: Shapes, buffers: Shapes, named: int | None) -> None:
     known = {**expected, **buffers}
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in known]

@@ -212,11 +212,11 @@ class SwinUNet(nn.Module):
         """Shapes, by name, of what published files may carry besides weights: `recomputed` tells them."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in self.named_modules():
-            for i, block in enumerate(layer.blocks if isinstance(layer, SwinLayer) else ()):
-                pixels = block.window**2
+            for i, module in enumerate(layer.blocks if isinstance(layer, SwinLayer) else ()):
+                block, pixels = cast(SwinBlock, module), cast(SwinBlock, module).window ** 2
                 shapes[f"{name}.blocks.{i}.attn.relative_position_index"] = (pixels, pixels)
                 if block.shift:
-                    count = (layer.resolution // block.window) ** 2
+                    count = (cast(SwinLayer, layer).resolution // block.window) ** 2
                     shapes[f"{name}.blocks.{i}.attn_mask"] = (count, pixels, pixels)
         return shapes
 

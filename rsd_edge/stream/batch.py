@@ -224,7 +224,10 @@ def report(
         "settings": dataclasses.asdict(settings),
         **({} if videos is None else {"video_settings": dataclasses.asdict(videos)}),
         "engine": dict(engine),
-        "versions": {**_versions(torch=engine.get("backend") == "torch"), **({} if videos is None else {"ffmpeg": _ffmpeg_version()})},
+        "versions": {
+            **_versions(torch=engine.get("backend") == "torch"),
+            **({} if videos is None else {"ffmpeg": _ffmpeg_version()}),
+        },
         "totals": {
             **{status.name.lower(): count(results, status) for status in Status},
             "seconds": round(seconds, 4),
