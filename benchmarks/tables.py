@@ -133,7 +133,7 @@ class Tables:
         return table(["stage", *(f"{name} in {frame['tiles']}" for name, frame in self._frames.items())], rows)
 
     def _published_rows(self) -> str:
-        found, memory = self._published["rows"], self._published["peak_memory_mb"]
+        found, memory = self._published["rows"], self._published["memory"]["peak_mb"]
         rows = [
             [
                 row["part"],
@@ -142,7 +142,7 @@ class Tables:
                 _number(row["gflop"], 1),
                 _number(row["gflop_per_s"], 0),
                 f"{row['share_of_fp32_peak']:.0%}",
-                _number(memory[row["runtime"]] if row["part"] == "whole" else None, 0),
+                _number(memory[row["runtime"]][row["part"]], 0),
             ]
             for part in dict.fromkeys(row["part"] for row in found)
             for row in found

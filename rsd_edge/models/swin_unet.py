@@ -168,6 +168,7 @@ class SwinLayer(nn.Module):
 
     def __init__(self, channels: int, arch: SwinUNetArchitecture, resolution: int) -> None:
         super().__init__()
+        self.resolution = resolution
         width = arch.swin_embed_dim
         window = min(arch.window_size, resolution)
         shift = arch.window_size // 2 if resolution > arch.window_size else 0
@@ -224,6 +225,18 @@ class SwinUNet(nn.Module):
         )
         self.output_blocks = down.output_blocks()
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), nn.Conv2d(width, arch.out_channels, 3, padding=1))
+
+    def published_buffers(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, by name, of what published files may carry besides weights: `recomputed` tells them."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, layer in self.named_modules():
+            for i, module in enumerate(layer.blocks if isinstance(layer, SwinLayer) else ()):
+                block, pixels = cast(SwinBlock, module), cast(SwinBlock, module).window ** 2
+                shapes[f"{name}.blocks.{i}.attn.relative_position_index"] = (pixels, pixels)
+                if block.shift:
+                    count = (cast(SwinLayer, layer).resolution // block.window) ** 2
+                    shapes[f"{name}.blocks.{i}.attn_mask"] = (count, pixels, pixels)
+        return shapes
 
     def forward(self, x_t_scaled: Tensor, t: Tensor, lq: Tensor, eps: Tensor | None = None) -> Tensor:
         """
