@@ -59,7 +59,8 @@ class Role:
     def _latent(self, lq: Tensor, generator: torch.Generator) -> Tensor:
         z_y = self.stem(lq)
         if self.all_steps:
-            return self.diffusion.ancestral(self.network, z_y, lq, generator)
+            noises = [torch.randn(z_y.shape, generator=generator) for _ in range(self.diffusion.steps)]
+            return self.diffusion.ancestral(self.network, z_y, lq, noises)
         z_T = self.diffusion.prior(z_y, torch.randn(z_y.shape, generator=generator))  # noqa: N806 (the paper's symbol)
         last = self.diffusion.last(1)
         eps = [torch.randn(1, 1, *lq.shape[2:], generator=generator)] if self.takes_eps else []

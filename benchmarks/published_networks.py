@@ -2,8 +2,10 @@
 
     python -P benchmarks/published_networks.py --threads 2 --json benchmarks/reports/published-networks.json
 
-Every runtime has a process of its own, with random weights: so its peak memory is its own, and OpenVINO is apart from
-torch. The processes take turns, one at work at a time, so that all of them see the same machine.
+Every runtime has a process of its own, with random weights, so that OpenVINO is apart from torch. The processes take
+turns, one at work at a time, so that all of them see the same machine. Peak memory comes from further processes, one
+for each runtime and part, which hold nothing but that part and are not timed; `--memory-only` measures it anew and
+leaves the times of a report as they are.
 
 - `torch as published`: attention masks made on every call, attention as an explicit softmax, plain memory layout.
 - `torch`, `torch bf16`: this project's, with fused attention, kept masks and channels_last.
@@ -12,13 +14,14 @@ torch. The processes take turns, one at work at a time, so that all of them see 
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import multiprocessing
-import resource
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -46,6 +49,11 @@ Runs = dict[str, Run]
 
 TILE = 64
 WHOLE = "whole"
+PEAK = "peak"
+MEMORY_METHOD = (
+    "peak resident memory of a process that holds the runtime and one part, over two runs after loading; taken in "
+    "processes and runs of its own, not in those that were timed"
+)
 PARTS = {ENCODER: "encoder", GENERATOR: "generator", DECODER: "decoder"}
 EDGE = (("edge-s", Precision.FP32), ("edge-s", Precision.INT8), ("edge-n", Precision.FP32), ("edge-n", Precision.INT8))
 PAUSE_SECONDS = 0.3
@@ -95,14 +103,29 @@ def as_published() -> Iterator[None]:
         swin_unet.shifted_window_mask, functional.scaled_dot_product_attention = kept
 
 
-def torch_runs(threads: int, folder: Path, *, published: bool = False, precision: Precision = Precision.FP32) -> Runs:
+def without_the_rest(parts: dict[str, Part], names: Sequence[str]) -> dict[str, Part]:
+    """Some of the parts, and of the autoencoder only the half that they use."""
+    for name, other in ((ENCODER, "decoder"), (DECODER, "encoder")):
+        if list(names) == [name]:
+            delattr(parts[name][0].autoencoder, other)
+    return {name: parts[name] for name in names}
+
+
+def torch_runs(
+    threads: int,
+    folder: Path,
+    names: Sequence[str] = tuple(PARTS),
+    *,
+    published: bool = False,
+    precision: Precision = Precision.FP32,
+) -> Runs:
     """Eager torch."""
     import torch
 
     from rsd_edge.models.detail import DTYPES, channels_last
     from rsd_edge.models.swin_unet import GroupNorm32
 
-    parts = random_parts(threads)
+    parts = without_the_rest(random_parts(threads), names)
     for network, _, _ in parts.values():
         if not published:
             for child in network.children():
@@ -126,35 +149,39 @@ def torch_runs(threads: int, folder: Path, *, published: bool = False, precision
     return in_sequence({PARTS[name]: runner(name) for name in parts})
 
 
-def onnxruntime_runs(threads: int, folder: Path) -> Runs:
+def onnxruntime_runs(threads: int, folder: Path, names: Sequence[str] = tuple(PARTS)) -> Runs:
     """The graphs as OnnxPartsEngine opens them, each with the example inputs of the export."""
     from rsd_edge.backends.onnx_parts import open_session
 
-    sessions = {name: open_session(folder / name, threads) for name in PARTS}
-    feeds = {name: dict(np.load(folder / f"{name}.npz")) for name in PARTS}
-    runs: Runs = {PARTS[name]: lambda name=name: sessions[name].run(None, feeds[name]) for name in PARTS}  # type: ignore[misc]
-    peak, _ = convolution_peak(threads, integer=False)
-    return {**in_sequence(runs), "peak": peak}
+    sessions = {name: open_session(folder / name, threads) for name in names}
+    feeds = {name: dict(np.load(folder / f"{name}.npz")) for name in names}
+    runs: Runs = {PARTS[name]: lambda name=name: sessions[name].run(None, feeds[name]) for name in names}  # type: ignore[misc]
+    return in_sequence(runs)
 
 
-def openvino_runs(threads: int, folder: Path) -> Runs:
+def peak_runs(threads: int, folder: Path) -> Runs:
+    """What the machine computes at best."""
+    return {PEAK: convolution_peak(threads, integer=False)[0]}
+
+
+def openvino_runs(threads: int, folder: Path, names: Sequence[str] = tuple(PARTS)) -> Runs:
     """The same graphs, bfloat16 inside."""
     import openvino
 
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
     runs: Runs = {}
-    for name, label in PARTS.items():
+    for name in names:
         feeds = dict(np.load(folder / f"{name}.npz"))
         model = core.read_model(folder / name)
         model.reshape({port.any_name: list(feeds[port.any_name].shape) for port in model.inputs})
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-        runs[label] = lambda request=request, feeds=feeds: request.infer(feeds)  # type: ignore[misc]
+        runs[PARTS[name]] = lambda request=request, feeds=feeds: request.infer(feeds)  # type: ignore[misc]
     return in_sequence(runs)
 
 
-def edge_runs(threads: int, folder: Path, *, name: str, precision: Precision) -> Runs:
-    """A shipped engine."""
+def edge_runs(threads: int, folder: Path, names: Sequence[str] = (), *, name: str, precision: Precision) -> Runs:
+    """A shipped engine, whole."""
     bundle = resolve_engine(name, precision)
     engine = open_engine(bundle.graph_path, bundle.spec, tile=TileSpec.of(bundle.spec.model), threads=threads)
     rng = np.random.default_rng(0)
@@ -178,6 +205,7 @@ SUBJECTS = {
     "torch bf16": Subject(torch_runs, {"precision": Precision.BF16}),
     "onnxruntime": Subject(onnxruntime_runs, {}),
     "openvino bf16": Subject(openvino_runs, {}),
+    PEAK: Subject(peak_runs, {}),
     **{
         f"{name} {precision.value}": Subject(edge_runs, {"name": name, "precision": precision})
         for name, precision in EDGE
@@ -186,14 +214,43 @@ SUBJECTS = {
 
 
 def serve(subject: Subject, threads: int, folder: Path, pipe: Connection) -> None:
-    """Answer the names of the parts, then each request (a name) with its seconds, and None with the peak memory."""
+    """Answer the names of the parts, then each request (a name) with its seconds."""
     runs = subject.make(threads, folder, **subject.options)
     pipe.send(list(runs))
-    while (name := pipe.recv()) is not None:
+    while True:
+        name = pipe.recv()
         began = time.perf_counter()
         runs[name]()
         pipe.send(time.perf_counter() - began)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def peak_megabytes(subject: str, label: str, threads: int, folder: Path) -> float:
+    """Of this process while it runs one part twice, after it was loaded; Linux alone tells."""
+    names = [name for name in PARTS if label in (PARTS[name], WHOLE)]
+    run = SUBJECTS[subject].make(threads, folder, names, **SUBJECTS[subject].options)[label]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is there now
+    for _ in range(2):
+        run()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return int(peak[1]) / 1024
+
+
+def measure_memory(threads: int, folder: Path) -> dict[str, Any]:
+    """Of each runtime and part, in processes of their own."""
+    context = multiprocessing.get_context("spawn")
+    megabytes: dict[str, dict[str, int]] = {}
+    for subject, kind in SUBJECTS.items():
+        if subject == PEAK:
+            continue
+        labels = [WHOLE] if kind.make is edge_runs else [*PARTS.values(), WHOLE]
+        for label in labels:
+            with context.Pool(1) as pool:
+                found = pool.apply(peak_megabytes, (subject, label, threads, folder))
+            megabytes.setdefault(subject, {})[label] = round(found)
+            click.echo(f"{subject:20} {label:10} {found:7.0f} MB")
+    return {"method": MEMORY_METHOD, "versions": versions(), "peak_mb": megabytes}
 
 
 class Workers:
@@ -212,11 +269,6 @@ class Workers:
         """One run, after a pause."""
         time.sleep(PAUSE_SECONDS)
         self._pipes[subject].send(part)
-        return float(self._pipes[subject].recv())
-
-    def peak_megabytes(self, subject: str) -> float:
-        """Of the process; it ends."""
-        self._pipes[subject].send(None)
         return float(self._pipes[subject].recv())
 
 
@@ -238,14 +290,19 @@ def write_graphs(folder: Path, threads: int, queue: Any) -> None:
     queue.put({**flops, WHOLE: sum(flops.values())})
 
 
-def measure(threads: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """All subjects, in turns."""
+def make_graphs(threads: int, folder: Path) -> dict[str, float]:
+    """Write them, and return the GFLOP of each part."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     writer = context.Process(target=write_graphs, args=(folder, threads, queue))
     writer.start()
-    gflop = queue.get()
+    gflop: dict[str, float] = queue.get()
     writer.join()
+    return gflop
+
+
+def measure(threads: int, rounds: int, folder: Path, gflop: Mapping[str, float]) -> dict[str, Any]:
+    """Times of all subjects, in turns."""
     workers = Workers(threads, folder)
     taken: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):
@@ -254,7 +311,7 @@ def measure(threads: int, rounds: int, folder: Path) -> dict[str, Any]:
                 seconds = workers.seconds(subject, part)
                 if turn:  # the first is a warm-up
                     taken.setdefault((subject, part), []).append(seconds)
-    peak = convolution_peak(threads, integer=False)[1] / min(taken.pop(("onnxruntime", "peak"))) / 1e9
+    peak = convolution_peak(threads, integer=False)[1] / min(taken.pop((PEAK, PEAK))) / 1e9
     rows = []
     for (subject, part), seconds in taken.items():
         work = gflop[part] if subject.split()[0] not in ("edge-s", "edge-n") else edge_gflop(subject)
@@ -270,8 +327,13 @@ def measure(threads: int, rounds: int, folder: Path) -> dict[str, Any]:
                 "share_of_fp32_peak": round(rate / peak, 2),
             }
         )
-    memory = {subject: round(workers.peak_megabytes(subject)) for subject in workers.parts}
-    return {"peak_gflop_per_s": round(peak, 1), "peak_memory_mb": memory, "rows": rows}
+    return {"peak_gflop_per_s": round(peak, 1), "rows": rows}
+
+
+def versions() -> dict[str, str]:
+    """Of what was measured."""
+    packages = ("torch", "onnxruntime", "openvino", "numpy")
+    return {name: importlib.metadata.version(name) for name in packages} | {"rsd_edge": __version__}
 
 
 def edge_gflop(subject: str) -> float:
@@ -285,24 +347,29 @@ def edge_gflop(subject: str) -> float:
 @click.option("--rounds", default=3, show_default=True, help="Runs of each; one more is not counted.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 @click.option("--note", default="", help="Kept in the report, for instance what else the machine was doing.")
-def main(threads: int, rounds: int, json_path: Path, note: str) -> None:
+@click.option("--memory-only", is_flag=True, help="Measure memory anew; the times in the report stay.")
+def main(threads: int, rounds: int, json_path: Path, note: str, memory_only: bool) -> None:
     """Measure, print and store."""
-    packages = ("torch", "onnxruntime", "openvino", "numpy")
     with tempfile.TemporaryDirectory() as scratch:
-        document = {
-            "machine": cpu_name(),
-            "threads": threads,
-            "tile": TILE,
-            "note": note,
-            "versions": {name: importlib.metadata.version(name) for name in packages} | {"rsd_edge": __version__},
-            **measure(threads, rounds, Path(scratch)),
-        }
+        folder = Path(scratch)
+        gflop = make_graphs(threads, folder)
+        if memory_only:
+            document = json.loads(json_path.read_text(encoding="utf-8"))
+        else:
+            document = {
+                "machine": cpu_name(),
+                "threads": threads,
+                "tile": TILE,
+                "note": note,
+                "versions": versions(),
+                **measure(threads, rounds, folder, gflop),
+            }
+        document["memory"] = measure_memory(threads, folder)
     for row in document["rows"]:
         click.echo(
             f"{row['runtime']:20} {row['part']:10} {row['ms']['median']:9.1f} ms {row['gflop']:8.2f} GFLOP "
             f"{row['gflop_per_s']:7.1f} GFLOP/s {row['share_of_fp32_peak']:5.0%} of the fp32 peak"
         )
-    click.echo(f"peak memory MB: {document['peak_memory_mb']}")
     json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

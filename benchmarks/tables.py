@@ -29,6 +29,7 @@ QUALITY = {
     "lattice_spread": ("lattice spread", 2),
     "lattice_mean": ("lattice mean", 2),
 }
+_FILMS = {"intel_one-by-one-person": "one-by-one-person", "intel_bottle": "bottle", "intel_car": "car"}
 _MARK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -47,7 +48,9 @@ class Tables:
         breakdown: dict[str, Any],
         published: dict[str, Any],
         video: dict[str, Any],
+        devices: dict[str, Any],
     ) -> None:
+        self._devices = devices
         self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
         self._published, self._videos = published, video["engines"]
         self._by_name: dict[str, Callable[[], str]] = {
@@ -59,9 +62,14 @@ class Tables:
             "threads": self._threads,
             "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
+            "devices": self._device_rows,
             "published-networks": self._published_rows,
             "video": self._video_rows,
         }
+
+    def add(self, makers: dict[str, Callable[[], str]]) -> None:
+        """Further tables."""
+        self._by_name |= makers
 
     def fill(self, text: str) -> str:
         """The text with all its tables made anew. Raises KeyError for a table that does not exist."""
@@ -101,6 +109,21 @@ class Tables:
         )
         return table(["engine", *tile_head, *frame_head, "GFLOP a tile", "GFLOP/s", "of peak"], rows)
 
+    def _device_rows(self) -> str:
+        rows = []
+        for model, boards in self._devices["models"].items():
+            for board, precisions in boards.items():
+                for precision, row in precisions.items():
+                    frame = row["frame_ms"]
+                    rows.append(
+                        [
+                            board, f"{model} {precision}", f"{row['tile_ms']:g}", f"{frame:g}", f"{1e3 / frame:.0f}",
+                            str(row["memory_mib"]), row.get("bound", ""), row["source"],
+                        ]
+                    )  # fmt: skip
+        head = ["device", "engine", "208x208 tile ms", f"{self._devices['frame']} frame ms", "fps", "MiB", "bound by"]
+        return table([*head, ""], rows)
+
     def _breakdown(self) -> str:
         stages = next(iter(self._frames.values()))["ms_per_output_megapixel"]
         rows = []
@@ -110,7 +133,7 @@ class Tables:
         return table(["stage", *(f"{name} in {frame['tiles']}" for name, frame in self._frames.items())], rows)
 
     def _published_rows(self) -> str:
-        found, memory = self._published["rows"], self._published["peak_memory_mb"]
+        found, memory = self._published["rows"], self._published["memory"]["peak_mb"]
         rows = [
             [
                 row["part"],
@@ -119,7 +142,7 @@ class Tables:
                 _number(row["gflop"], 1),
                 _number(row["gflop_per_s"], 0),
                 f"{row['share_of_fp32_peak']:.0%}",
-                _number(memory[row["runtime"]] if row["part"] == "whole" else None, 0),
+                _number(memory[row["runtime"]][row["part"]], 0),
             ]
             for part in dict.fromkeys(row["part"] for row in found)
             for row in found
@@ -155,13 +178,82 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def live_tables(live: dict[str, Any], temporal: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    """Makers of tables by name."""
+    return {
+        "live": lambda: _sizes(live),
+        "reuse": lambda: _reuse(live),
+        "temporal": lambda: _temporal(temporal),
+    }
+
+
+def _sizes(live: dict[str, Any]) -> str:
+    head = ["camera at", "result", "fps", "dropped", "latency p50 ms", "p95", "p99", "engine ms", "pre + post ms"]
+    rows = []
+    for run in live["sizes"]:
+        latency, stages = run["latency_ms"], run["stages_p50_ms"]
+        rows.append(
+            [
+                f"{run['source_size'][0]}x{run['source_size'][1]}, {live['rate']:g} fps",
+                f"{run['result_size'][0]}x{run['result_size'][1]}",
+                f"{run['sr_fps']:.1f}",
+                f"{run['dropped']} of {run['captured']}",
+                *(f"{latency[name]:.0f}" for name in ("p50", "p95", "p99")),
+                f"{stages['engine']:.1f}",
+                f"{stages['pre'] + stages['post']:.1f}",
+            ]
+        )
+    return table(head, rows)
+
+
+def _reuse(live: dict[str, Any]) -> str:
+    head = ["film", "threshold", "tiles computed", "times as fast", "mean difference", "largest", "PSNR dB"]
+    rows = []
+    for name, film in live["reuse"].items():
+        for row in film["rows"]:
+            psnr = "same bytes" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
+            rows.append(
+                [
+                    _FILMS.get(name, name),
+                    f"{row['threshold']:g}" if row["threshold"] else "0, exact",
+                    f"{100 * row['tiles_computed']:.1f} %",
+                    f"{row['times_as_fast']:.2f}",
+                    f"{row['mean_difference']:.3f}",
+                    str(row["largest_difference"]),
+                    psnr,
+                ]
+            )
+    return table(head, rows)
+
+
+def _temporal(temporal: dict[str, Any]) -> str:
+    films = temporal["films"]
+    methods = list(next(iter(films.values()))["methods"])
+    head = ["method", *(f"{_FILMS.get(name, name)}: warped error / still variance / texture" for name in films)]
+    rows = []
+    for method in methods:
+        cells = []
+        for film in films.values():
+            row = film["methods"][method]
+            still = "-" if row["still_variance"] is None else f"{row['still_variance']:.2f}"
+            cells.append(f"{row['warped_error']:.2f} / {still} / {row['texture']:.2f}")
+        rows.append([temporal["peer"] if method == "peer" else method, *cells])
+    return table(head, rows)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 @click.command()
 @click.option("--reports", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of JSON files.")
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    names = ("quality", "engines", "frame-breakdown", "published-networks", "video")
-    tables = Tables(*(json.loads((reports / f"{name}.json").read_text(encoding="utf-8")) for name in names))
+    names = ("quality", "engines", "frame-breakdown", "published-networks", "video", "devices")
+    tables = Tables(*(_load(reports / f"{name}.json") for name in names))
+    tables.add(live_tables(_load(reports / "live.json"), _load(reports / "temporal.json")))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))
         with atomic_file(path) as file:

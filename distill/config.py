@@ -13,84 +13,41 @@ from typing import Any, cast
 
 import yaml
 
-from rsd_edge.distill.data_config import DataConfig, check_crop
+from rsd_edge.distill.data_config import DataConfig
+from rsd_edge.distill.stage_config import StageConfig, StudentConfig
 from rsd_edge.errors import InputError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
 
-_WEIGHTS = (
-    "distill_weight",
-    "lpips_weight",
-    "pixel_weight",
-    "chroma_weight",
-    "flat_weight",
-    "lattice_weight",
-    "gan_weight",
-)
-_LEAST = {
-    0: (*_WEIGHTS, "warmup", "lr_final", "gan_start", "latent_noise"),
-    1: ("iterations", "batch", "fake_steps", "log_every", "validate_every", "save_every"),
-}
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """One stage of training. Loss weights that a stage does not use stay 0."""
+class RoleConfig:
+    """Where the weights of one role come from, and what network they are weights of."""
 
-    iterations: int = 1000
-    batch: int = 16
-    crop: int | None = None
-    """HR crop side of this stage; None takes data.crop."""
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup: int = 100
-    lr_final: float = 0.05
-    """Cosine decay to this fraction of lr; 1.0 keeps it constant."""
-    ema: float = 0.999
-    clip: float = 1.0
-    """Gradient norm above which gradients are scaled down."""
-    fake_lr: float = 2e-4
-    fake_steps: int = 3
-    """K: updates of the fake model (and nothing else) for each update of the student."""
-    distill_weight: float = 0.0
-    """Weight of L_theta; 0 makes the stage a plain regression and trains no fake model."""
-    objective: str = "rsd"
-    """rsd (gradients through both networks) or vsd (both outputs detached)."""
-    timesteps: tuple[int, ...] = (3, 7, 11, 14)
-    """The student's t_n. The paper takes N = 4 evenly spaced steps that end at T without giving their indices."""
-    lpips_weight: float = 0.0
-    pixel_weight: float = 0.0
-    chroma_weight: float = 0.0
-    flat_weight: float = 0.0
-    """Weight of the distance from the target's local mean in flat areas."""
-    lattice_weight: float = 0.0
-    """Weight of the penalty on differences between the phases of the network's 8-pixel grid."""
-    gan_weight: float = 0.0
-    gan_lr: float = 2e-4
-    gan_start: int = 0
-    train_decoder: bool = False
-    """Train stem and decoder together with the generator (joint fine-tune)."""
-    latent_noise: float = 0.0
-    """Standard deviation of noise added to the latent while the decoder is trained."""
-    log_every: int = 20
-    validate_every: int = 500
-    save_every: int = 200
+    weights: str = ""
+    """A checkpoint of rsd-edge; empty for the place where the role's weights are by default."""
+    model: ModelSpec | None = None
+    """What the checkpoint must be; needed only where there is no checkpoint yet, as in a dry run."""
+
+
+@dataclass(frozen=True)
+class RolesConfig:
+    """The networks of a student stage. The student itself is `model`; the fake model is a copy of the teacher."""
+
+    teacher: RoleConfig = field(default_factory=RoleConfig)
+    """f* and, unless given apart, the latent space. By default what this run's teacher stage trained."""
+    autoencoder: RoleConfig = field(default_factory=RoleConfig)
+    """By default that of the teacher's checkpoint. For an edge model under a published teacher, what the run's stage
+    autoencoder left: a stem and a decoder for the teacher's latents, which the student needs where it runs."""
+    student: RoleConfig = field(default_factory=RoleConfig)
+    """Where the student starts. By default from the teacher if their sizes agree, otherwise from random weights."""
+    head_width: int = 256
+    """Channels of the discriminator's head on the fake model's encoder."""
 
     def __post_init__(self) -> None:
-        for bound, names in _LEAST.items():
-            for name in names:
-                if not getattr(self, name) >= bound:
-                    raise InputError(f"{name} of a stage is {getattr(self, name)}; it must be at least {bound}")
-        for name in ("lr", "fake_lr", "gan_lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} of a stage is {getattr(self, name)}; it must be greater than 0")
-        if not 0 <= self.ema < 1 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError("ema and betas of a stage must lie between 0 and 1, 1 excluded")
-        if self.objective not in ("rsd", "vsd"):
-            raise InputError(f"objective is '{self.objective}'; choose rsd or vsd")
-        if not self.timesteps or min(self.timesteps) < 0:
-            raise InputError("timesteps needs at least one index, counted from 0")
-        if self.crop is not None:
-            check_crop("crop of a stage", self.crop)
+        if self.head_width < 1:
+            raise InputError(f"roles.head_width is {self.head_width}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -101,26 +58,32 @@ class DistillConfig:
     run_dir: str = "runs/edge"
     seed: int = 0
     precision: str = "fp32"
-    """fp32, or bf16 (autocast; losses, norms and optimisers stay in fp32)."""
+    """fp32, bf16 or fp16: autocast, with fp16's loss scaled; losses, norms and optimisers stay in fp32."""
     threads: int | None = None
+    roles: RolesConfig = field(default_factory=RolesConfig)
     data: DataConfig = field(default_factory=DataConfig)
     autoencoder: StageConfig = field(default_factory=StageConfig)
     teacher: StageConfig = field(default_factory=StageConfig)
-    student: StageConfig = field(default_factory=StageConfig)
-    finetune: StageConfig = field(default_factory=StageConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    finetune: StudentConfig = field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"precision is '{self.precision}'; training runs in fp32 or bf16")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is '{self.precision}'; training runs in fp32, bf16 or fp16")
         if self.seed < 0 or (self.threads is not None and self.threads < 1):
             raise InputError("seed must not be negative, and threads at least 1")
         last = self.model.schedule.steps - 1
         for name, stage in (("student", self.student), ("finetune", self.finetune)):
-            if stage.distill_weight and max(stage.timesteps) > last:
+            if stage.starts_from_truth and max(stage.timesteps) > last:
                 raise InputError(
                     f"{name}.timesteps holds {max(stage.timesteps)}, but the schedule's last index is {last}; "
                     "lower it or raise model.schedule.steps"
                 )
+
+    @property
+    def teacher_model(self) -> ModelSpec:
+        """What the teacher is: of the run's own kind, unless a role says otherwise."""
+        return self.roles.teacher.model or self.model
 
     def stage_dir(self, stage: str) -> Path:
         return Path(self.run_dir) / stage

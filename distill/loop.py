@@ -1,111 +1,36 @@
-"""The training loop all stages share: batches, learning rate, logging, validation, checkpoints, resume, NaN guard.
-
-Nothing random survives between iterations: noise comes from a generator seeded by (seed, stage, iteration) and samples
-from their indices. A resumed run therefore repeats an uninterrupted one from its networks, EMA and optimisers alone.
-"""
+"""The training loop all stages share: batches, learning rate, logging, validation, checkpoints, resume, Ctrl-C."""
 
 from __future__ import annotations
 
-import io
+import functools
+import itertools
 import logging
 import math
-import pickle
 import time
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+import yaml
 
-from rsd_edge.distill.config import DistillConfig, StageConfig, config_to_dict
+from rsd_edge.distill.config import config_to_dict
 from rsd_edge.distill.data import Batch, training_batches
-from rsd_edge.distill.ema import Ema
+from rsd_edge.distill.progress import Progress
+from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.run_log import RunLog
-from rsd_edge.errors import InputError, ModelError, RsdEdgeError
-from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint, state_of
+from rsd_edge.distill.snapshot import STATE_FILE, resume, save_state
+from rsd_edge.distill.stage import Draw, EncodedBatch, Part, Stage
+from rsd_edge.distill.stage_config import StageConfig
+from rsd_edge.distill.stop_signal import StopSignal
+from rsd_edge.errors import InputError
+from rsd_edge.models.checkpoint import save_checkpoint
 from rsd_edge.stream.atomic import atomic_file, make_folder
 
 log = logging.getLogger(__name__)
 
-Draw = Callable[[], Batch]
-STATE_FILE = "state.pt"
 WEIGHTS_FILE = "weights.safetensors"
-
-
-class TrainingDivergedError(RsdEdgeError):
-    """A loss, gradient or weight became NaN or infinite."""
-
-
-class Stage(ABC):
-    """What one stage trains and how. Subclasses fill the dictionaries in their constructor."""
-
-    name: str
-
-    def __init__(self, config: DistillConfig, stage: StageConfig) -> None:
-        self.config = config
-        self.stage = stage
-        self.networks: dict[str, nn.Module] = {}
-        """Trained networks; all of their state is kept for resuming."""
-        self.averages: dict[str, Ema] = {}
-        """Averages by part name; these are the weights that a finished stage hands on."""
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.frozen: dict[str, nn.Module] = {}
-        """Parts handed on unchanged."""
-
-    @property
-    def batches_per_iteration(self) -> int:
-        return 1
-
-    @abstractmethod
-    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
-        """One iteration: take batches with `draw`, update, return scalars to log."""
-
-    @abstractmethod
-    def validate(self, generator: torch.Generator) -> dict[str, float]:
-        """Figures of the averaged weights on the fixed validation crops."""
-
-    def add_optimizer(self, name: str, parameters: Iterator[nn.Parameter], lr: float) -> None:
-        self.optimizers[name] = torch.optim.AdamW(parameters, lr=lr, betas=self.stage.betas, weight_decay=0.0)
-        self.optimizers[name].param_groups[0]["peak_lr"] = lr
-
-    def require_loss(self, *weights: str) -> None:
-        """Raise InputError unless one of these weights is set: without a loss the stage would run and learn nothing."""
-        if not any(getattr(self.stage, weight) for weight in weights):
-            raise InputError(f"stage {self.name} has no loss; set {self.name}.{f' or {self.name}.'.join(weights)}")
-
-    def update(self, name: str, loss: Tensor) -> Tensor:
-        """Backward and step of one optimiser; returns the gradient norm before clipping.
-
-        Raises TrainingDivergedError, before any weight changes, if the loss or its gradient is not finite.
-        """
-        if not torch.isfinite(loss):
-            raise self.diverged(f"loss of '{name}' is {float(loss.detach())}")
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.stage.clip)
-        if not torch.isfinite(norm):
-            raise self.diverged(f"gradient of '{name}' is not finite (loss {float(loss.detach()):.4g})")
-        optimizer.step()
-        return norm
-
-    def diverged(self, what: str) -> TrainingDivergedError:
-        """The error to raise; it says what to do about it."""
-        return TrainingDivergedError(
-            f"stage {self.name}: {what}; the last state saved is kept, resume with a lower {self.name}.lr"
-        )
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def weights(self, record: dict[str, Any]) -> Checkpoint:
-        parts = {name: state_of(ema.average) for name, ema in self.averages.items()}
-        parts |= {name: state_of(module) for name, module in self.frozen.items()}
-        return Checkpoint(self.config.model, parts, record)
+CONFIG_FILE = "config.yaml"
 
 
 def learning_rate(stage: StageConfig, iteration: int) -> float:
@@ -116,65 +41,155 @@ def learning_rate(stage: StageConfig, iteration: int) -> float:
     return stage.lr_final + (1 - stage.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def iteration_generator(seed: int, stage: str, iteration: int) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{stage}/{iteration}".encode()))
+BatchesFrom = Callable[[int], Iterator[Batch]]
+"""Endless batches of this process from an iteration on."""
 
 
-def train(stage: Stage) -> Path:
+def train(stage: Stage, batches_from: BatchesFrom | None = None) -> Path:
     """Run a stage to its last iteration, resuming if its folder holds a state. Returns the weights' path.
 
-    Raises TrainingDivergedError, ModelError for a state that does not fit, OutputError if the folder cannot be written;
-    in every case, and after Ctrl-C, the last state saved stays as it is.
+    batches_from: instead of the data that the configuration names, for the same iterations in the same order.
+    The first Ctrl-C ends the iteration, saves and raises KeyboardInterrupt; a second one does not wait. Raises
+    TrainingDivergedError, ModelError for a state that does not fit, OutputError if the folder cannot be written; in
+    each case the last state saved stays as it is.
     """
+    check_share(stage)
+    stage.validation  # noqa: B018 (what is missing there should not show after the first five hundred iterations)
     folder = stage.config.stage_dir(stage.name)
-    make_folder(folder)
-    start, elapsed = _resume(stage, folder / STATE_FILE)
-    began = time.monotonic() - elapsed
-    with RunLog(folder, stage.name, start) as run_log:
-        figures = _iterate(stage, folder, start, began, run_log)
-    done = max(start, stage.stage.iterations)
-    record = {"stage": stage.name, "iterations": done, "seconds": round(time.monotonic() - began)}
-    record |= {"validation": figures, "config": dict(config_to_dict(stage.config)), "torch": torch.__version__}
+    if stage.runtime.is_main:
+        make_folder(folder)
+    stage.runtime.wait()
+    start, elapsed = resume(stage, folder / STATE_FILE)
+    run = _Run(stage, folder, start, time.monotonic() - elapsed)
+    source = batches_from or functools.partial(_batches, stage)
+    if stage.runtime.is_main:
+        _write_config(stage, folder)
+    figures = run.iterate(source)
     path = folder / WEIGHTS_FILE
-    save_checkpoint(path, stage.weights(record))
+    if stage.runtime.is_main:
+        record = {"stage": stage.name, "iterations": max(start, stage.stage.iterations), "seconds": round(run.seconds)}
+        record |= {"validation": figures, "config": dict(config_to_dict(stage.config)), "torch": torch.__version__}
+        save_checkpoint(path, stage.weights(record))
+    stage.runtime.wait()
     return path
 
 
-def _iterate(stage: Stage, folder: Path, start: int, began: float, run_log: RunLog) -> dict[str, float]:
-    """Iterations from `start` on; returns the figures of the last validation."""
-    config, settings = stage.config, stage.stage
-    if start >= settings.iterations:
-        return _validate(stage)
-    consumed = start * stage.batches_per_iteration * settings.batch
-    batches = training_batches(config.data, config.crop_of(settings), settings.batch, _data_seed(stage), consumed)
-    figures: dict[str, float] = {}
-    saved = start
-    try:
-        for iteration in range(start, settings.iterations):
+def check_share(stage: Stage) -> None:
+    """Raise InputError unless the batch can be shared among the processes and their parts."""
+    shares = stage.runtime.processes * stage.stage.accumulate
+    if stage.stage.batch % shares:
+        raise InputError(
+            f"{stage.name}.batch is {stage.stage.batch}; {stage.runtime.processes} processes with accumulate "
+            f"{stage.stage.accumulate} need a multiple of {shares}"
+        )
+
+
+def parts_of(stage: Stage, batch: Batch, update: str) -> list[Part]:
+    """This process's samples of a batch, in the parts that gradients are accumulated over."""
+    settings, runtime = stage.stage, stage.runtime
+    count = len(batch.x0) // settings.accumulate
+    parts = []
+    for i in range(settings.accumulate):
+        inside = slice(i * count, (i + 1) * count)
+        x0, y0 = (image[inside].to(runtime.device) for image in (batch.x0, batch.y0))
+        noise = Randomness(update, runtime.rank * len(batch.x0) + i * count, count, runtime.device)
+        latents = None
+        if isinstance(batch, EncodedBatch) and batch.z0 is not None and batch.z_y is not None:
+            latents = batch.z0[inside].to(runtime.device), batch.z_y[inside].to(runtime.device)
+        parts.append(Part(Batch(x0, y0), noise, latents))
+    return parts
+
+
+def draws(stage: Stage, batches: Iterator[Batch], iteration: int) -> Draw:
+    """What an iteration takes its batches with. Each has noise of its own, named by its place in the run."""
+    names = (f"{stage.config.seed}/{stage.name}/{iteration}/{i}" for i in itertools.count())
+
+    def draw() -> Sequence[Part]:
+        return parts_of(stage, next(batches), next(names))
+
+    return draw
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(self, stage: Stage, folder: Path, start: int, began: float) -> None:
+        self.stage, self.folder, self.start, self.began = stage, folder, start, began
+        self.saved = start
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this stage, earlier runs included."""
+        return time.monotonic() - self.began
+
+    def iterate(self, batches_from: BatchesFrom) -> dict[str, float]:
+        """Iterations from the start on; returns the figures of the last validation."""
+        stage, settings = self.stage, self.stage.stage
+        writes = stage.runtime.is_main
+        if self.start >= settings.iterations:
+            return stage.validate().figures if writes else {}
+        batches = batches_from(self.start)
+        with (
+            RunLog(self.folder if writes else None, stage.name, self.start) as run_log,
+            Progress(stage.name, self.start, settings.iterations, shown=writes) as progress,
+            StopSignal() as stop,
+        ):
+            try:
+                return self._iterate(batches, run_log, progress, stop)
+            except KeyboardInterrupt:
+                kept = f"iteration {self.saved} of {settings.iterations} is kept, the same command goes on from there"
+                log.warning("%s interrupted: %s", stage.name, kept if self.saved else "no iteration was saved yet")
+                raise
+
+    def _iterate(
+        self, batches: Iterator[Batch], run_log: RunLog, progress: Progress, stop: StopSignal
+    ) -> dict[str, float]:
+        stage, settings = self.stage, self.stage.stage
+        figures: dict[str, float] = {}
+        for iteration in range(self.start, settings.iterations):
             _set_learning_rates(stage, iteration)
-            generator = iteration_generator(config.seed, stage.name, iteration)
-            run_log.add(stage.step(iteration, lambda: next(batches), generator))
+            scalars = stage.step(iteration, draws(stage, batches, iteration))
+            run_log.add({name: stage.runtime.mean(value.detach()) for name, value in scalars.items()})
             for ema in stage.averages.values():
                 ema.update()
             done = iteration + 1
-            last = done == settings.iterations
+            last, stopping = done == settings.iterations, stage.runtime.any(stop.asked)
             if last or done % settings.log_every == 0:
-                run_log.flush(done, time.monotonic() - began)
-            if last or done % settings.validate_every == 0:
-                figures = _validate(stage)
-                run_log.validation(done, figures)
-            if last or done % settings.save_every == 0:
-                _save(stage, folder, done, time.monotonic() - began)
-                saved = done
-    except KeyboardInterrupt:
-        kept = f"iteration {saved} of {settings.iterations} is kept, the same command goes on from there"
-        log.warning("%s interrupted: %s", stage.name, kept if saved else "no iteration was saved yet")
-        raise
-    return figures
+                progress.show(run_log.flush(done, self.seconds))
+            if stage.runtime.is_main and (last or done % settings.validate_every == 0):
+                figures = run_log.validation(done, stage.validate())
+            if last or stopping or done % settings.save_every == 0:
+                self._save(done)
+            progress.advance()
+            if stopping:
+                raise KeyboardInterrupt
+        return figures
+
+    def _save(self, done: int) -> None:
+        save_state(self.stage, self.folder, done, self.seconds)
+        self.stage.runtime.wait()
+        self.saved = done
 
 
-def _validate(stage: Stage) -> dict[str, float]:
-    return stage.validate(iteration_generator(stage.config.seed, "validation", 0))
+def _batches(stage: Stage, start: int) -> Iterator[Batch]:
+    """This process's batches from an iteration on."""
+    settings, runtime = stage.stage, stage.runtime
+    return training_batches(
+        stage.config.data,
+        stage.config.crop_of(settings),
+        settings.batch // runtime.processes,
+        _data_seed(stage),
+        start * stage.batches_per_iteration * settings.batch,
+        rank=runtime.rank,
+        ranks=runtime.processes,
+    )
+
+
+def _write_config(stage: Stage, folder: Path) -> None:
+    """The resolved configuration, as a file that the same run can be started with."""
+    text = yaml.safe_dump(dict(config_to_dict(stage.config)), sort_keys=False)
+    with atomic_file(folder / CONFIG_FILE) as file:
+        file.write(text.encode())
 
 
 def _data_seed(stage: Stage) -> int:
@@ -187,65 +202,3 @@ def _set_learning_rates(stage: Stage, iteration: int) -> None:
     for optimizer in stage.optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-
-
-def _save(stage: Stage, folder: Path, done: int, elapsed: float) -> None:
-    networks = {name: network.state_dict() for name, network in stage.networks.items()}
-    averages = {name: ema.average.state_dict() for name, ema in stage.averages.items()}
-    for name, tensors in (*networks.items(), *averages.items()):
-        # A step with a finite gradient can still overflow, and what cannot be trained on must not replace a good state.
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise stage.diverged(f"weights of '{name}' are not finite after iteration {done}")
-    state = {
-        "iteration": done,
-        "seconds": elapsed,
-        "networks": networks,
-        "averages": averages,
-        "ema_updates": {name: ema.updates for name, ema in stage.averages.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
-    }
-    # Through memory, because torch.save to a file reports a full disk as an error of its own that does not say so.
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with atomic_file(folder / STATE_FILE) as file:
-        file.write(buffer.getbuffer())
-
-
-def _resume(stage: Stage, path: Path) -> tuple[int, float]:
-    """Iterations done and seconds spent; (0, 0.0) without a state."""
-    if not path.is_file():
-        return 0, 0.0
-    try:
-        state = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ModelError(
-            f"{path} cannot be read ({type(error).__name__}), it may be truncated; delete it to start this stage again"
-        ) from error
-    try:
-        _restore(stage, state)
-        done, elapsed = int(state["iteration"]), float(state["seconds"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{path} does not fit this configuration ({' '.join(str(error).split())}); "
-            "restore the configuration it was written with, or choose another run_dir"
-        ) from error
-    log.info("resuming %s at iteration %d", stage.name, done)
-    return done, elapsed
-
-
-def _restore(stage: Stage, state: dict[str, Any]) -> None:
-    for kind, members in (("networks", stage.networks), ("optimizers", stage.optimizers)):
-        # Resuming with a part too many would train it from its start, with one too few would forget it, both silently.
-        if state[kind].keys() != members.keys():
-            raise ValueError(f"it holds {kind} {', '.join(state[kind])}; this run has {', '.join(members)}")
-    for name, network in stage.networks.items():
-        network.load_state_dict(state["networks"][name])
-    for name, ema in stage.averages.items():
-        ema.average.load_state_dict(state["averages"][name])
-        ema.updates = state["ema_updates"][name]
-    for name, optimizer in stage.optimizers.items():
-        peaks = [group["peak_lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizers"][name])
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            # Rates are the configuration's: a run that diverged is resumed with a lower one.
-            group["peak_lr"], group["betas"] = peak, stage.stage.betas

@@ -28,6 +28,33 @@ _ENERGY_FLOOR = 1e-8
 infinite where all channels are off; this form differs from it by less than 1e-6 and has a finite derivative there."""
 
 
+def perceptual_distance(network: str) -> nn.Module:
+    """LPIPS on AlexNet ("alex", what the RSD paper trains with) or VGG ("vgg"), by the package lpips. (x, y) -> (n,).
+
+    Raises MissingDependencyError with the command that installs what is missing.
+    """
+    try:
+        from lpips import LPIPS
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision beside a torch that it was not built for
+        raise MissingDependencyError(
+            f"lpips '{network}' needs the package lpips and a working torchvision ({type(error).__name__}); "
+            "run: pip install 'rsd-edge[lpips]', or take lpips squeeze"
+        ) from error
+    return _PackageLpips(LPIPS(net=network, verbose=False))
+
+
+class _PackageLpips(nn.Module):
+    """The package's network, frozen, with our way of returning one number for each sample."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        distance: Tensor = self.network(x.float(), y.float())
+        return distance.float().flatten()
+
+
 class Fire(nn.Module):
     """SqueezeNet's block: a 1x1 bottleneck, then 1x1 and 3x3 convolutions side by side."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from rsd_edge.distill.config import StageConfig
-from rsd_edge.distill.objectives import chroma_loss, flat_loss, lattice_loss, pixel_loss
-from rsd_edge.distill.perceptual import LpipsSqueeze
+from rsd_edge.distill.perceptual import perceptual_distance
+from rsd_edge.distill.pixel_objectives import chroma_loss, flat_loss, lattice_loss, pixel_loss
+from rsd_edge.distill.randomness import Randomness
+from rsd_edge.distill.stage_config import StageConfig
 
 SHIFT = 16
 """Pixels of random shift of the LPIPS window."""
@@ -44,21 +45,27 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
 
 
 class PixelCriterion:
-    """Weighted LPIPS (on random windows), L1, colour-difference L1, flatness and lattice penalty."""
+    """Weighted LPIPS, L1, colour-difference L1, flatness and lattice penalty."""
 
-    def __init__(self, stage: StageConfig, lpips: LpipsSqueeze) -> None:
+    def __init__(self, stage: StageConfig, squeeze: nn.Module) -> None:
+        """squeeze: LPIPS-squeeze, which validation has in any case, on the device of the images."""
         self.stage = stage
-        self.lpips = lpips
+        self.lpips = squeeze
+        if stage.lpips != "squeeze":
+            self.lpips = perceptual_distance(stage.lpips).to(next(squeeze.parameters()).device)
 
     def __call__(
-        self, detail: Tensor, base: Tensor, target: Tensor, generator: torch.Generator, scalars: dict[str, Tensor]
+        self, detail: Tensor, base: Tensor, target: Tensor, noise: Randomness, scalars: dict[str, Tensor]
     ) -> Tensor:
         """Weighted sum for the image base + detail, a scalar; the unweighted means are added to `scalars`."""
         stage = self.stage
         image = base + detail
         loss = image.new_zeros(())
         if stage.lpips_weight:
-            scalars["lpips"] = self.lpips(*zoom_window(image, target, generator)).mean()
+            pair = image, target
+            if stage.lpips_windows:
+                pair = zoom_window(image, target, noise.shared("window"))
+            scalars["lpips"] = self.lpips(*pair).mean()
             loss = loss + stage.lpips_weight * scalars["lpips"]
         if stage.pixel_weight:
             scalars["pixel"] = pixel_loss(image, target).mean()

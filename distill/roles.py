@@ -1,43 +1,69 @@
-"""The networks a stage plays with, built from the checkpoints of the stages before it."""
+"""The networks a stage plays with: which architecture each role has, and where its weights come from."""
 
 from __future__ import annotations
 
+import copy
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.config import DistillConfig, RoleConfig
+from rsd_edge.distill.latent_space import EdgeLatentSpace, LatentSpace, VqLatentSpace
 from rsd_edge.distill.loop import WEIGHTS_FILE
-from rsd_edge.errors import ModelError
-from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint
-from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeGenerator, EdgeStem, conv3x3
+from rsd_edge.errors import InputError, ModelError
+from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, state_of
+from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeGenerator, EdgeStem, student_from_teacher
+from rsd_edge.models.published import AUTOENCODER, GENERATOR, Encoder
+from rsd_edge.models.swin_unet import SwinUNet, widen_for_noise
+from rsd_edge.models.vq import VqAutoencoder
+from rsd_edge.specs import EDGE_FAMILY, EdgeArchitecture, ModelSpec
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+log = logging.getLogger(__name__)
+
 NETWORKS = {"encoder": EdgeEncoder, "stem": EdgeStem, "decoder": EdgeDecoder}
+EDGE_LATENT = ("encoder", "stem", "decoder")
+
+
+@dataclass
+class Roles:
+    """The networks of a student stage, frozen but for the student."""
+
+    latent: LatentSpace
+    teacher: nn.Module
+    student: nn.Module
+    parts: dict[str, nn.Module]
+    """What goes into the stage's checkpoint beside the student, by part name."""
 
 
 def stage_weights(config: DistillConfig, stage: str) -> Path:
     return config.stage_dir(stage) / WEIGHTS_FILE
 
 
+def teacher_part(model: ModelSpec) -> str:
+    """The name of a teacher's part in its checkpoint."""
+    return "teacher" if model.family == EDGE_FAMILY else GENERATOR
+
+
+def student_part(model: ModelSpec) -> str:
+    """The name of the student's part in a checkpoint: that under which it is run."""
+    return "student" if model.family == EDGE_FAMILY else GENERATOR
+
+
 def load_part(checkpoint: Checkpoint, part: str) -> nn.Module:
     """One frozen network of a checkpoint, in evaluation mode."""
-    arch = checkpoint.spec.edge
-    if part in NETWORKS:
-        network: nn.Module = NETWORKS[part](arch)
-    else:
-        network = EdgeGenerator(arch, noise_channel=part == "student")
-    network = channels_last(network)
+    network = channels_last(_network(checkpoint.spec, part))
     checkpoint.load_into(part, network)
     return network.requires_grad_(False).eval()
 
 
 def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
-    """The finished weights of an earlier stage.
+    """The finished weights of an earlier stage of a run of compact networks.
 
     Raises ModelError, with the command that makes them, if they are missing or of networks of other sizes or schedule.
     """
@@ -53,36 +79,120 @@ def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
     return checkpoint
 
 
+def teacher_checkpoint(config: DistillConfig) -> Checkpoint:
+    """The teacher's weights: the file of its role, or what the run's own teacher stage left."""
+    role = config.roles.teacher
+    if not role.weights:
+        return load_stage(config, "teacher")
+    return _load_role("teacher", role)
+
+
+def random_teacher(config: DistillConfig) -> Checkpoint:
+    """A teacher with its latent space as `model` or the teacher's role describes it, with random weights."""
+    model = config.teacher_model
+    names = ("teacher", *EDGE_LATENT) if model.family == EDGE_FAMILY else (GENERATOR, AUTOENCODER)
+    return Checkpoint(model, {name: state_of(_network(model, name)) for name in names})
+
+
+def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
+    """Teacher, latent space and a student at birth. Raises InputError or ModelError for roles that do not suit."""
+    _check_teacher(config, teacher.spec, crop)
+    role = config.roles.autoencoder
+    latent_from = _load_role("autoencoder", role) if role.weights else teacher
+    if latent_from.spec.architecture.latent_channels != teacher.spec.architecture.latent_channels:
+        raise ModelError(f"{role.weights} has another latent space than the teacher; give the teacher's autoencoder")
+    latent, parts = _latent_space(teacher, latent_from)
+    network = load_part(teacher, teacher_part(teacher.spec))
+    if teacher.spec.family == EDGE_FAMILY:
+        parts["teacher"] = network
+    return Roles(latent, network, channels_last(_newborn(config, teacher, network)), parts)
+
+
+def _latent_space(teacher: Checkpoint, source: Checkpoint) -> tuple[LatentSpace, dict[str, nn.Module]]:
+    """The teacher's latent space, and the parts of it that a checkpoint of the student holds."""
+    if teacher.spec.family == EDGE_FAMILY:
+        parts = {name: load_part(source, name) for name in EDGE_LATENT}
+        return EdgeLatentSpace(*parts.values()), parts
+    if source.spec.family == EDGE_FAMILY:
+        parts = {name: load_part(source, name) for name in ("stem", "decoder")}
+        return EdgeLatentSpace(published_encoder(teacher), *parts.values()), parts
+    autoencoder = load_part(source, AUTOENCODER)
+    return VqLatentSpace(cast(VqAutoencoder, autoencoder)), {AUTOENCODER: autoencoder}
+
+
+def published_encoder(teacher: Checkpoint) -> nn.Module:
+    """Image (n, 3, 4h, 4w) to latent (n, 3, h, w), frozen."""
+    return Encoder(cast(VqAutoencoder, load_part(teacher, AUTOENCODER)))
+
+
+def fake_of(teacher: nn.Module) -> nn.Module:
+    """f_phi at birth: a copy of the teacher, to be trained."""
+    return copy.deepcopy(teacher).requires_grad_(True).train()
+
+
+def takes_noise(network: nn.Module) -> bool:
+    """Whether a generator sees the student's noise channel eps."""
+    return network.noise_channel if isinstance(network, EdgeGenerator) else bool(network.arch.noise_channels)  # type: ignore[union-attr]
+
+
 def channels_last(network: ModuleT) -> ModuleT:
     """The network itself, its weights laid out as a CPU's convolutions like them."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
-def bicubic_up(lq: Tensor) -> Tensor:
-    """(n, 3, h, w) to (n, 3, 4h, 4w): the base that the detail is added to (a = -0.75, no antialias)."""
-    return functional.interpolate(lq.float(), scale_factor=4, mode="bicubic", align_corners=False)
+def _load_role(name: str, role: RoleConfig) -> Checkpoint:
+    checkpoint = load_checkpoint(Path(role.weights))
+    for what in ("family", "architecture", "schedule"):
+        if role.model is not None and getattr(checkpoint.spec, what) != getattr(role.model, what):
+            raise ModelError(f"{role.weights} has another {what} than roles.{name}.model says; correct one of them")
+    return checkpoint
 
 
-class PatchDiscriminator(nn.Module):
-    """Image and its bicubic base, both (n, 3, H, W) in [-1, 1], to a map of logits (n, 1, H / 4, W / 4).
-
-    It judges texture, a patch of 28 pixels at a time; spectral normalisation keeps it from running away.
-    """
-
-    def __init__(self, width: int = 40) -> None:
-        super().__init__()
-        layers = (
-            nn.Conv2d(6, width, 3, padding=1),
-            nn.Conv2d(width, width, 4, stride=2, padding=1),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            conv3x3(2 * width, 2 * width),
-            conv3x3(2 * width, 1),
+def _check_teacher(config: DistillConfig, teacher: ModelSpec, crop: int) -> None:
+    model = config.model
+    if teacher.family not in (EDGE_FAMILY, "resshift"):
+        raise InputError(f"the teacher '{teacher.name}' is of family {teacher.family}; a teacher is edge or resshift")
+    if teacher.architecture.latent_channels != model.architecture.latent_channels:
+        raise InputError(
+            f"model '{model.name}' has latents of {model.architecture.latent_channels} channels and its teacher of "
+            f"{teacher.architecture.latent_channels}; the student lives in the teacher's latent space"
         )
-        self.layers = nn.ModuleList(nn.utils.parametrizations.spectral_norm(layer) for layer in layers)
+    if teacher.schedule != model.schedule:
+        raise InputError(f"model '{model.name}' has another schedule than its teacher; copy the teacher's")
+    multiple = 4 * max(teacher.multiple_of, model.multiple_of)
+    if crop % multiple:
+        raise InputError(f"the crop is {crop}; teacher and student need a multiple of {multiple}")
 
-    def forward(self, image: Tensor, base: Tensor) -> Tensor:
-        x = torch.cat([image, base], dim=1)
-        for layer in self.layers[:-1]:
-            x = functional.leaky_relu(layer(x), 0.2)
-        return self.layers[-1](x)  # type: ignore[no-any-return]
+
+def _network(model: ModelSpec, part: str) -> nn.Module:
+    """A new network for a part of a model."""
+    if part == GENERATOR:
+        return SwinUNet(model.published.unet)
+    if part == AUTOENCODER:
+        return VqAutoencoder(model.published.vq)
+    if part in NETWORKS:
+        return NETWORKS[part](model.edge)
+    return EdgeGenerator(model.edge, noise_channel=part == "student")
+
+
+def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module) -> nn.Module:
+    """The student: from its role's file, or the teacher with a silent noise channel, or, of other sizes, random."""
+    part, role = student_part(config.model), config.roles.student
+    student = _network(config.model, part)
+    if role.weights:
+        _load_role("student", role).load_into(part, student)
+    elif isinstance(network, EdgeGenerator) and teacher.spec.architecture == config.model.architecture:
+        assert isinstance(config.model.architecture, EdgeArchitecture)
+        student = student_from_teacher(network, config.model.architecture)
+    elif isinstance(student, SwinUNet) and isinstance(network, SwinUNet) and _same_sizes(student, network):
+        channels = student.arch.noise_channels
+        student.load_state_dict(widen_for_noise(network.state_dict(), channels) if channels else network.state_dict())
+    else:
+        log.info("the student has other sizes than its teacher and starts from random weights")
+    return student.requires_grad_(True).train()
+
+
+def _same_sizes(student: SwinUNet, teacher: SwinUNet) -> bool:
+    """Whether they differ in the noise channel at most."""
+    return replace(student.arch, noise_channels=0) == replace(teacher.arch, noise_channels=0)

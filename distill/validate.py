@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rsd_edge.distill.objectives import per_sample_mean
-from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.evaluate.metrics import BGR_TO_Y
 
 RGB_TO_Y = BGR_TO_Y[::-1]
@@ -25,7 +24,7 @@ def psnr_y(image: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def image_figures(image: Tensor, target: Tensor, lpips: LpipsSqueeze) -> dict[str, float]:
+def image_figures(image: Tensor, target: Tensor, lpips: nn.Module) -> dict[str, float]:
     """Mean LPIPS-squeeze and PSNR-Y of images (n, 3, h, w) in [-1, 1] against their references."""
     distance = lpips(image.float().clamp(-1, 1), target).mean()
     return {"lpips_squeeze": round(float(distance), 4), "psnr_y": round(psnr_y(image, target), 3)}

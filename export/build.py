@@ -21,8 +21,8 @@ from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import BuildRecord, Bundle, hash_file, resolve_engine, shipped_engines, write_bundle
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export.parts_options import PartsOptions
+from rsd_edge.export.probe import probe
 from rsd_edge.machine import cpu_name, int8_weight_bits, usable_cores
-from rsd_edge.noise import NoiseField
 from rsd_edge.ort import ort
 from rsd_edge.selection import TILE as SPEED_TILE
 from rsd_edge.selection import median_seconds
@@ -96,6 +96,8 @@ def build_engine(
     gate, or an INT8 engine that is not faster than fp32 here; ModelError for a model that cannot be used, InputError
     for a calibration folder that cannot, OutputError if the output cannot be written. Nothing is written then.
     """
+    if backend is Backend.TENSORRT:
+        raise BackendError("tensorrt engines are not built for CPUs; use rsd_edge.export.typed_build.build_tensorrt")
     if precision in (Precision.FP16, Precision.BF16):
         raise BackendError(
             f"{backend.value} engines for CPUs cannot be built in {precision.value}; use --precision fp32 or int8"
@@ -116,7 +118,7 @@ def build_engine(
         raise InputError(f"tile and code-book lookup are options of published models, and '{model}' is none")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        source = _from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else _from_bundle(model)
+        source = from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else from_bundle(model)
         made = _float(source, backend, threads)
         graphs = {Precision.FP32: made}
         if precision is Precision.INT8:
@@ -147,7 +149,8 @@ def _version(package: str) -> str:
     return __version__ if package == "rsd-edge" else importlib.metadata.version(package)
 
 
-def _from_checkpoint(path: Path, folder: Path) -> Source:
+def from_checkpoint(path: Path, folder: Path) -> Source:
+    """The tile of an edge checkpoint, its graph written into the folder."""
     import torch
 
     from rsd_edge.export.deploy import DeployedTile
@@ -170,7 +173,8 @@ def _from_checkpoint(path: Path, folder: Path) -> Source:
     return Source(checkpoint.spec, graph, reference, said, origin, exporter=("torch", "onnx"))
 
 
-def _from_bundle(model: str) -> Source:
+def from_bundle(model: str) -> Source:
+    """A shipped model or an fp32 bundle. Raises ModelError for anything else."""
     if model not in shipped_engines() and not Path(model).is_dir():
         names = ", ".join(shipped_engines())
         raise ModelError(
@@ -201,8 +205,8 @@ def _float(source: Source, backend: Backend, threads: int | None) -> Made:
 
 def _int8(source: Source, floating: Made, folder: Path, threads: int | None, images: Path | None) -> Made:
     from rsd_edge.export.calibration import calibration_samples, held_out_samples
-    from rsd_edge.export.gate import Gate, Judge, Search
-    from rsd_edge.export.quantize import prepare
+    from rsd_edge.export.gate import SEARCH_TILES, Gate, Judge, Search
+    from rsd_edge.export.quantize import Quantiser, prepare
 
     spec = replace(floating.spec, precision=Precision.INT8, weight_bits=int8_weight_bits())
 
@@ -210,11 +214,15 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
         return _open(floating.spec, graph, threads)
 
     calibration = calibration_samples(source.model, images)
+    graph = prepare(source.graph, folder)
     judge = Judge(source.graph, held_out_samples(source.model), opener, lpips=True)
-    search = Search(prepare(source.graph, folder), calibration, judge, opener, folder, spec.weight_bits or 8)
-    found = search.run(Gate())
+    compare = Judge(graph.path, calibration.first(SEARCH_TILES), opener, lpips=False)
+    found = Search(Quantiser(graph, calibration, folder, int8_weight_bits()), judge, compare).run(Gate())
     parity = {**found.report["closeness"], "reference": "fp32 on held-out crops"}
-    report = found.report | {"calibration": "packaged" if images is None else f"{len(calibration)} crops of own images"}
+    report = found.report | {
+        "weight_bits": spec.weight_bits,
+        "calibration": "packaged" if images is None else f"{len(calibration)} crops of own images",
+    }
     return Made(spec, found.graph, parity, {REPORT: report})
 
 
@@ -222,18 +230,8 @@ def _open(spec: EngineSpec, graph: Path, threads: int | None) -> TileEngine:
     return open_engine(graph, spec, tile=TileSpec.of(spec.model), threads=threads)
 
 
-def _probe(model: ModelSpec, n: int, side: int) -> tuple[Tile, Tile]:
-    """A tile with the spectrum of a photograph (1 / f) in [-1, 1], and noise of the field."""
-    white = NoiseField(1).normal(3 * n, 0, 0, side, side).reshape(n, 3, side, side)
-    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)
-    pink = np.fft.irfft2(np.fft.rfft2(white) / np.maximum(np.hypot(fy, fx), 1 / side), s=(side, side))
-    lq = np.clip(0.5 * pink / pink.std(), -1, 1).astype(np.float32)
-    noise = NoiseField(2).normal(n * model.noise_channels, 0, 0, side, side)
-    return lq, noise.reshape(n, model.noise_channels, side, side)
-
-
 def _parity(engine: TileEngine, reference: Reference) -> dict[str, Any]:
-    lq, noise = _probe(engine.spec.model, 2, PARITY_TILE)
+    lq, noise = probe(engine.spec.model, 2, PARITY_TILE)
     detail = np.empty((2, 4 * PARITY_TILE, 4 * PARITY_TILE, 3), np.float32)
     engine.collect(engine.submit(lq, noise, detail))
     error = detail.astype(np.float64) - reference(lq, noise)

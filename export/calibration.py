@@ -44,6 +44,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def first(self, count: int) -> Samples:
+        """The first tiles, or all if there are no more, without references."""
+        return Samples(self.frames[:count], self.lq[:count], self.noise[:count])
+
 
 def calibration_samples(model: ModelSpec, folder: Path | None = None) -> Samples:
     """Tiles to calibrate on: the packaged ones, or random crops of the images in a folder, taken as LR images.

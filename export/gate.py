@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.quantization.calibrate import TensorsData
 
 from rsd_edge.backends.base import TileEngine
 from rsd_edge.errors import BackendError
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.export.calibration import Samples
-from rsd_edge.export.quantize import Method, Quantisable, collect_activations, quantise, ranges_of
+from rsd_edge.export.ranges import Method
 from rsd_edge.frames import SCALE, DetailCompositor, Region
 
 log = logging.getLogger(__name__)
 
 Opener = Callable[[Path], TileEngine]
 Detail = NDArray[np.float32]
+GraphT = TypeVar("GraphT", covariant=True)
 
 _BATCH = 8
-_SEARCH_TILES = 32
+SEARCH_TILES = 32
 """Calibration tiles on which methods and layers are compared; the held-out tiles only judge the end."""
 
 _LEAST_POWER = 1e-20
 """Where zero begins: far below what float32 leaves of detail, and finite in dB."""
+_WORST_POWER = 1e20
+"""Of an error that is not finite, likewise."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,24 @@ class Closeness:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantised(Generic[GraphT]):
     """The result of the search, and its report."""
 
-    graph: Path
+    graph: GraphT
     closeness: Closeness
     report: dict[str, Any]
+
+
+def closeness(result: Detail, reference: Detail, peak: float = 2.0) -> Closeness:
+    """PSNR for values that span `peak`, and the power of the reference over that of the error."""
+    power = max(float(np.mean((result.astype(np.float64) - reference) ** 2)), _LEAST_POWER)
+    if not np.isfinite(power):
+        power = _WORST_POWER
+    signal = max(float(np.mean(reference.astype(np.float64) ** 2)), _LEAST_POWER)
+    return Closeness(
+        psnr_db=round(10 * float(np.log10(peak**2 / power)), 2),
+        detail_snr_db=round(10 * float(np.log10(signal / power)), 2),
+    )
 
 
 class Judge:
@@ -82,15 +96,9 @@ class Judge:
     def __call__(self, graph: Path) -> Closeness:
         """Raises ModelError if the graph cannot be opened, BackendError if it cannot be run."""
         detail = self._detail(graph)
-        error = detail.astype(np.float64) - self.reference
-        power = max(float(np.mean(error**2)), _LEAST_POWER)
-        signal = max(float(np.mean(self.reference.astype(np.float64) ** 2)), _LEAST_POWER)
         distance = self._lpips(detail)
-        return Closeness(
-            psnr_db=round(10 * float(np.log10(4 / power)), 2),
-            detail_snr_db=round(10 * float(np.log10(signal / power)), 2),
-            lpips=None if distance is None or self._distance is None else round(distance - self._distance, 5),
-        )
+        worse = None if distance is None or self._distance is None else round(distance - self._distance, 5)
+        return replace(closeness(detail, self.reference), lpips=worse)
 
     def _detail(self, graph: Path) -> Detail:
         lq, noise = self._samples.lq, self._samples.noise
@@ -115,61 +123,68 @@ class Judge:
         return float(np.mean(distances))
 
 
-class Search:
-    """Finds the INT8 graph that is as much integer as the gate allows."""
+class Maker(Protocol[GraphT]):
+    """Makes reduced graphs of a float one, all layers but some."""
+
+    layers: tuple[str, ...]
+
+    def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> GraphT: ...
+
+
+class Search(Generic[GraphT]):
+    """Finds the graph that is as much reduced as the gate allows."""
 
     def __init__(
-        self, graph: Quantisable, calibration: Samples, judge: Judge, opener: Opener, folder: Path, weight_bits: int
+        self,
+        make: Maker[GraphT],
+        judge: Callable[[GraphT], Closeness],
+        compare: Callable[[GraphT], Closeness],
+        *,
+        precision: str = "int8",
+        instead: str = "--precision fp32",
     ) -> None:
-        self._graph, self._judge, self._folder, self._weight_bits = graph, judge, folder, weight_bits
-        self._activations = collect_activations(graph, calibration, folder)
-        self._ranges: dict[Method, TensorsData] = {}
-        few = slice(0, _SEARCH_TILES)
-        seen = Samples(calibration.frames[few], calibration.lq[few], calibration.noise[few])
-        self._compare = Judge(graph.path, seen, opener, lpips=False)
+        """
+        judge: against the gate. compare: on the tiles by which methods and layers are chosen. precision: what is
+        sought. instead: options that do without.
+        """
+        self._make, self._judge, self._compare = make, judge, compare
+        self._precision, self._instead = precision, instead
 
-    def run(self, gate: Gate, methods: tuple[Method, ...] = tuple(Method)) -> Quantised:
-        """Choose the calibration method, rank the layers, and leave the worst in float until the gate holds.
+    def run(self, gate: Gate, methods: tuple[Method, ...] = tuple(Method)) -> Quantised[GraphT]:
+        """Choose the calibration method and, unless the gate holds at once, leave the worst layers in float until so.
 
         Raises BackendError if it does not hold with all layers but one in float.
         """
-        by_method = {method: self._compare(self._quantise(method)) for method in methods}
+        by_method = {method: self._compare(self._make(method)) for method in methods}
         method = max(by_method, key=lambda item: by_method[item].detail_snr_db)
         log.info("calibration %s: detail SNR %.1f dB", method.value, by_method[method].detail_snr_db)
-        alone = self._sensitivity(method)
-        worst_first = sorted(alone, key=lambda layer: alone[layer])
-        for count in range(len(worst_first)):
-            keep_float = worst_first[:count]
-            target = self._quantise(method, keep_float)
-            closeness = self._judge(target)
+        alone: dict[str, float] = {}
+        for count in range(len(self._make.layers)):
+            if count == 1:
+                alone = self._sensitivity(method)
+            keep_float = list(alone)[:count]
+            graph = self._make(method, keep_float)
+            closeness = self._judge(graph)
             log.info("%d layers in float: %s", count, closeness)
             if closeness.passes(gate):
                 report = {
                     "gate": asdict(gate),
                     "closeness": closeness.record(),
                     "method": method.value,
-                    "weight_bits": self._weight_bits,
                     "methods": {item.value: found.record() for item, found in by_method.items()},
                     "layers_in_float": keep_float,
-                    "detail_snr_db_of_each_layer_alone": {layer: alone[layer] for layer in worst_first},
+                    "detail_snr_db_of_each_layer_alone": alone,
                 }
-                return Quantised(target, closeness, report)
+                return Quantised(graph, closeness, report)
         raise BackendError(
-            f"INT8 stays outside its gate ({gate}) even with nearly all layers in float; nothing was written; "
-            "use --precision fp32, or calibrate on images like yours with --calibration"
+            f"{self._precision.upper()} stays outside its gate ({gate}) even with nearly all layers in float; nothing "
+            f"was written; use {self._instead}, or calibrate on images like yours with --calibration"
         )
 
     def _sensitivity(self, method: Method) -> dict[str, float]:
-        """Detail SNR in dB with one layer in integers and all others in float, for each layer."""
-        layers, alone = self._graph.layers, {}
+        """Detail SNR in dB with one layer in integers and all others in float, for each layer, worst first."""
+        layers, alone = self._make.layers, {}
         for layer in layers:
-            target = self._quantise(method, [name for name in layers if name != layer])
-            alone[layer] = self._compare(target).detail_snr_db
-        return alone
-
-    def _quantise(self, method: Method, keep_float: Sequence[str] = ()) -> Path:
-        if method not in self._ranges:
-            self._ranges[method] = ranges_of(self._activations, method)
-        target = self._folder / "int8.onnx"
-        quantise(self._graph, self._ranges[method], target, weight_bits=self._weight_bits, keep_float=keep_float)
-        return target
+            graph = self._make(method, [name for name in layers if name != layer])
+            alone[layer] = self._compare(graph).detail_snr_db
+        return dict(sorted(alone.items(), key=lambda item: item[1]))

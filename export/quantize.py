@@ -8,45 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from rsd_edge.errors import BackendError
 from rsd_edge.export.calibration import Samples
+from rsd_edge.export.ranges import Activations, Feeds, Method, bounds, collect
 
-
-class Method(str, Enum):
-    """How the range of an activation is chosen."""
-
-    MINMAX = "minmax"
-    PERCENTILE = "percentile"
-    ENTROPY = "entropy"
-
-
-PERCENTILE = 99.999
-"""As ONNX Runtime's own percentile calibration: one value in 100 000 lies beyond each bound."""
 _QUANTISED = ["Conv", "Relu", "Add", "Reshape", "Transpose"]
 _LAYERS = ("Conv", "Add")
-_BATCH = 8
+BATCH = 8
 """Calibration tiles at once; all their activations are in memory, some 25 MB a tile."""
-_VALUES = 4096
-"""Values of each tensor kept from each tile; 16 kB a tensor and tile."""
-_BINS = 2048
-_LEVELS = 256
-_TINY = 1e-12
 _TOOLS = Path(quantization.__file__).parent
 
 
@@ -91,7 +72,7 @@ def prepare(graph: Path, folder: Path) -> Quantisable:
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"  # nodes are excluded by name, and ONNX lets it be empty
     onnx.save(model, path)
-    float_nodes = set(_near_ends(model.graph))
+    float_nodes = set(near_ends(model.graph))
     layers = [node.name for node in model.graph.node if node.op_type in _LAYERS and node.name not in float_nodes]
     if not layers:
         raise BackendError(
@@ -100,81 +81,26 @@ def prepare(graph: Path, folder: Path) -> Quantisable:
     return Quantisable(path, tuple(layers), tuple(sorted(float_nodes)))
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What calibration saw: exact extremes of every tensor, and `_VALUES` of its values for every tile."""
-
-    extremes: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
-    values: dict[str, NDArray[np.float32]]
-
-
 @_quiet()
-def collect_activations(graph: Quantisable, samples: Samples, folder: Path) -> Activations:
+def collect_activations(graph: Quantisable, samples: Samples) -> Activations:
     """Run all samples through the float graph."""
-    calibrator = create_calibrator(
-        graph.path,
-        _QUANTISED,
-        augmented_model_path=str(folder / "augmented.onnx"),
-        calibrate_method=CalibrationMethod.Percentile,
-    )
-    names = [output.name for output in calibrator.infer_session.get_outputs()]
-    extremes: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-    values: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    for start in range(0, len(samples), _BATCH):
-        part = slice(start, start + _BATCH)
-        feeds = {"lq": samples.lq[part], "noise": samples.noise[part]}
-        for name, tensor in zip(names, calibrator.infer_session.run(names, feeds), strict=True):
-            least, most = extremes.get(name, (np.float32(np.inf), np.float32(-np.inf)))
-            extremes[name] = np.minimum(least, tensor.min()), np.maximum(most, tensor.max())
-            # By name: the order in which the tensors come is another in every process.
-            rng = np.random.default_rng([zlib.crc32(name.encode()), start])
-            values[name].append(rng.choice(tensor.reshape(-1), _VALUES * len(tensor), shuffle=False))
-    return Activations(extremes, {name: np.concatenate(parts) for name, parts in values.items()})
+    model = onnx.load(graph.path)
+    known = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    floats = {item.name for item in known if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    touched = [node for node in model.graph.node if node.op_type in _QUANTISED]
+    names = floats.intersection(name for node in touched for name in (*node.input, *node.output))
+    return collect(model, sorted(names), batches_of(samples, BATCH))
+
+
+def batches_of(samples: Samples, size: int) -> list[Feeds]:
+    """The tiles as inputs of an edge graph, `size` at a time."""
+    parts = [slice(start, start + size) for start in range(0, len(samples), size)]
+    return [{"lq": samples.lq[part], "noise": samples.noise[part]} for part in parts]
 
 
 def ranges_of(activations: Activations, method: Method) -> TensorsData:
-    """The range of every tensor: all of it, or without the tails that cost more than they carry."""
-    ranges = {}
-    for name, (least, most) in activations.extremes.items():
-        values = activations.values[name]
-        if method is Method.PERCENTILE:
-            low, high = np.percentile(values, [100 - PERCENTILE, PERCENTILE])
-        elif method is Method.ENTROPY:
-            high = entropy_threshold(values)
-            low = -high
-        else:
-            low, high = least, most
-        ranges[name] = np.float32(max(low, least)), np.float32(min(high, most))
-    return TensorsData(CalibrationMethod.MinMax, ranges)
-
-
-def entropy_threshold(values: NDArray[np.float32]) -> float:
-    """The magnitude at which clipping loses least: Kullback-Leibler divergence of the values from their integers.
-
-    As TensorRT calibrates: the histogram of magnitudes, cut at a candidate with the tail added to its last bin, against
-    the same cut spread evenly over the bins of each integer level.
-    """
-    levels = _LEVELS if values.min() >= 0 else _LEVELS // 2
-    # Exact zeros, half of what a ReLU puts out, cost nothing at any scale but would outweigh all else.
-    magnitudes = np.abs(values[values != 0])
-    if not magnitudes.size:
-        return 0.0
-    counts, edges = np.histogram(magnitudes, bins=_BINS, range=(0, magnitudes.max()))
-    best, threshold = np.inf, float(edges[-1])
-    for stop in range(levels, _BINS + 1, _LEVELS // 16):
-        inside = counts[:stop].astype(np.float64)
-        clipped = inside.copy()
-        clipped[-1] += counts[stop:].sum()
-        starts = np.arange(levels) * stop // levels
-        filled = np.add.reduceat((inside > 0).astype(np.float64), starts)
-        level = np.add.reduceat(inside, starts) / np.maximum(filled, 1)
-        spread = np.where(inside > 0, np.repeat(level, np.diff(np.append(starts, stop))), 0)
-        seen = clipped > 0
-        p, q = clipped[seen] / clipped.sum(), np.maximum(spread[seen] / max(spread.sum(), 1), _TINY)
-        divergence = float(np.sum(p * np.log(p / q)))
-        if divergence < best:
-            best, threshold = divergence, float(edges[stop])
-    return threshold
+    """The range of every tensor, as ONNX Runtime's quantiser takes it."""
+    return TensorsData(CalibrationMethod.MinMax, bounds(activations, method))
 
 
 @_quiet()
@@ -202,7 +128,25 @@ def quantise(
     quantizer.model.save_model_to_file(str(target))
 
 
-def _near_ends(graph: onnx.GraphProto) -> Iterator[str]:
+class Quantiser:
+    """Makes Q/DQ graphs of one float graph, for a search to choose from."""
+
+    def __init__(self, graph: Quantisable, calibration: Samples, folder: Path, weight_bits: int) -> None:
+        self.layers = graph.layers
+        self._graph, self._folder, self._weight_bits = graph, folder, weight_bits
+        self._activations = collect_activations(graph, calibration)
+        self._ranges: dict[Method, TensorsData] = {}
+
+    def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> Path:
+        """The graph with these layers in float. It replaces the one made before."""
+        if method not in self._ranges:
+            self._ranges[method] = ranges_of(self._activations, method)
+        target = self._folder / "int8.onnx"
+        quantise(self._graph, self._ranges[method], target, weight_bits=self._weight_bits, keep_float=keep_float)
+        return target
+
+
+def near_ends(graph: onnx.GraphProto) -> Iterator[str]:
     """Names of the nodes from graph inputs alone to the first convolutions, and from the output back to the last."""
     constants = {item.name for item in graph.initializer} | {
         name for node in graph.node if node.op_type == "Constant" for name in node.output

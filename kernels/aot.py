@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,14 @@ from triton.runtime.jit import JITFunction
 
 from rsd_edge.errors import BackendError, InputError, OutputError
 from rsd_edge.kernels import catalogue as catalogue_module
-from rsd_edge.kernels.catalogue import DTYPES, Count, KernelSpec, catalogue
+from rsd_edge.kernels.catalogue import DTYPES, KernelSpec, catalogue
 from rsd_edge.kernels.implementation import triton_kernels
-from rsd_edge.kernels.launch import POINTER_ALIGNMENT
-from rsd_edge.kernels.manifest import FORMAT, INT32_MOST, MANIFEST, NOISE_TABLE, SEQUENCES
+from rsd_edge.kernels.manifest import FORMAT, MANIFEST, NOISE_TABLE, POINTER_ALIGNMENT, SEQUENCES, describe
 from rsd_edge.noise import gaussian_table
 from rsd_edge.stream.atomic import make_folder, output_error, write_json
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 """Compute capabilities that the ptxas of Triton 3.7 knows."""
-SCRATCH_POINTERS = 2
-"""Triton appends two pointers to every kernel's parameters; unused ones are null."""
 
 _DIVISIBLE = [["tt.divisibility", POINTER_ALIGNMENT]]
 _RESOURCES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -70,7 +67,7 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            options = {"num_warps": _warps(spec, aligned)}
+            options = {"num_warps": spec.warps(aligned)}
             built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(
@@ -180,10 +177,6 @@ def _source(spec: KernelSpec, function: JITFunction[Any], dtype: str, aligned: b
     return ASTSource(function, signature, dict(spec.constants), attributes)
 
 
-def _warps(spec: KernelSpec, aligned: bool) -> int:
-    return spec.num_warps if aligned else spec.odd_warps
-
-
 def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:
     """Stack and spilled bytes, and registers, in the words of ptxas."""
     source = folder / "kernel.ptx"
@@ -216,30 +209,11 @@ def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -
     resources = asdict(compiled)
     del resources["cubin"], resources["ptx"]
     return {
-        "name": spec.name,
-        "dtype": dtype if spec.typed else None,
+        **describe(spec, dtype, aligned=aligned),
         "sm": sm,
-        "aligned": aligned,
         "file": file.as_posix(),
         "sha256": hashlib.sha256(compiled.cubin).hexdigest(),
-        "arguments": _arguments(spec, dtype, aligned),
-        "scratch_pointers": SCRATCH_POINTERS,
-        "constants": dict(spec.constants),
-        "threads": 32 * _warps(spec, aligned),
-        **_rules(spec),
         **resources,
-    }
-
-
-def _rules(spec: KernelSpec) -> dict[str, Any]:
-    def plain(counts: Mapping[str, Count]) -> dict[str, Any]:
-        return {name: [asdict(factor) for factor in factors] for name, factors in counts.items()}
-
-    return {
-        "grid": [[asdict(factor) for factor in axis] for axis in spec.grid],
-        "equal": plain(spec.equal),
-        "at_least": plain(spec.at_least),
-        "products": [{"sizes": list(sizes), "most": most} for sizes, most in spec.products],
     }
 
 
@@ -247,36 +221,6 @@ def _write_table(folder: Path) -> dict[str, Any]:
     data = gaussian_table().astype("<i2").tobytes()
     (folder / NOISE_TABLE).write_bytes(data)
     return {"file": NOISE_TABLE, "type": "i16", "shape": [len(data) // 2], "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _arguments(spec: KernelSpec, dtype: str, aligned: bool) -> list[dict[str, Any]]:
-    """In the order in which the kernel takes them."""
-    function = getattr(triton_kernels(spec.module), spec.function)
-    rows: list[dict[str, Any]] = []
-    shapes = _shapes(spec)
-    for name in function.arg_names:
-        if name in spec.constants:
-            continue
-        kind, _, multiple = spec.arguments[name].partition("/")
-        divisor = POINTER_ALIGNMENT if aligned and (multiple or kind.startswith("*")) else 1
-        rows.append({"name": name, "type": kind.replace("D", dtype), "multiple_of": divisor})
-        if kind == "i32":
-            rows[-1] |= {"least": spec.least.get(name, 1), "most": spec.most.get(name, INT32_MOST)}
-        elif kind.startswith("*"):
-            rows[-1]["shape"] = shapes[name]
-    return rows
-
-
-def _shapes(spec: KernelSpec) -> dict[str, list[str]]:
-    shapes: dict[str, list[str]] = {}
-    names: list[str] = []
-    for word in spec.shapes.split():
-        name, _, shape = word.partition(":")
-        names.append(name)
-        if shape:
-            shapes |= dict.fromkeys(names, shape.split(","))
-            names = []
-    return shapes
 
 
 def _source_hashes() -> dict[str, str]:

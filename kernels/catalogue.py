@@ -53,6 +53,7 @@ class KernelSpec:
     module: str
     function: str
     arguments: Mapping[str, str]
+    """In the kernel's order."""
     constants: Mapping[str, int | bool | None]
     grid: tuple[Count, ...]
     shapes: str
@@ -73,6 +74,10 @@ class KernelSpec:
     odd_warps: int = 8
     """For sizes that are no multiple of 16. Without vectors each element has an address of its own: more threads share
     them, or registers spill."""
+
+    def warps(self, aligned: bool) -> int:
+        """Of one program of a build."""
+        return self.num_warps if aligned else self.odd_warps
 
 
 def catalogue() -> tuple[KernelSpec, ...]:

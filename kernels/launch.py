@@ -21,8 +21,6 @@ from typing import Any, Protocol
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.kernels.manifest import check_arguments, count, read_manifest
 
-POINTER_ALIGNMENT = 16
-
 _C_TYPES: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _SIZES: Mapping[str, int] = {"u8": 1, "i16": 2, "fp16": 2, "bf16": 2, "i32": 4, "fp32": 4, "i64": 8}
 _MAX_GRID = ((1 << 31) - 1, 65535, 65535)

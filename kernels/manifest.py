@@ -21,10 +21,12 @@ import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rsd_edge.errors import InputError, ModelError
+from rsd_edge.kernels.catalogue import Count, KernelSpec
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -36,6 +38,9 @@ SEQUENCES: Mapping[str, Sequence[str]] = {
     "rsd_terms": ("rsd_partials", "(sums over the blocks, divided by size)"),
 }
 INT32_MOST = (1 << 31) - 1
+POINTER_ALIGNMENT = 16
+SCRATCH_POINTERS = 2
+"""Triton appends two pointers to every kernel's parameters; unused ones are null."""
 
 _POSITIVE = (1, INT32_MOST)
 _ENTRY: Mapping[str, Any] = {
@@ -65,6 +70,67 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for index, entry in enumerate(manifest["kernels"]):
         _check_entry(path, f"kernels[{index}]", entry)
     return manifest
+
+
+def pack_files(folder: Path, sm: int, names: Sequence[str]) -> list[str]:
+    """Files of a folder, relative to it, that a pack with these kernels for one architecture is made of.
+
+    Raises ModelError for a folder that holds no kernels, or not all of these.
+    """
+    manifest = read_manifest(folder)
+    entries = [entry for entry in manifest["kernels"] if entry["sm"] == sm and entry["name"] in names]
+    missing = sorted(set(names) - {entry["name"] for entry in entries})
+    if missing:
+        raise ModelError(f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}")
+    return [MANIFEST, manifest["noise_table"]["file"], *(entry["file"] for entry in entries)]
+
+
+def describe(spec: KernelSpec, dtype: str, *, aligned: bool) -> dict[str, Any]:
+    """Of an entry, what follows from the catalogue alone. dtype: fp32, fp16 or bf16."""
+    return {
+        "name": spec.name,
+        "dtype": dtype if spec.typed else None,
+        "aligned": aligned,
+        "arguments": _arguments(spec, dtype, aligned),
+        "scratch_pointers": SCRATCH_POINTERS,
+        "constants": dict(spec.constants),
+        "threads": 32 * spec.warps(aligned),
+        "grid": [_plain(axis) for axis in spec.grid],
+        "equal": {name: _plain(factors) for name, factors in spec.equal.items()},
+        "at_least": {name: _plain(factors) for name, factors in spec.at_least.items()},
+        "products": [{"sizes": list(sizes), "most": most} for sizes, most in spec.products],
+    }
+
+
+def _arguments(spec: KernelSpec, dtype: str, aligned: bool) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    shapes = pointer_shapes(spec)
+    for name, text in spec.arguments.items():
+        kind, _, multiple = text.partition("/")
+        divisor = POINTER_ALIGNMENT if aligned and (multiple or kind.startswith("*")) else 1
+        rows.append({"name": name, "type": kind.replace("D", dtype), "multiple_of": divisor})
+        if kind == "i32":
+            rows[-1] |= {"least": spec.least.get(name, 1), "most": spec.most.get(name, INT32_MOST)}
+        elif kind.startswith("*"):
+            rows[-1]["shape"] = shapes[name]
+    return rows
+
+
+def pointer_shapes(spec: KernelSpec) -> dict[str, list[str]]:
+    """Extents of what each pointer points to, by its name."""
+    shapes: dict[str, list[str]] = {}
+    names: list[str] = []
+    for word in spec.shapes.split():
+        name, _, shape = word.partition(":")
+        names.append(name)
+        if shape:
+            shapes |= dict.fromkeys(names, shape.split(","))
+            names = []
+    return shapes
+
+
+def _plain(count: Count) -> list[dict[str, Any]]:
+    return [asdict(factor) for factor in count]
 
 
 def _check_entry(path: Path, where: str, entry: Any) -> None:

@@ -1,6 +1,7 @@
 """Whole operations launched from compiled kernels, without Triton and torch: a frame, GroupNorm + SiLU.
 
-    frame = FrameLaunches(KernelPack(folder, 87, CudaDriver()), plan_tiles(height, width, tile), dtype="fp16")
+    pack, plan = KernelPack(folder, 87, CudaDriver()), plan_tiles(height, width, tile)
+    frame = FrameLaunches(pack, plan, tiles="fp16", noise="fp16", detail="fp16")
     frame.cut(frame=..., tiles=...)            # uint8 (height, width, 3) -> (tiles, 3, tile_h, tile_w)
     frame.draw(noise=..., seeds=..., origins=..., table=..., channels=5)
     ...                                        # the network: detail (tiles, 3, 4 tile_h, 4 tile_w) from tiles and noise
@@ -17,9 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rsd_edge.errors import InputError
-from rsd_edge.kernels.catalogue import merge_columns
+from rsd_edge.kernels.catalogue import MERGE_COLUMNS, merge_columns
 from rsd_edge.kernels.launch import KernelPack
 from rsd_edge.tiling import TilePlan
+
+FRAME_KERNELS = ("frame_tiles", "noise_field", *(f"merge_tiles-x{block}" for block in MERGE_COLUMNS))
+"""What FrameLaunches may launch, whatever the plan."""
 
 _PIXELS_PER_LANE = 16
 _SPAN_BLOCK = 4096
@@ -29,12 +33,16 @@ _PARTS_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class FrameLaunches:
-    """The three launches of a frame. plan: with one halo and feather for both axes."""
+    """The three launches of a frame. plan: with one halo and feather for both axes.
+
+    tiles, noise, detail: dtype of each, fp32, fp16 or bf16.
+    """
 
     pack: KernelPack
     plan: TilePlan
-    dtype: str
-    """Of tiles, noise and detail: fp32, fp16 or bf16."""
+    tiles: str
+    noise: str
+    detail: str
     stream: int = 0
 
     @property
@@ -51,7 +59,7 @@ class FrameLaunches:
             "pixels": plan.tile_h * plan.tile_w, "lanes": plan.tile_h * -(-plan.tile_w // _PIXELS_PER_LANE),
         }  # fmt: skip
         self.pack.launch(
-            "frame_tiles", dtype=self.dtype, sizes={"tiles": plan.count},
+            "frame_tiles", dtype=self.tiles, sizes={"tiles": plan.count},
             arguments={"FRAME": frame, "OUT": tiles, **numbers}, stream=self.stream,
         )  # fmt: skip
 
@@ -60,7 +68,7 @@ class FrameLaunches:
         plan = self.plan
         numbers = {"channels": channels, "pixels": plan.tile_h * plan.tile_w, "width": plan.tile_w}
         self.pack.launch(
-            "noise_field", dtype=self.dtype, sizes={"n": plan.count},
+            "noise_field", dtype=self.noise, sizes={"n": plan.count},
             arguments={"OUT": noise, "SEEDS": seeds, "ORIGINS": origins, "TABLE": table, **numbers},
             stream=self.stream,
         )  # fmt: skip
@@ -74,7 +82,7 @@ class FrameLaunches:
             "halo": plan.y.halo, "feather": plan.y.feather,
         }  # fmt: skip
         self.pack.launch(
-            f"merge_tiles-x{merge_columns(plan.x.stride)}", dtype=self.dtype, sizes={},
+            f"merge_tiles-x{merge_columns(plan.x.stride)}", dtype=self.detail, sizes={},
             arguments={"DETAIL": detail, "FRAME": frame, "OUT": out, "STRENGTH": strength, **numbers},
             stream=self.stream,
         )  # fmt: skip

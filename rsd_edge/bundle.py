@@ -4,7 +4,8 @@
         manifest.json    what was built from what, where, and how well it does
         graph.onnx       the network
 
-Published models have encoder.onnx, generator.onnx and decoder.onnx in the place of graph.onnx.
+Published models have encoder.onnx, generator.onnx and decoder.onnx in the place of graph.onnx. For TensorRT there is a
+plan beside each graph (graph.plan), and kernels/ may hold those that the frame path launches.
 
 The last part of the folder's name is a digest of the engine's spec and of its files, so engines that differ never share
 a folder. Engines that ship with the package have the same contents under plain names: rsd_edge/zoo/<model>/<precision>.
@@ -20,17 +21,19 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rsd_edge.errors import ModelError, OutputError
 from rsd_edge.machine import cpu_name
-from rsd_edge.specs import EDGE_FAMILY, EngineSpec, Precision, from_dict, to_dict
+from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision, from_dict, to_dict
 
 FORMAT = 3
 MANIFEST = "manifest.json"
 GRAPH = "graph.onnx"
 ENCODER, GENERATOR, DECODER = "encoder.onnx", "generator.onnx", "decoder.onnx"
+KERNELS = "kernels"
+"""Folder of ahead-of-time kernels within a bundle."""
 ZOO = Path(__file__).with_name("zoo")
 
 _DIGEST_LENGTH = 12
@@ -54,6 +57,8 @@ class BuildRecord:
     source: dict[str, str] = field(default_factory=dict)
     """What the engine was built from: `model`, as it was asked for, the `digest` of that, and the further `options` of
     the command that builds it again, if there were any."""
+    target: dict[str, Any] = field(default_factory=dict)
+    """Of a TensorRT engine: the only library and GPU that it runs on, and how it was compiled."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Bundle:
     path: Path
     spec: EngineSpec
     graph_path: Path
-    """The graph, or the folder with the graphs of a published model."""
+    """The graph, or the folder with the graphs of a published model or the plans of a TensorRT engine."""
     digest: str
     manifest: Mapping[str, Any]
 
@@ -128,13 +133,15 @@ def staleness(bundle: Bundle) -> list[str]:
     reasons = []
     model, digest, _ = _source(bundle)
     if digest and Precision.FP32 in shipped_precisions(model):
-        now = str(_read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
+        now = str(read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
         if now != digest:
             reasons.append(
                 f"{bundle.path} was built from {model} {digest[:_DIGEST_LENGTH]}, but this version ships {model} "
                 f"{now[:_DIGEST_LENGTH]}; run '{rebuild_command(bundle)}'"
             )
     device = str(bundle.manifest.get("device") or "an unnamed machine")
+    if bundle.spec.backend is Backend.TENSORRT:  # its own device is compared when it is opened
+        return reasons
     if bundle.spec.precision is Precision.INT8 and device.rpartition(", ")[0] != cpu_name():
         reasons.append(
             f"{bundle.path} was found faster than fp32 on {device}, but this is {cpu_name()}, where it may not be; "
@@ -169,24 +176,30 @@ def load_bundle(path: Path | str) -> Bundle:
     Raises ModelError that names the file, what is wrong with it and the command that mends it.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     try:
         spec = from_dict(EngineSpec, manifest["engine"])
         files, reports = _listed(manifest["files"]), _listed(manifest.get("reports", {}))
     except (ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder / MANIFEST, f"is not a valid manifest ({_describe(error)})") from error
-    needed = graphs_of(spec)
-    for name in needed:
+    for name in (*graphs_of(spec), *plans_of(spec)):
         if name not in files:
             raise _damaged(folder / MANIFEST, f"does not list {name}")
     for name, (sha256, size) in {**reports, **files}.items():
-        if Path(name).name != name:
+        if not _is_inside(name):
             raise _damaged(folder / MANIFEST, f"lists '{name}', which is not a file of the bundle")
         _check_file(folder / name, sha256, size)
     digest = _digest(spec, {name: sha256 for name, (sha256, _) in files.items()})
     if manifest.get("digest") != digest:
         raise _damaged(folder / MANIFEST, "was changed after the build: its engine does not match its digest")
-    return Bundle(folder, spec, folder / GRAPH if needed == (GRAPH,) else folder, digest, manifest)
+    single = graphs_of(spec) == (GRAPH,) and not plans_of(spec)
+    return Bundle(folder, spec, folder / GRAPH if single else folder, digest, manifest)
+
+
+def _is_inside(name: str) -> bool:
+    """A file of the bundle, or of its folder of kernels."""
+    path = PurePosixPath(name)
+    return str(path) == name and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def _listed(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
@@ -196,6 +209,16 @@ def _listed(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, in
 def graphs_of(spec: EngineSpec) -> tuple[str, ...]:
     """Names of the graphs that an engine consists of."""
     return (GRAPH,) if spec.model.family == EDGE_FAMILY else (ENCODER, GENERATOR, DECODER)
+
+
+def plan_name(graph: str) -> str:
+    """Of the plan that was compiled from a graph."""
+    return f"{Path(graph).stem}.plan"
+
+
+def plans_of(spec: EngineSpec) -> tuple[str, ...]:
+    """Names of the plans that an engine consists of, besides its graphs; none but for TensorRT."""
+    return tuple(plan_name(graph) for graph in graphs_of(spec)) if spec.backend is Backend.TENSORRT else ()
 
 
 def write_bundle(
@@ -238,10 +261,11 @@ def write_bundle(
             fresh = Path(temporary) / "new"
             fresh.mkdir()
             for file, source in sources.items():
+                (fresh / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, fresh / file)
             for file, text in {MANIFEST: f"{json.dumps(manifest, indent=2)}\n".encode(), **texts}.items():
                 (fresh / file).write_bytes(text)
-            _replace_folder(fresh, target, aside=Path(temporary) / "old")
+            replace_folder(fresh, target, aside=Path(temporary) / "old")
     except OSError as error:
         raise OutputError(
             f"bundle {target} cannot be written ({error.strerror}); free space or choose another folder"
@@ -256,7 +280,7 @@ def _entry(source: Path) -> dict[str, str | int]:
         raise ModelError(f"graph {source} cannot be read ({error.strerror})") from error
 
 
-def _replace_folder(fresh: Path, target: Path, aside: Path) -> None:
+def replace_folder(fresh: Path, target: Path, aside: Path) -> None:
     """Rename `fresh` to `target`. A folder cannot be renamed over another one, so the old one steps aside first."""
     if not target.exists():
         os.replace(fresh, target)
@@ -269,7 +293,8 @@ def _replace_folder(fresh: Path, target: Path, aside: Path) -> None:
         raise
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a bundle says of itself, unchecked but for its format. Raises ModelError."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -37,9 +37,17 @@ class BackendError(RsdEdgeError):
     """A backend was asked for something that it cannot do on this machine."""
 
 
+class NoEngineError(BackendError):
+    """No engine of a model was built for this device yet."""
+
+
 class MissingDependencyError(RsdEdgeError, ImportError):
     """An optional package or a system library that the request needs is not installed."""
 
 
 class FetchError(RsdEdgeError):
     """A published file cannot be downloaded, or is not what it should be."""
+
+
+class CameraError(RsdEdgeError):
+    """A camera or stream cannot be opened, or stayed silent for too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -18,4 +19,14 @@ LICENCES = {
     "sinsr": Licence("CC BY-NC-SA 4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/"),
     "rsd": Licence("CC BY-NC-SA 4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/"),
 }
-"""Of the published weights, by family. All of them exclude commercial use."""
+"""Of the published generators, by family, and for resshift of the autoencoder too. All exclude commercial use."""
+
+
+def licences_of(family: str) -> dict[str, Licence]:
+    """Of a model of a family, by part: the autoencoder is ResShift's in all of them."""
+    return {"generator": LICENCES[family], "autoencoder": LICENCES["resshift"]}
+
+
+def named(licences: Mapping[str, Licence]) -> str:
+    """All their names, each once."""
+    return " and ".join(dict.fromkeys(licence.name for licence in licences.values()))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from functools import lru_cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_L4T = Path("/etc/nv_tegra_release")
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _ARM = ("aarch64", "arm64", "ARM64")
 _KNOWN = {
@@ -56,6 +59,43 @@ def int8_weight_bits() -> int:
     That is x86 without VNNI. A processor that does not say what it has is taken for one.
     """
     return 8 if platform.machine() in _ARM or "vnni" in cpu_features() else 7
+
+
+def cache_folder() -> Path:
+    """Where this user's caches live: XDG_CACHE_HOME, or what the operating system has for it, and rsd-edge in that.
+
+    Raises RuntimeError where the user has no home.
+    """
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if chosen.is_absolute():  # a relative one is to be ignored, says its specification
+        return chosen / "rsd-edge"
+    home = Path.home()
+    match platform.system():
+        case "Windows":
+            return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "rsd-edge"
+        case "Darwin":
+            return home / "Library" / "Caches" / "rsd-edge"
+        case _:
+            return home / ".cache" / "rsd-edge"
+
+
+def l4t_release() -> str:
+    """Of Jetson Linux, such as R36.4.3; empty elsewhere."""
+    found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(_L4T))
+    return f"R{found[1]}.{found[2]}" if found else ""
+
+
+def nvidia_driver() -> str:
+    """Version of NVIDIA's kernel driver, such as 580.65.06; empty if none is loaded."""
+    found = re.search(r"Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _text(_NVIDIA_DRIVER))
+    return found[1] if found else ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _cpuinfo() -> dict[str, str]:

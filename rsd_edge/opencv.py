@@ -6,9 +6,14 @@ that nobody knows how to install; here it becomes a MissingDependencyError that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rsd_edge.errors import MissingDependencyError
 
-__all__ = ["cv2"]
+__all__ = ["cv2", "quiet"]
+
+_SILENT = 0
 
 _DEBIAN_PACKAGES = {
     "libGL.so": "libgl1",
@@ -46,3 +51,16 @@ try:
     import cv2
 except ImportError as error:
     raise _explain(error) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep OpenCV's messages off the terminal: the caller gets one exception that says it all."""
+    # OpenCV 5 moved these; in OpenCV 4 they are in the root.
+    logging = getattr(cv2.utils, "logging", cv2)
+    level = logging.getLogLevel()
+    logging.setLogLevel(_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)

@@ -131,9 +131,7 @@ class NumpyFramePath:
         self.engine = engine
         self._pool = ThreadPoolExecutor(max(1, engine.threads - 1), thread_name_prefix="rsd-edge")
         self._workspace: _Workspace | None = None
-        self._lock = threading.Lock()
-        self._user: int | None = None
-        """The thread that holds the lock."""
+        self.alone = OneAtATime()
 
     def __call__(
         self,
@@ -148,12 +146,12 @@ class NumpyFramePath:
         frame = check_frame(frame)
         height, width = frame.shape[:2]
         out = check_out(out, frame, (SCALE * height, SCALE * width, 3))
-        job = _Job(frame, NoiseField(seed), _check_strength(strength), out, progress)
+        job = _Job(frame, NoiseField(seed), check_strength(strength), out, progress)
         if job.strength == 0.0:
             bicubic_x4(frame, out)
             job.report(1, 1)
             return out
-        with self._alone():
+        with self.alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             space.reader.load(frame)
             for _ in self._run(space, job):
@@ -168,14 +166,14 @@ class NumpyFramePath:
         A band is overwritten when the next one is asked for. From the first band until the generator is exhausted or
         closed, other calls wait. Raises what `__call__` raises, for arguments at once.
         """
-        frame, noise, strength = check_frame(frame), NoiseField(seed), _check_strength(strength)
+        frame, noise, strength = check_frame(frame), NoiseField(seed), check_strength(strength)
         if strength == 0.0:
             return bicubic_bands(frame, TileSpec.size, progress)
         return self._bands(frame, noise, strength, progress)
 
     def _bands(self, frame: NDArray[PixelT], noise: NoiseField, strength: float, progress: Progress | None) -> Bands:
         height, width = frame.shape[:2]
-        with self._alone():
+        with self.alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), frame.dtype)
             plan = space.plan
             rows = min(height, plan.largest_region()[0])
@@ -189,25 +187,10 @@ class NumpyFramePath:
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Allocate buffers and warm the engine up for frames of this kind. Raises BackendError, InputError."""
-        with self._alone():
+        with self.alone():
             space = self._workspace_for(plan_tiles(height, width, self.engine.tile), dtype)
             for n in sorted({space.submitted(space.tiles(turn)) for turn in (0, space.rounds - 1)}):
                 self.engine.prepare(n, space.plan.tile_h, space.plan.tile_w)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait for other threads. Raises InputError where the same thread would wait for itself."""
-        if self._user == threading.get_ident():
-            raise InputError(
-                "this resolver is in the middle of an image: use up or close what bands() returned before the next "
-                "call, and make none from a progress callback"
-            )
-        with self._lock:
-            self._user = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._user = None
 
     def _workspace_for(self, plan: TilePlan, dtype: DType) -> _Workspace:
         if self._workspace is None or (self._workspace.plan, self._workspace.dtype) != (plan, dtype):
@@ -254,7 +237,32 @@ class NumpyFramePath:
             yield index
 
 
-def _check_strength(strength: float) -> float:
+class OneAtATime:
+    """`with turns():` lets one thread in at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._user: int | None = None
+        """The thread that holds the lock."""
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Wait for other threads. Raises InputError where the same thread would wait for itself."""
+        if self._user == threading.get_ident():
+            raise InputError(
+                "this resolver is in the middle of an image: use up or close what bands() returned before the next "
+                "call, and make none from a progress callback"
+            )
+        with self._lock:
+            self._user = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._user = None
+
+
+def check_strength(strength: float) -> float:
+    """The strength itself. Raises InputError if it is not between 0 and 1."""
     if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):
         raise InputError(f"strength is {strength}; it must lie between 0 and 1")
     return float(strength)

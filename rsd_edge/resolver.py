@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.backends import check_device, open_engine
+from rsd_edge.backends import check_device, open_engine, open_frame_path
 from rsd_edge.backends.base import Progress, TileEngine
 from rsd_edge.bundle import hash_file, staleness
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.machine import usable_cores
-from rsd_edge.pipeline import NumpyFramePath
 from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
 from rsd_edge.sampling import with_steps
 from rsd_edge.selection import Choice, choose
@@ -47,7 +47,7 @@ class SuperResolver:
         self.choice: Choice | None = None
         """How `load` came to this engine; None if it was given, or runs a checkpoint."""
         self._checkpoint: dict[str, Any] = {}
-        self._path = NumpyFramePath(engine)
+        self._path = open_frame_path(engine)
 
     @classmethod
     def load(
@@ -153,6 +153,32 @@ class SuperResolver:
         if (new_width, new_height) == (SCALE * width, SCALE * height):
             return bands
         return reduce_bands(bands, AreaReduction((SCALE * height, SCALE * width), (new_height, new_width)))
+
+    def stream(
+        self,
+        images_bgr: Iterable[NDArray[np.uint8]],
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        temporal: str = "fixed",
+        reuse_threshold: float = 0.0,
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Enlarge a film: a result for each image, in their order, made when it is asked for.
+
+        images_bgr: uint8 (h, w, 3) in BGR order, taken one by one; another size begins another film.
+        temporal: fixed keeps the noise in its place, flow lets it move with what is seen.
+        reuse_threshold: see `rsd_edge.live.settings.StreamSettings`; parts that have not changed at all are never
+        computed again.
+        With `fixed` and a threshold of 0, results are those of single calls, with a batch of 1 byte for byte. They are
+        read-only, and where nothing has changed the same array comes again. Raises InputError for bad settings at once
+        and for bad images when they come, BackendError if the engine fails.
+        """
+        from rsd_edge.live.path import LivePath
+        from rsd_edge.live.settings import StreamSettings
+
+        settings = StreamSettings(seed, strength, scale, temporal, reuse_threshold=reuse_threshold)
+        return LivePath(self.engine, settings).stream(images_bgr, self._path.alone)
 
     def record(self) -> dict[str, Any]:
         """What runs, for reports: model, precision, backend, steps, side of a tile, and what it was loaded from."""

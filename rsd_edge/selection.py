@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,9 +27,10 @@ from rsd_edge import __version__
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import Bundle, rebuild_command, resolve_engine, shipped_precisions
+from rsd_edge.engines import tensorrt_engine
 from rsd_edge.errors import BackendError, ModelError, OutputError
 from rsd_edge.frames import SCALE
-from rsd_edge.machine import cpu_features, cpu_name, int8_weight_bits
+from rsd_edge.machine import cache_folder, cpu_features, cpu_name, int8_weight_bits
 from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 from rsd_edge.stream.atomic import write_json
 
@@ -129,8 +129,11 @@ def _candidates(model: str | Path, precision: Precision | None, backend: Backend
     shipped = shipped_precisions(str(model))
     open_choice = precision is None and bool(shipped)
     wishes: Sequence[Precision | None] = shipped if open_choice else [precision]
+    if backend is Backend.TENSORRT and shipped:
+        bundle = tensorrt_engine(str(model), precision)
+        return [Candidate(bundle, bundle.spec)]
     bundles = [resolve_engine(model, wish) for wish in wishes]
-    safe = [bundle for bundle in bundles if not _saturates(bundle.spec)]
+    safe = [bundle for bundle in bundles if not saturates(bundle.spec)]
     if not safe:
         raise ModelError(
             f"engine '{model}' holds {_weight_bits(bundles[0].spec)}-bit weights in int8, whose products saturate on "
@@ -145,17 +148,24 @@ def _candidates(model: str | Path, precision: Precision | None, backend: Backend
 
 
 def _backends(bundle: Bundle, wish: Backend | None, open_choice: bool) -> list[Backend]:
-    if wish is not None:
-        return [wish]
     own = bundle.spec.backend
+    if wish is not None:
+        if wish is not own and Backend.TENSORRT in (wish, own):
+            raise BackendError(
+                f"{bundle.path} was built for {own.value} and {wish.value} does not run it; leave the backend out, or "
+                f"run 'rsd-edge build-engine --model {bundle.spec.model.name} --backend {wish.value}'"
+            )
+        return [wish]
     # Only looked for: importing it takes longer than a remembered choice.
     if open_choice and own is not Backend.OPENVINO and importlib.util.find_spec("openvino") is not None:
         return [own, Backend.OPENVINO]
     return [own]
 
 
-def _saturates(spec: EngineSpec) -> bool:
-    return spec.precision is Precision.INT8 and _weight_bits(spec) > int8_weight_bits()
+def saturates(spec: EngineSpec) -> bool:
+    """Its products do not fit into the sums of this processor."""
+    on_cpu = spec.backend is not Backend.TENSORRT
+    return on_cpu and spec.precision is Precision.INT8 and _weight_bits(spec) > int8_weight_bits()
 
 
 def _weight_bits(spec: EngineSpec) -> int:
@@ -229,21 +239,3 @@ def _version(module: str) -> str:
     except metadata.PackageNotFoundError:
         packages = metadata.packages_distributions().get(module, [])
         return " ".join(f"{package} {metadata.version(package)}" for package in sorted(set(packages))) or "none"
-
-
-def cache_folder() -> Path:
-    """Where this user's caches live: XDG_CACHE_HOME, or what the operating system has for it, and rsd-edge in that.
-
-    Raises RuntimeError where the user has no home.
-    """
-    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if chosen.is_absolute():  # a relative one is to be ignored, says its specification
-        return chosen / "rsd-edge"
-    home = Path.home()
-    match platform.system():
-        case "Windows":
-            return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "rsd-edge"
-        case "Darwin":
-            return home / "Library" / "Caches" / "rsd-edge"
-        case _:
-            return home / ".cache" / "rsd-edge"

@@ -7,6 +7,7 @@ pixels everywhere unless a name says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,12 @@ from typing import Any, TypeVar
 from rsd_edge.errors import InputError, ModelError
 
 SpecT = TypeVar("SpecT")
+
+_NORM_GROUPS = 32
+"""Of the published networks' normalisation, among which channels are shared out evenly."""
+_IMAGE_CHANNELS = 3
+_VQ_LEVELS = 3
+"""Two halvings between them: f4."""
 
 EDGE_FAMILY = "edge"
 PUBLISHED_FAMILIES = ("resshift", "sinsr", "rsd")
@@ -38,6 +45,7 @@ class Backend(str, Enum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
     TORCH = "torch"
 
 
@@ -54,10 +62,12 @@ class ScheduleSpec:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"schedule steps is {self.steps}; it must be at least 1")
-        if not 0 < self.min_noise_level < 1 or not 0 < self.etas_end < 1:
-            raise InputError("schedule min_noise_level and etas_end must lie between 0 and 1")
-        if self.kappa <= 0 or self.power <= 0:
-            raise InputError("schedule kappa and power must be positive")
+        for name, share in (("min_noise_level", self.min_noise_level), ("etas_end", self.etas_end)):
+            if not 0 < share < 1:
+                raise InputError(f"schedule {name} is {share}; it must lie between 0 and 1")
+        for name, number in (("kappa", self.kappa), ("power", self.power)):
+            if not 0 < number < math.inf:
+                raise InputError(f"schedule {name} is {number}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,20 @@ class EdgeArchitecture:
             raise InputError(f"architecture time_width is {self.time_width}; it must be even")
 
 
+def _check_positive(arch: Any, but: tuple[str, ...] = ()) -> None:
+    """Raises InputError that names a size, or a list of sizes, that is empty or below 1."""
+    for spec_field in dataclasses.fields(arch):
+        value = getattr(arch, spec_field.name)
+        if spec_field.name not in but and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise InputError(f"{spec_field.name} is {shown}; sizes and numbers must be at least 1")
+
+
+def _check_multiple(name: str, value: int, unit: int, why: str = "groups of its norms") -> None:
+    if value % unit:
+        raise InputError(f"{name} is {value}; it must be a multiple of {unit} ({why})")
+
+
 @dataclass(frozen=True)
 class SwinUNetArchitecture:
     """Sizes of the published generator (`rsd_edge.models.swin_unet`), named as in its configuration files."""
@@ -111,6 +135,27 @@ class SwinUNetArchitecture:
     window_size: int = 8
     mlp_ratio: float = 4.0
 
+    def __post_init__(self) -> None:
+        _check_positive(self, but=("noise_channels", "mlp_ratio"))
+        if self.noise_channels not in (0, 1):
+            raise InputError(f"noise_channels is {self.noise_channels}; it must be 0 or 1")
+        if not 0 < self.mlp_ratio * self.swin_embed_dim < math.inf or int(self.mlp_ratio * self.swin_embed_dim) < 1:
+            raise InputError(f"mlp_ratio is {self.mlp_ratio}; it must be positive")
+        if len(self.num_res_blocks) != len(self.channel_mult):
+            raise InputError(
+                f"num_res_blocks has {len(self.num_res_blocks)} values and channel_mult {len(self.channel_mult)}; "
+                "give one for each level"
+            )
+        _check_multiple("model_channels", self.model_channels, _NORM_GROUPS)
+        _check_multiple("swin_embed_dim", self.swin_embed_dim, _NORM_GROUPS)
+        _check_multiple("swin_embed_dim", self.swin_embed_dim, self.num_head_channels, "num_head_channels")
+        _check_multiple("image_size", self.image_size, self.multiple_of, "window_size at the lowest resolution")
+
+    @property
+    def multiple_of(self) -> int:
+        """Sides of a latent are multiples of this: windows at the lowest resolution, in pixels of the latent."""
+        return self.window_size << (len(self.channel_mult) - 1)
+
 
 @dataclass(frozen=True)
 class VqArchitecture:
@@ -125,6 +170,15 @@ class VqArchitecture:
     embed_dim: int = 3
     n_embed: int = 8192
 
+    def __post_init__(self) -> None:
+        _check_positive(self)
+        _check_multiple("ch", self.ch, _NORM_GROUPS)
+        if len(self.ch_mult) != _VQ_LEVELS:
+            raise InputError(f"ch_mult has {len(self.ch_mult)} values; x4 needs {_VQ_LEVELS}")
+        for name, channels in (("in_channels", self.in_channels), ("out_ch", self.out_ch)):
+            if channels != _IMAGE_CHANNELS:
+                raise InputError(f"{name} is {channels}; images have {_IMAGE_CHANNELS} channels")
+
 
 @dataclass(frozen=True)
 class PublishedArchitecture:
@@ -132,6 +186,15 @@ class PublishedArchitecture:
 
     unet: SwinUNetArchitecture = field(default_factory=SwinUNetArchitecture)
     vq: VqArchitecture = field(default_factory=VqArchitecture)
+
+    def __post_init__(self) -> None:
+        latent = self.vq.embed_dim
+        for name, channels, needed in (
+            ("in_channels", self.unet.in_channels, latent + _IMAGE_CHANNELS),
+            ("out_channels", self.unet.out_channels, latent),
+        ):
+            if channels != needed:
+                raise InputError(f"the generator's {name} is {channels}; latents of embed_dim {latent} need {needed}")
 
     @property
     def latent_channels(self) -> int:

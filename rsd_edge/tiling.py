@@ -148,11 +148,15 @@ class TileReader:
 
         Entries of `out` beyond len(indices) are left as they are.
         """
-        plan = self._plan
         for slot, index in enumerate(indices):
-            y, x = plan.origin(index)
-            top, left = y + plan.y.halo, x + plan.x.halo
-            to_model(self._padded[top : top + plan.tile_h, left : left + plan.tile_w], out[slot])
+            to_model(self.pixels(index).transpose(1, 2, 0), out[slot])
+
+    def pixels(self, index: int) -> Frame:
+        """One tile with its halo, BGR (3, tile_h, tile_w): a view that `load` overwrites."""
+        plan = self._plan
+        y, x = plan.origin(index)
+        top, left = y + plan.y.halo, x + plan.x.halo
+        return self._padded.transpose(2, 0, 1)[:, top : top + plan.tile_h, left : left + plan.tile_w]
 
 
 class TileMerger:
@@ -166,8 +170,10 @@ class TileMerger:
     Weights are multiples of 2^-12 and the two sides of a seam add up to exactly 1, corners included.
     """
 
-    def __init__(self, plan: TilePlan, channels: int = 3) -> None:
-        self._plan = plan
+    def __init__(self, plan: TilePlan, channels: int = 3, *, restoring: bool = False) -> None:
+        """restoring: keep what `restore` needs."""
+        self._plan, self._restoring = plan, restoring
+        self._faded: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...] = ()
         self._expected = 0
         row_seam, column_seam = 2 * SCALE * plan.y.feather, 2 * SCALE * plan.x.feather
         height = SCALE * (plan.y.stride + 2 * plan.y.feather)
@@ -194,11 +200,19 @@ class TileMerger:
         height, width = kept.shape[0] - lower, kept.shape[1] - right
         start, stop = (SCALE * edge for edge in x.finished(column))
         below = self._below[:, start:stop]
+        if self._restoring:
+            self._faded = tuple((strip, strip.copy()) for strip in (kept[:, :left], kept[:upper, left:width]))
         _fade_in(kept[:, :left], self._right, self._rise_x)
         _fade_out(kept[:, width:], self._right, self._fall_x)
         _fade_in(kept[:upper, :width], below, self._rise_y)
         _fade_out(kept[height:, :width], below, self._fall_y)
         return kept[:height, :width]
+
+    def restore(self) -> None:
+        """Make the detail of the last `merge` what it was before, so that it can be merged again."""
+        for strip, before in self._faded:
+            np.copyto(strip, before)
+        self._faded = ()
 
 
 def _fade_in(seam: NDArray[np.float32], carried: NDArray[np.float32], rise: NDArray[np.float32]) -> None:

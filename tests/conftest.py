@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -179,15 +179,37 @@ def hr_photos(photo: Callable[[int, int], NDArray[np.uint8]], tmp_path_factory: 
 @pytest.fixture
 def tiny_config(tiny_model: ModelSpec, hr_photos: Path, tmp_path: Path) -> Callable[..., DistillConfig]:
     """Makes configurations of runs in tmp_path/run; keyword arguments are settings of the student stage."""
-    from rsd_edge.distill.config import DistillConfig, StageConfig
-    from rsd_edge.distill.data_config import DataConfig
+    from dataclasses import fields
 
-    def make(precision: str = "fp32", **settings: object) -> DistillConfig:
-        common = {"iterations": 2, "batch": 2, "warmup": 1, "lpips_weight": 1.0, "log_every": 1, **settings}
-        stage = StageConfig(**common)  # type: ignore[arg-type]
+    from rsd_edge.distill.config import DistillConfig
+    from rsd_edge.distill.data_config import DataConfig
+    from rsd_edge.distill.stage_config import StageConfig, StudentConfig
+
+    def make(precision: str = "fp32", **settings: Any) -> DistillConfig:
+        common = {"iterations": 2, "batch": 2, "warmup": 1, "lr": 1e-3, "lr_final": 0.05, "betas": (0.9, 0.99)}
+        common |= {"lpips_weight": 1.0, "lpips_windows": True, "log_every": 1, "clip": 1.0, **settings}
+        known = {field.name for field in fields(StageConfig)}
+        stage = StageConfig(**{name: value for name, value in common.items() if name in known})
+        # Only the losses that a test asks for, not those of the paper's recipe.
+        student = StudentConfig(**{"distill_weight": 0.0, "gan_weight": 0.0, **common})
         data = DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=0, val_crops=2)
-        run = str(tmp_path / "run")
-        return DistillConfig(tiny_model, run, 7, precision, None, data, stage, stage, stage, stage)
+        stages = {"autoencoder": stage, "teacher": stage, "student": student, "finetune": student}
+        return DistillConfig(tiny_model, str(tmp_path / "run"), 7, precision, data=data, **stages)
+
+    return make
+
+
+@pytest.fixture
+def prepared(tiny_config: Callable[..., DistillConfig], tiny_weights: Checkpoint) -> Callable[..., DistillConfig]:
+    """Configurations of runs whose earlier stages have (random) weights."""
+    from rsd_edge.distill.roles import stage_weights
+    from rsd_edge.models.checkpoint import save_checkpoint
+
+    def make(precision: str = "fp32", **settings: Any) -> DistillConfig:
+        config = tiny_config(precision, **settings)
+        for stage in ("autoencoder", "teacher", "student"):
+            save_checkpoint(stage_weights(config, stage), tiny_weights)
+        return config
 
     return make
 

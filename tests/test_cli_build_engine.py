@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ from rsd_edge.bundle import load_bundle
 from rsd_edge.cli import main
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
 from rsd_edge.stream.images import write_image
+
+
+@pytest.fixture(autouse=True)
+def _no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
 
 
 def run(*arguments: object) -> int:
@@ -30,7 +36,8 @@ def test_a_checkpoint_becomes_a_bundle(
     out, err = capsys.readouterr()
     assert out.startswith(f"{folder}: ")
     assert "dB against the network; a 64x64 tile on 1 threads: fp32 " in out
-    assert err == ""
+    assert err.startswith("built for onnxruntime, not for tensorrt: TensorRT is not installed here")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("quick_int8")

@@ -10,7 +10,7 @@ import yaml
 
 from rsd_edge.cli import main
 from rsd_edge.distill.config import DistillConfig, config_to_dict
-from rsd_edge.distill.loop import Stage
+from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stages.student import StudentStage
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 

@@ -18,6 +18,10 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
 
 
+def noises(first: int, *shape: int) -> list[Tensor]:
+    return [normal(*shape, seed=first + i) for i in range(SPEC.steps)]
+
+
 def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -71,15 +75,15 @@ class Recorder(nn.Module):
 def test_sampling_with_a_perfect_network_ends_at_the_image(diffusion: ResidualDiffusion) -> None:
     z0, z_y, lq = normal(2, 4, 3, 3, seed=1), normal(2, 4, 3, 3, seed=2), normal(2, 3, 3, 3, seed=3)
     network = Recorder(lambda x: z0)
-    result = diffusion.ancestral(network, z_y, lq, torch.Generator().manual_seed(0))
+    result = diffusion.ancestral(network, z_y, lq, noises(10, 2, 4, 3, 3))
     torch.testing.assert_close(result, z0, rtol=0, atol=0)  # the last step has no noise and no memory of z_t
     assert [t.tolist() for _, t, _ in network.asked] == [[i, i] for i in reversed(range(15))]
     assert all(condition is lq for _, _, condition in network.asked)
     # On the way the network sees the marginals: mean z0 + eta (z_y - z0), here over 72 draws, and unit variance or so.
     for x, t, _ in network.asked:
         i = int(t[0])
-        z_t = x / diffusion.input_scale[i]
-        rest = (z_t - z0 - diffusion.etas[i] * (z_y - z0)) / diffusion.std[i]
+        z_t = x / diffusion.tables.input_scale[i]
+        rest = (z_t - z0 - diffusion.tables.eta[i] * (z_y - z0)) / diffusion.tables.sigma[i]
         assert abs(float(rest.mean())) < 0.5  # 4 standard errors
         assert 0.65 < float(rest.std()) < 1.35  # likewise
 
@@ -87,13 +91,13 @@ def test_sampling_with_a_perfect_network_ends_at_the_image(diffusion: ResidualDi
 def test_sampling_follows_the_posterior(diffusion: ResidualDiffusion, schedule: ResidualSchedule) -> None:
     """The chain written out, in float64, with the same draws."""
     z_y, lq = normal(2, 4, 3, 3, seed=2), normal(2, 3, 3, 3, seed=3)
-    result = diffusion.ancestral(Recorder(lambda x: 0.5 * x + 0.1), z_y, lq, torch.Generator().manual_seed(5))
-    draws = torch.Generator().manual_seed(5)
-    z_t = schedule.prior(z_y.double(), torch.randn(z_y.shape, generator=draws).double())
+    draws = noises(20, 2, 4, 3, 3)
+    result = diffusion.ancestral(Recorder(lambda x: 0.5 * x + 0.1), z_y, lq, draws)
+    z_t = schedule.prior(z_y.double(), draws[0].double())
     for i in reversed(range(15)):
         z0_hat = 0.5 * schedule.input_scale(i) * z_t + 0.1
-        noise = torch.randn(z_y.shape, generator=draws).double()
+        noise = draws[15 - i].double() if i else 0.0
         z_t = schedule.posterior_mean(z_t, z0_hat, i) + schedule.posterior_std(i) * noise
     torch.testing.assert_close(result.double(), z_t, rtol=0, atol=2e-5)  # fifteen steps of float32
-    again = diffusion.ancestral(Recorder(lambda x: 0.5 * x + 0.1), z_y, lq, torch.Generator().manual_seed(6))
+    again = diffusion.ancestral(Recorder(lambda x: 0.5 * x + 0.1), z_y, lq, noises(40, 2, 4, 3, 3))
     assert not torch.equal(again, result)

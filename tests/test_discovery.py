@@ -149,3 +149,9 @@ def test_folder_without_images(root: Path, folder: str, recursive: bool, cure: s
 def test_output_format_that_does_not_exist(root: Path) -> None:
     with pytest.raises(OutputError, match=r"'\.gif' is not an output format"):
         plan(root, "in/a.png", "x.gif")
+
+
+def test_formats_that_are_not_read_count_in_folders(root: Path) -> None:
+    for name in ("c.gif", "c.ppm", "c.tga", "c.txt"):
+        touch(root / "in" / name)
+    assert plan(root, "in", "out").keys() == {"in/a.png", "in/b.JPG", "in/c.gif", "in/c.ppm", "in/c.tga"}

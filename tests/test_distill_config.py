@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rsd_edge.distill.config import DistillConfig, StageConfig, config_to_dict, load_config
+from rsd_edge.distill.config import DistillConfig, config_to_dict, load_config
 from rsd_edge.distill.data_config import DataConfig
+from rsd_edge.distill.stage_config import StudentConfig
 from rsd_edge.errors import InputError, ModelError, RsdEdgeError
 from rsd_edge.specs import ModelSpec, ScheduleSpec, from_dict
 
@@ -117,16 +118,22 @@ def test_wrong_keys_and_types_are_named(minimal: Path, override: str, message: s
         ("data.degradations={real: -1, light: 2}", "not negative"),
         ("data.workers=-1", "data.workers"),
         ("data.val_crops=0", "data.val_crops"),
-        ("precision=fp16", "precision is 'fp16'; training runs in fp32 or bf16"),
+        ("precision=int8", "precision is 'int8'; training runs in fp32, bf16 or fp16"),
         ("seed=-1", "seed must not be negative"),
         ("threads=0", "threads at least 1"),
-        ("student.objective=gan", "objective is 'gan'; choose rsd or vsd"),
+        ("student.objective=gan", "objective is 'gan'; choose rsd, vsd or sinsr"),
         ("student.iterations=0", "iterations of a stage is 0; it must be at least 1"),
         ("student.log_every=0", "log_every of a stage is 0"),
         ("student.lr=0", "lr of a stage is 0.0; it must be greater than 0"),
         ("student.lr=.nan", "lr of a stage is nan"),
         ("student.lpips_weight=-1", "lpips_weight of a stage is -1.0; it must be at least 0"),
         ("student.ema=1", "ema and betas"),
+        ("student.gan=images", "gan is 'images'; choose features or pixels"),
+        ("student.lpips=resnet", "lpips is 'resnet'; choose squeeze, alex or vgg"),
+        ("student.step_weights=snr", "step_weights is 'snr'; choose constant or elbo"),
+        ("student.accumulate=3", "batch of a stage is 64; it must be a multiple of accumulate, 3"),
+        ("student.clip=0", "clip of a stage is 0.0; it must be greater than 0"),
+        ("roles.head_width=0", "head_width is 0"),
         ("student.betas=[0.9, 1.0]", "ema and betas"),
         ("student.timesteps=[]", "timesteps needs at least one index"),
         ("student.timesteps=[-1, 3]", "timesteps needs at least one index"),
@@ -143,12 +150,16 @@ def test_values_out_of_range_are_named(minimal: Path, override: str, message: st
 @pytest.mark.parametrize("stage", ["student", "finetune"])
 def test_timesteps_lie_inside_the_schedule(stage: str) -> None:
     model = ModelSpec("tiny", schedule=ScheduleSpec(steps=8))
-    distilling: dict[str, Any] = {stage: StageConfig(distill_weight=1.0, timesteps=(3, 8))}
+    silent = {name: StudentConfig(distill_weight=0.0, gan_weight=0.0) for name in ("student", "finetune")}
+    distilling: dict[str, Any] = {**silent, stage: StudentConfig(timesteps=(3, 8))}
     with pytest.raises(InputError, match=rf"{stage}\.timesteps holds 8, but the schedule's last index is 7"):
         DistillConfig(model, **distilling)
-    inside: dict[str, Any] = {stage: StageConfig(distill_weight=1.0, timesteps=(3, 7))}
+    judged: dict[str, Any] = {**silent, stage: StudentConfig(distill_weight=0.0)}  # the discriminator sees its t_n
+    with pytest.raises(InputError, match=rf"{stage}\.timesteps holds 14"):
+        DistillConfig(model, **judged)
+    inside: dict[str, Any] = {**silent, stage: StudentConfig(timesteps=(3, 7))}
     DistillConfig(model, **inside)
-    DistillConfig(model)  # stages that do not distil have no timesteps
+    DistillConfig(model, **silent)  # stages that do not distil have no timesteps
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,36 @@ def test_a_copy_is_taken(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
+def test_a_wrong_copy_replaces_nothing(mirror: tuple[Mirror, Published], tmp_path: Path) -> None:
+    _, published = mirror
+    path = fetch(published, tmp_path / "cache")
+    pin = (path.parent / "weights.pth.sha256.json").read_bytes()
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(FetchError, match=r"wrong\.pth is not what weights\.pth was the first time .* nothing was repl"):
+        fetch(published, tmp_path / "cache", from_file=wrong)
+    assert path.read_bytes() == CONTENT
+    assert wrong.is_file()
+    assert files(path.parent) == ["weights.pth", "weights.pth.sha256.json"]
+    (path.parent / "weights.pth.sha256.json").unlink()  # trusted after all
+    assert fetch(published, tmp_path / "cache", from_file=wrong).read_bytes() == wrong.read_bytes()
+    assert (path.parent / "weights.pth.sha256.json").read_bytes() != pin
+
+
+def test_a_wrong_download_never_takes_the_name(
+    mirror: tuple[Mirror, Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, published = mirror
+    fetch(published, tmp_path).unlink()
+    state.content = CONTENT[:-1] + b"!"
+    placed: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (placed.append(Path(to).name), replace(self, to))[1])
+    with pytest.raises(FetchError, match="is not what it was the first time"):
+        fetch(published, tmp_path)
+    assert placed == ["weights.pth.changed"]
+
+
 def test_what_cannot_be_downloaded_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="is not there and --offline was given"):
         fetch(PUBLISHED["autoencoder"], tmp_path, offline=True)

@@ -19,7 +19,8 @@ from rsd_edge.backends.base import TileEngine
 from rsd_edge.errors import BackendError
 from rsd_edge.export.calibration import SIDE, Samples, calibration_samples, held_out_samples
 from rsd_edge.export.gate import Closeness, Gate, Judge, Search
-from rsd_edge.export.quantize import Method, prepare
+from rsd_edge.export.quantize import Quantiser, prepare
+from rsd_edge.export.ranges import Method
 from rsd_edge.specs import EngineSpec, ModelSpec, TileSpec
 
 Array = NDArray[np.float32]
@@ -177,22 +178,22 @@ def open_float(graph: Path) -> TileEngine:
 
 
 @pytest.fixture(scope="module")
-def search(held_out: Samples, tmp_path_factory: pytest.TempPathFactory) -> Search:
+def search(held_out: Samples, tmp_path_factory: pytest.TempPathFactory) -> Search[Path]:
     folder = tmp_path_factory.mktemp("gate")
     graph = prepare(contrived_graph(folder / "graph.onnx"), folder)
     assert graph.layers == LAYERS
-    every = calibration_samples(MODEL)
-    calibration = Samples(every.frames[:8], every.lq[:8], every.noise[:8])
+    calibration = calibration_samples(MODEL).first(8)
     judge = Judge(graph.path, held_out, open_float, lpips=True)
-    return Search(graph, calibration, judge, open_float, folder, weight_bits=8)
+    compare = Judge(graph.path, calibration, open_float, lpips=False)
+    return Search(Quantiser(graph, calibration, folder, weight_bits=8), judge, compare)
 
 
-def test_nothing_stays_in_float_for_a_gate_that_holds(search: Search) -> None:
+def test_nothing_stays_in_float_for_a_gate_that_holds(search: Search[Path]) -> None:
     found = search.run(Gate(psnr_db=10, detail_snr_db=-10, lpips=1))
     assert found.report["layers_in_float"] == []
 
 
-def test_the_worst_layer_goes_first_and_alone(search: Search) -> None:
+def test_the_worst_layer_goes_first_and_alone(search: Search[Path]) -> None:
     """Weights of 0.18 in steps of 30 / 127 leave 14 dB; the other layers alone 42 dB, and 40 dB together. A runtime
     that makes the layer between them integer after all leaves 20 dB."""
     found = search.run(Gate(psnr_db=40, detail_snr_db=35, lpips=0.005))
@@ -209,7 +210,7 @@ def test_the_worst_layer_goes_first_and_alone(search: Search) -> None:
     assert integer == set(LAYERS) - {TERRIBLE}
 
 
-def test_the_report_says_what_was_found(search: Search) -> None:
+def test_the_report_says_what_was_found(search: Search[Path]) -> None:
     gate = Gate(psnr_db=30, detail_snr_db=20, lpips=0.05)
     found = search.run(gate)
     report = json.loads(json.dumps(found.report, allow_nan=False))
@@ -217,13 +218,11 @@ def test_the_report_says_what_was_found(search: Search) -> None:
         "gate",
         "closeness",
         "method",
-        "weight_bits",
         "methods",
         "layers_in_float",
         "detail_snr_db_of_each_layer_alone",
     }
     assert report["gate"] == {"psnr_db": 30, "detail_snr_db": 20, "lpips": 0.05}
-    assert report["weight_bits"] == 8
     assert report["closeness"] == vars(found.closeness)
     assert found.closeness.passes(gate)
     assert set(report["methods"]) == {"minmax", "percentile", "entropy"}
@@ -233,12 +232,12 @@ def test_the_report_says_what_was_found(search: Search) -> None:
     assert alone == sorted(alone)
 
 
-def test_one_method_can_be_asked_for(search: Search) -> None:
+def test_one_method_can_be_asked_for(search: Search[Path]) -> None:
     report = search.run(Gate(10, -10, 1), methods=(Method.MINMAX,)).report
     assert (report["method"], list(report["methods"])) == ("minmax", ["minmax"])
 
 
-def test_a_gate_that_nothing_passes_is_an_error(search: Search) -> None:
+def test_a_gate_that_nothing_passes_is_an_error(search: Search[Path]) -> None:
     with pytest.raises(BackendError, match=r"INT8 stays outside its gate .*nothing was written; use --precision fp32"):
         search.run(Gate(detail_snr_db=120))
 

@@ -191,9 +191,9 @@ def test_what_a_decoder_remarks_becomes_a_warning(tmp_path: Path, capfd: pytest.
     path = tmp_path / "a.jpg"
     middle = jpeg.index(b"\xff\xda") + 60
     path.write_bytes(jpeg[:middle] + b"\xff\xd9")  # cut, and made to look whole
-    (note,) = load_image(path).losses
+    (note,) = load_image(path).losses()
     assert note.startswith("its data is damaged (Corrupt JPEG data")
     path.write_bytes(jpeg)
-    assert load_image(path).losses == ()
+    assert load_image(path).losses() == ()
     os.write(2, b"still there\n")
     assert capfd.readouterr().err == "still there\n"

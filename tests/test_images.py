@@ -122,13 +122,13 @@ def test_sixteen_bits_and_transparency_are_read(tmp_path: Path, suffix: str) -> 
     assert np.array_equal(loaded.pixels, deep[..., :3])
     assert loaded.alpha is not None
     assert np.array_equal(loaded.alpha, deep[..., 3])
-    assert (loaded.bits, loaded.mode, loaded.losses) == (16, "RGB", ())
+    assert (loaded.bits, loaded.mode, loaded.losses()) == (16, "RGB", ())
     assert np.array_equal(read_image(path), photo(20, 30))
 
 
 def test_plain_images_lose_nothing(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", photo(20, 30))
-    assert load_image(tmp_path / "a.png").losses == ()
+    assert load_image(tmp_path / "a.png").losses() == ()
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -154,12 +154,22 @@ def test_pipe_instead_of_a_file(tmp_path: Path) -> None:
         (b"", "is empty; copy or download it again"),
         (b"no pixels in here", "is not an image; convert it to PNG, JPEG"),
         (b"GIF89a" + bytes(100), "is a GIF file; if it moves, extract its frames first"),
+        (b"P6\n2 2\n255\n" + bytes(12), "is a PPM file; convert it to PNG, JPEG"),
+        (b"P5 2 2 255 " + bytes(12), "is a PGM file; convert it to PNG, JPEG"),
+        (b"P60 is a page", "is not an image; convert it to PNG, JPEG"),
     ],
 )
 def test_files_that_are_no_image(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "odd.png"
     path.write_bytes(content)
     with pytest.raises(ImageReadError, match=rf"odd\.png {message}"):
+        read_image(path)
+
+
+def test_a_format_without_a_signature_is_told_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "odd.tga"
+    path.write_bytes(bytes(2) + b"\x02" + bytes(60))
+    with pytest.raises(ImageReadError, match=r"odd\.tga is a TGA file; convert it to PNG, JPEG"):
         read_image(path)
 
 
@@ -310,29 +320,55 @@ def png_with(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("above", [0, 0x8000])
+def test_a_gray_value_may_stand_for_transparency(tmp_path: Path, bits: int, above: int) -> None:
+    """Bits above those that a pixel has mean nothing; of 16 there are none."""
+    value, most = 1, 2**bits - 1
+    row = {1: b"\x40", 2: b"\x10", 4: b"\x01\x00", 8: b"\x00\x01\x00\x00", 16: bytes(3) + b"\x01" + bytes(4)}[bits]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", value | (above if bits < 16 else 0))),
+        (b"IDAT", zlib.compress((b"\0" + row) * 2)),
+        (b"IEND", b""),
+    ]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "a.png").write_bytes(content)
+    loaded = load_image(tmp_path / "a.png")
+    full = 65535 if bits == 16 else 255
+    assert loaded.alpha is not None
+    assert loaded.alpha.tolist() == 2 * [[full, 0, full, full]]
+    assert loaded.pixels[0, :, 0].tolist() == [0, value * (1 if bits == 16 else 255 // most), 0, 0]
+    assert loaded.gray
+    assert not any("transparency" in loss for loss in loaded.losses())
+
+
 def test_print_sizes_and_gamma_are_left_out_aloud(tmp_path: Path) -> None:
     dpi, gamma = (b"pHYs", struct.pack(">IIB", 11811, 11811, 1)), (b"gAMA", struct.pack(">I", 100_000))
     usual = (b"pHYs", struct.pack(">IIB", 2835, 2835, 1)), (b"gAMA", struct.pack(">I", 45_455))
     path = tmp_path / "a.png"
-    assert load_image(png_with(path, dpi, gamma)).losses == (
+    assert load_image(png_with(path, dpi, gamma)).losses() == (
         "its 300 DPI left out",
         "its gamma of 1 left out: colours are taken for sRGB",
     )
-    assert load_image(png_with(path, *usual)).losses == ()
-    assert load_image(png_with(path, gamma, (b"sRGB", b"\0"))).losses == ()
+    assert load_image(path).losses(strip=True) == ("its gamma of 1 left out: colours are taken for sRGB",)
+    assert load_image(png_with(path, *usual)).losses() == ()
+    assert load_image(png_with(path, gamma, (b"sRGB", b"\0"))).losses() == ()
     jpeg = cv2.imencode(".jpg", photo(8, 8))[1].tobytes()
     assert jpeg[6:11] == b"JFIF\0"
     for unit, value, words in ((1, 300, ("its 300 DPI left out",)), (2, 118, ("its 300 DPI left out",)), (0, 300, ())):
         path.write_bytes(jpeg[:13] + struct.pack(">BHH", unit, value, value) + jpeg[18:])
-        assert load_image(path).losses == words
+        assert load_image(path).losses() == words
     path.write_bytes(with_orientation(path.read_bytes(), 1))  # EXIF goes along, and is where cameras put it
-    assert load_image(path).losses == ()
+    assert load_image(path).losses() == ()
 
 
 def test_the_resolution_of_a_tiff_is_left_out_aloud(tmp_path: Path) -> None:
     options = [cv2.IMWRITE_TIFF_RESUNIT, 2, cv2.IMWRITE_TIFF_XDPI, 300, cv2.IMWRITE_TIFF_YDPI, 300]
     (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", photo(4, 5), options)[1].tobytes())
-    assert load_image(tmp_path / "a.tif").losses == ("its 300 DPI left out",)
+    assert load_image(tmp_path / "a.tif").losses() == ("its 300 DPI left out",)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -74,6 +74,12 @@ def config(tmp_path: Path) -> Callable[..., Path]:
         lambda state: prefixed(state, "_orig_mod.module."),
         lambda state: {"params": {name: 0 * item for name, item in state.items()}, "params_ema": state, "step": 3},
         lambda state: {"ema": prefixed(state, "module."), "optimizer": {"state": {}, "param_groups": []}, "epoch": 1},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+        lambda state: {**state, "step": 3},
+        lambda state: {**prefixed(state, "module."), "n_averaged": torch.tensor(3)},
+        lambda state: {("module." if i % 2 else "") + name: item for i, (name, item) in enumerate(state.items())},
+        lambda state: {name.replace(".1.1.", ".1._orig_mod.1."): item for name, item in state.items()},
+        lambda state: {"decay": 0.999, "num_updates": 7, "shadow_params": state},
         lambda state: {name: item.half() if item.is_floating_point() else item for name, item in state.items()},
     ],
 )
@@ -100,6 +106,11 @@ class Payload:
         (b"<html>quota exceeded</html>", "is no PyTorch checkpoint, or holds more than weights"),
         (b"", "cannot be read as a PyTorch checkpoint"),
         ({"step": 3, "config": {"a": 1}}, r"holds no state dict \(it holds step, config\)"),
+        ({"decay": 0.9, "shadow_params": [torch.zeros(1)]}, "its shadow_params are averages without names, which only"),
+        ({"a.b": torch.zeros(1), "module.a.b": torch.zeros(1)}, r"holds a\.b twice, with and without a prefix"),
+        ({"a": torch.zeros(1), "b": torch.zeros(1, dtype=torch.int8)}, "are no plain floats: b is int8; give the orig"),
+        ({"a": torch.zeros(1, dtype=torch.complex64)}, "are no plain floats: a is complex64; give"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "are no plain floats: a is sparse_coo; give"),
         ([torch.zeros(1)], r"holds no state dict \(it holds list\)"),
     ],
 )
@@ -127,6 +138,51 @@ def test_every_key_that_does_not_fit_is_named(
     message = str(caught.value)
     assert "missing: time_embed.0.weight, out.2.bias; unknown: extra.weight; " in message
     assert "misshapen: out.0.weight is 3 instead of 32)" in message
+
+
+def test_a_truncated_file_is_told_in_one_sentence(files: list[Path]) -> None:
+    files[0].write_bytes(files[0].read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"checkpoint \([^.]*central directory\); download it again$"):
+        read_official(files[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(
+    value: float, files: list[Path], published_states: States, tmp_path: Path
+) -> None:
+    state = {name: tensor.clone() for name, tensor in published_states["student"].items()}
+    state["out.2.bias"][1] = value
+    torch.save(state, files[0])
+    with pytest.raises(ModelError, match=r"has values that are not finite, or not in fp32, in out\.2\.bias; it was"):
+        import_weights(Request(files, "rsd", CONFIG), tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_buffers_may_be_missing_but_not_of_another_size(
+    published_states: States, small_published: PublishedArchitecture, files: list[Path]
+) -> None:
+    arch, state = for_family(small_published, "rsd"), dict(published_states["student"])
+    mask = "input_blocks.3.1.blocks.1.attn_mask"
+    del state[mask]
+    torch.save(state, files[0])
+    assert set(read_parts(files, arch)["generator"]) == set(weights(state))
+    torch.save({**state, mask: torch.zeros(4, 64, 64), "out.attn_mask": torch.zeros(1)}, files[0])
+    with pytest.raises(ModelError) as caught:
+        read_parts(files, arch)
+    assert "unknown: out.attn_mask; misshapen: " in str(caught.value)
+    assert f"{mask} is 4x64x64 instead of 16x64x64)" in str(caught.value)
+
+
+def test_long_lists_are_counted(
+    published_states: States, small_published: PublishedArchitecture, files: list[Path]
+) -> None:
+    extra = [f"extra.{letter}" for letter in "abcdefghijkl"]
+    torch.save({**published_states["student"], **{name: torch.zeros(1) for name in extra}}, files[0])
+    shortened = f"unknown: {', '.join(extra[:10])} and 2 more of 12 (--verbose names all))"
+    for named, shown in ((10, shortened), (None, f"unknown: {', '.join(extra)})")):
+        with pytest.raises(ModelError) as caught:
+            read_parts(files, for_family(small_published, "rsd"), named)
+        assert shown in str(caught.value)
 
 
 def test_parts_are_told_apart(files: list[Path], small_published: PublishedArchitecture, tmp_path: Path) -> None:
@@ -193,6 +249,33 @@ def test_settings_reach_the_specs(config: Callable[..., Path]) -> None:
         ({"diffusion": 3}, "'diffusion' must be a mapping, not int"),
         ({"model__condition_student_timesteps": True}, "'model.condition_student_timesteps' is True, and only False"),
         ({"model__params__out_channels": "${model.none}"}, "refers to nothing in the configuration"),
+        (
+            {"model__params__num_res_blocks": [2, 2]},
+            r"in 'model\.params', num_res_blocks has 2 values and channel_mult 4",
+        ),
+        (
+            {"model__params__num_res_blocks": 2, "model__params__channel_mult": 4},
+            r"'model\.params\.channel_mult' must be",
+        ),
+        (
+            {"model__params__channel_mult": []},
+            r"in 'model\.params', channel_mult is \[\]; sizes and numbers must be at",
+        ),
+        ({"model__params__model_channels": 33}, r"in 'model\.params', model_channels is 33; .* multiple of 32"),
+        ({"model__params__num_head_channels": 50}, r"swin_embed_dim is 32; .* multiple of 50 \(num_head_channels\)"),
+        (
+            {"model__params__window_size": 0},
+            r"in 'model\.params', window_size is 0; sizes and numbers must be at least",
+        ),
+        ({"model__params__image_size": 60}, r"image_size is 60; it must be a multiple of 64 \(window_size"),
+        ({"model__params__in_channels": 7}, r"in_channels is 7; latents of embed_dim 3 need 6"),
+        ({"model__params__mlp_ratio": 0.0}, r"in 'model\.params', mlp_ratio is 0\.0"),
+        ({"model__noise_channels": 2}, r"in 'model', noise_channels is 2; it must be 0 or 1"),
+        ({"autoencoder__params__ddconfig__ch": 40}, r"in 'autoencoder\.params', ch is 40; .* multiple of 32"),
+        ({"autoencoder__params__ddconfig__ch_mult": [1, 2]}, r"ch_mult has 2 values; x4 needs 3"),
+        ({"diffusion__params__etas_end": 1.5}, r"official\.yaml: in 'diffusion\.params', schedule etas_end is 1\.5"),
+        ({"diffusion__params__kappa": 0}, r"official\.yaml: in 'diffusion\.params', schedule kappa is 0\.0"),
+        ({"diffusion__params__steps": 0}, r"official\.yaml: in 'diffusion\.params', schedule steps is 0"),
         ({"model__noise_channels": "one"}, "'model.noise_channels' must be a whole number"),
     ],
 )
@@ -210,7 +293,7 @@ def test_configurations_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not YAML"):
         read_official_config(tmp_path / "bad.yaml")
     (tmp_path / "empty.yaml").write_text("a: 1")
-    with pytest.raises(ModelError, match="has no section 'model'"):
+    with pytest.raises(ModelError, match="there is no section 'model'"):
         read_official_config(tmp_path / "empty.yaml")
 
 
@@ -222,7 +305,10 @@ def test_an_imported_model_is_the_published_one(
     checkpoint = load_checkpoint(output)
     assert (checkpoint.spec.name, checkpoint.spec.family, checkpoint.spec.steps) == ("rsd", "rsd", 1)
     assert (checkpoint.spec.scale, checkpoint.spec.multiple_of) == (4, 64)
-    assert checkpoint.record["licence"] == "CC BY-NC-SA 4.0"
+    assert checkpoint.record["licence"] == "CC BY-NC-SA 4.0 and S-Lab License 1.0"
+    licences = checkpoint.record["licences"]
+    assert [licences[part]["name"] for part in ("generator", "autoencoder")] == ["CC BY-NC-SA 4.0", "S-Lab License 1.0"]
+    assert licences["autoencoder"]["url"].startswith("https://github.com/zsyOAOA/ResShift/")
     assert checkpoint.record["sources"] == [
         {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in files
     ]
@@ -237,6 +323,30 @@ def test_a_number_of_steps_in_a_name_needs_its_configuration(files: list[Path], 
     named = files[0].rename(tmp_path / "resshift_realsrx4_s4_v3.pth")
     with pytest.raises(ModelError, match=r"s4_v3\.pth says 4 steps, and without a configuration 15 are assumed"):
         import_weights(Request([named, files[1]], "resshift"), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("resshift.pth", True), ("resshift_s15_v1.pth", False), ("official.yaml", False)]
+)
+def test_assumed_steps_are_told(
+    name: str,
+    told: bool,
+    published_states: States,
+    small_published: PublishedArchitecture,
+    config: Callable[..., Path],
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generator = tmp_path / f"{name}.pth" if name.endswith(".yaml") else tmp_path / name
+    torch.save(published_states["teacher"], generator)
+    monkeypatch.setattr("rsd_edge.models.import_weights.PublishedArchitecture", lambda: small_published)
+    given = ["--config", config(model__add_noise=False)] if name.endswith(".yaml") else []
+    output = tmp_path / "resshift.safetensors"
+    assert run(generator, files[1], "--family", "resshift", "--accept-license", "-o", output, *given) == 0
+    assert ("warning: no configuration and no file name says how many steps" in capsys.readouterr().err) == told
+    assert load_checkpoint(output).record["steps_assumed"] == told
 
 
 def test_families_and_noise_agree(files: list[Path], tmp_path: Path) -> None:
@@ -268,11 +378,12 @@ def test_the_licence_must_be_accepted(
     assert run(*files, "--family", "rsd", "--config", CONFIG, "-o", output) == code
     assert output.exists() == (code == 0)
     err = capsys.readouterr().err
-    assert "The weights of rsd are under CC BY-NC-SA 4.0: https://creativecommons.org/" in err
+    assert "The weights of the generator are under CC BY-NC-SA 4.0: https://creativecommons.org/" in err
+    assert "The weights of the autoencoder are under S-Lab License 1.0: https://github.com/zsyOAOA/ResShift/" in err
     if answer is None:
         assert "read it and pass --accept-license" in err
     elif code:
-        assert "error: CC BY-NC-SA 4.0 was not accepted; nothing was written" in err
+        assert "error: CC BY-NC-SA 4.0 and S-Lab License 1.0 was not accepted; nothing was written" in err
 
 
 def test_the_flag_accepts_and_errors_take_one_line(

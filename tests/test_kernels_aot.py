@@ -19,8 +19,10 @@ pytest.importorskip("triton")
 
 from rsd_edge.cli import main
 from rsd_edge.errors import InputError, OutputError
-from rsd_edge.kernels.aot import Compiled, _shapes, build_kernels, compile_kernel
+from rsd_edge.kernels.aot import Compiled, build_kernels, compile_kernel
 from rsd_edge.kernels.catalogue import DTYPES, MERGE_COLUMNS, KernelSpec, catalogue
+from rsd_edge.kernels.implementation import triton_kernels
+from rsd_edge.kernels.manifest import pointer_shapes
 
 FEW = tuple(spec for spec in catalogue() if spec.name in ("prior_input-c4", "apply_contiguous"))
 TARGETS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
@@ -107,12 +109,14 @@ def test_every_pointer_has_a_shape_of_sizes_that_the_manifest_knows() -> None:
     """So that who launches can allocate: n, groups and the like are the sizes that grids name, too."""
     elsewhere = {"n", "channels", "groups", "tiles", "steps", "size", "ceil"}
     for spec in catalogue():
-        shapes = _shapes(spec)
+        shapes = pointer_shapes(spec)
         assert set(shapes) == {name for name, kind in spec.arguments.items() if kind.startswith("*")} | (
             set(shapes) & set(spec.constants)
         ), spec.name
         named = {word for shape in shapes.values() for extent in shape for word in re.findall("[a-z_]+", extent)}
         assert named <= set(spec.arguments) | elsewhere, spec.name
+        function = getattr(triton_kernels(spec.module), spec.function)
+        assert [name for name in function.arg_names if name not in spec.constants] == list(spec.arguments), spec.name
         rules = [*spec.grid, *spec.equal.values(), *spec.at_least.values()]
         assert {factor.size for rule in rules for factor in rule} <= set(spec.arguments) | elsewhere, spec.name
 

@@ -20,10 +20,10 @@ pytest.importorskip("triton")
 
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.kernels import frame_ops, noise_field, norm_act
-from rsd_edge.kernels.aot import _arguments, _rules, build_kernels
+from rsd_edge.kernels.aot import build_kernels
 from rsd_edge.kernels.catalogue import catalogue
 from rsd_edge.kernels.launch import CudaDriver, KernelPack
-from rsd_edge.kernels.manifest import check_arguments, count
+from rsd_edge.kernels.manifest import check_arguments, count, describe
 from rsd_edge.kernels.sequences import FrameLaunches, GroupNormLaunches
 from rsd_edge.noise import gaussian_table
 from rsd_edge.specs import TileSpec
@@ -306,7 +306,7 @@ class RecordingPack:
         self, name: str, *, dtype: str, sizes: dict[str, int], arguments: dict[str, Any], stream: int = 0
     ) -> None:
         spec = next(spec for spec in catalogue() if spec.name == name)
-        entry = {"name": name, "arguments": _arguments(spec, dtype, True), **_rules(spec)}
+        entry = describe(spec, dtype, aligned=True)
         check_arguments(entry, arguments, sizes)
         known = {**arguments, **sizes}
         self.launches.append((name, [count(entry, axis, known) for axis in entry["grid"]], arguments))
@@ -345,7 +345,7 @@ def test_a_frame_is_launched_as_by_the_operators(
 ) -> None:
     plan = plan_tiles(height, width, TileSpec(size=size, halo=8, feather=2, fixed=True))
     pack = RecordingPack()
-    frame = FrameLaunches(pack, plan, "fp16")  # type: ignore[arg-type]
+    frame = FrameLaunches(pack, plan, "fp16", "fp32", "fp16")  # type: ignore[arg-type]
     frame.cut(frame=16, tiles=32)
     frame.draw(noise=48, seeds=64, origins=80, table=96, channels=5)
     frame.merge(detail=112, frame=16, strength=128, out=144)

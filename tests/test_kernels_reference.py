@@ -101,7 +101,7 @@ def test_rsd_terms_are_those_of_training() -> None:
     difference, fake, normaliser = rsd_terms(f_star, f_phi, z0_hat, implementation="reference")
     torch.testing.assert_close(difference, objectives.rsd_loss(f_star, f_phi, z0_hat), atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(fake, objectives.fake_loss(f_phi, z0_hat), atol=TOLERANCE, rtol=0)
-    normalised = objectives.sid_normalise(difference, f_star, z0_hat)
+    normalised = objectives.rsd_loss(f_star, f_phi, z0_hat, sid_normalise=True)
     torch.testing.assert_close(difference / (normaliser + reference.SID_EPSILON), normalised, atol=TOLERANCE, rtol=0)
     teacher = objectives.teacher_loss(f_star, z0_hat)
     torch.testing.assert_close(difference + fake, teacher, atol=TOLERANCE, rtol=0)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from rsd_edge.distill import loop
-from rsd_edge.distill.config import DistillConfig, StageConfig
-from rsd_edge.distill.ema import Ema
-from rsd_edge.distill.loop import Draw, Stage, TrainingDivergedError, iteration_generator, learning_rate, train
+from rsd_edge.distill.config import DistillConfig, load_config
+from rsd_edge.distill.data import Batch
+from rsd_edge.distill.loop import CONFIG_FILE, learning_rate, train
+from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.roles import stage_weights
+from rsd_edge.distill.snapshot import STATE_FILE, read_state
+from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, TrainingDivergedError, Validation
+from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stages.student import StudentStage
 from rsd_edge.errors import InputError, ModelError, OutputError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -33,26 +38,24 @@ class OneWeight(Stage):
     name = "student"
 
     def __init__(self, config: DistillConfig, loss: Loss | None = None) -> None:
-        super().__init__(config, config.student)
+        super().__init__(config, config.student, None)
         self.loss = loss or (lambda weight, iteration: weight.sum())
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.network.weight)
-        self.networks = {"student": self.network}
-        self.averages = {"student": Ema(self.network, self.stage.ema)}
-        self.add_optimizer("student", self.network.parameters(), self.stage.lr)
+        self.train_network("student", self.network, average=True)
+        self.add_optimizer("student", ["student"], self.stage.lr)
         self.rates: list[float] = []
         self.validations = 0
 
-    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
-        draw()
+    def step(self, iteration: int, draw: Draw) -> Scalars:
+        parts = draw()
         self.rates.append(self.optimizers["student"].param_groups[0]["lr"])
-        loss = self.loss(self.network.weight, iteration)
-        self.update("student", loss)
-        return {"loss": loss, "draw": torch.rand((), generator=generator)}
+        _, scalars = self.update("student", parts, lambda part: (self.loss(self.network.weight, iteration), {}))
+        return {**scalars, "draw": parts[0].noise.normal("test", 1, 1, 1).squeeze()}
 
-    def validate(self, generator: torch.Generator) -> dict[str, float]:
+    def validate(self) -> Validation:
         self.validations += 1
-        return {"weight": round(float(average_weight(self)), 6)}
+        return Validation({"weight": round(float(average_weight(self)), 6)})
 
 
 def average_weight(stage: Stage) -> Tensor:
@@ -61,7 +64,7 @@ def average_weight(stage: Stage) -> Tensor:
 
 
 def state_path(config: DistillConfig) -> Path:
-    return config.stage_dir("student") / loop.STATE_FILE
+    return config.stage_dir("student") / STATE_FILE
 
 
 def rows(config: DistillConfig) -> list[dict[str, Any]]:
@@ -84,15 +87,6 @@ def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
 def test_a_rate_can_stay_constant() -> None:
     stage = StageConfig(iterations=50, warmup=0, lr_final=1.0)
     assert {learning_rate(stage, iteration) for iteration in range(50)} == {1.0}
-
-
-def test_every_iteration_has_noise_of_its_own() -> None:
-    def first(*where: Any) -> float:
-        return float(torch.rand((), generator=iteration_generator(*where)))
-
-    draws = {first(seed, stage, i) for seed in (0, 1) for stage in ("teacher", "student") for i in range(5)}
-    assert len(draws) == 20
-    assert first(0, "teacher", 3) == first(0, "teacher", 3)
 
 
 def test_the_optimiser_follows_the_schedule(tiny_config: MakeConfig) -> None:
@@ -118,7 +112,8 @@ def test_a_finished_stage_leaves_weights_and_a_record(tiny_config: MakeConfig) -
     assert checkpoint.record["validation"] == {"weight": round(float(average), 6)}
     assert checkpoint.record["config"]["student"]["lr"] == 0.1
     assert [row["iteration"] for row in rows(config) if "validation" in row] == [2, 3]
-    assert [row["iteration"] for row in rows(config) if "loss" in row] == [1, 2, 3]
+    assert [row["iteration"] for row in rows(config) if "draw" in row] == [1, 2, 3]
+    assert load_config(path.parent / CONFIG_FILE) == config
     assert not list(path.parent.glob("*.part")) + list(path.parent.glob(".*.part"))
 
 
@@ -135,8 +130,8 @@ def test_running_a_finished_stage_again_changes_nothing(tiny_config: MakeConfig)
 class Interrupted(StudentStage):
     """Ctrl-C after two iterations and a half."""
 
-    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
-        scalars = super().step(iteration, draw, generator)
+    def step(self, iteration: int, draw: Draw) -> Scalars:
+        scalars = super().step(iteration, draw)
         if iteration == 3:
             raise KeyboardInterrupt
         return scalars
@@ -156,7 +151,7 @@ def same(a: Any, b: Any) -> bool:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny_config: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bit for bit: networks with buffers, averages on their ramp, three optimisers, the order of the samples, noise."""
+    """Bit for bit: networks, averages on their ramp, two optimisers, the order of the samples, noise."""
     config = tiny_config(
         iterations=5, save_every=2, warmup=2, distill_weight=1.0, fake_steps=2, gan_weight=0.1, gan_start=1, lr=0.01
     )
@@ -169,14 +164,76 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert "student interrupted: iteration 2 of 5 is kept, the same command goes on from there" in caplog.text
     assert not stage_weights(runs[1], "student").exists()
     train(StudentStage(runs[1]))
-    whole, resumed = (torch.load(state_path(run), weights_only=True) for run in runs)
-    assert whole["networks"].keys() == {"student", "fake", "discriminator"}
+    whole, resumed = (read_state(state_path(run)) for run in runs)
+    assert whole["networks"].keys() == {"student", "fake"}
     assert whole.pop("seconds") > 0
     assert resumed.pop("seconds") > 0
     assert same(whole, resumed)
     kept = [[{**row, "seconds": 0} for row in rows(run)] for run in runs]
     assert kept[0] == kept[1]  # rows of the lost iterations are not there twice
     assert [row["iteration"] for row in kept[0] if "seconds" in row and "lpips" in row] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_saves_what_is_done(tiny_config: MakeConfig, number: signal.Signals) -> None:
+    config = tiny_config(iterations=9, save_every=9)
+    before = signal.getsignal(number)
+
+    def loss(weight: Tensor, iteration: int) -> Tensor:
+        if iteration == 2:
+            signal.raise_signal(number)
+        return weight.sum()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(OneWeight(config, loss))
+    assert read_state(state_path(config))["iteration"] == 3  # the iteration is finished first
+    assert signal.getsignal(number) == before
+    stage = OneWeight(config)
+    train(stage)
+    assert len(stage.rates) == 6
+
+
+def test_the_parts_of_a_batch_give_its_gradient(tiny_config: MakeConfig) -> None:
+    """Gradient accumulation, with the noise that the whole batch would have had."""
+
+    class Noisy(OneWeight):
+        def step(self, iteration: int, draw: Draw) -> Scalars:
+            def loss(part: Part) -> tuple[Tensor, Scalars]:
+                targets = part.batch.x0.mean(dim=(1, 2, 3)) + part.noise.normal("test", 1, 1, 1).flatten()
+                return (self.network.weight - targets).square().mean(), {}
+
+            norm, _ = self.update("student", draw(), loss)
+            return {"gradient": norm}
+
+    rows_by_parts = []
+    for parts in (1, 2, 4):
+        config = tiny_config(iterations=3, batch=4, accumulate=parts, lr=0.1)
+        config = replace(config, run_dir=f"{config.run_dir}{parts}")
+        train(Noisy(config))
+        rows_by_parts.append([row["gradient"] for row in rows(config) if "gradient" in row])
+    assert rows_by_parts[1] == pytest.approx(rows_by_parts[0], abs=2e-5)  # written with five digits
+    assert rows_by_parts[2] == pytest.approx(rows_by_parts[0], abs=2e-5)
+
+
+def test_fp16_scales_the_loss_and_skips_what_overflows(tiny_config: MakeConfig) -> None:
+    config = tiny_config("fp16", iterations=1, lr=0.1, warmup=0)
+    stage = OneWeight(config, lambda weight, iteration: weight.sum() * 1e36)  # times 65536 it overflows
+    part = [Part(Batch(torch.zeros(1), torch.zeros(1)), Randomness("test", 0, 1))]
+    norms = [float(stage.update("student", part, lambda part: (stage.loss(stage.network.weight, 0), {}))[0])]
+    assert math.isinf(norms[0])
+    assert stage.network.weight.item() == 1.0
+    while not math.isfinite(norms[-1]):
+        norms.append(float(stage.update("student", part, lambda part: (stage.loss(stage.network.weight, 0), {}))[0]))
+    assert norms[-1] == pytest.approx(1e36)
+    assert stage.network.weight.item() == pytest.approx(0.9)
+    always = OneWeight(config, lambda weight, iteration: (weight - weight.detach()).abs().sqrt().sum())
+
+    def until_it_gives_up() -> None:
+        for _ in range(40):  # 2^16 is halved until it is below 1
+            always.update("student", part, lambda part: (always.loss(always.network.weight, 0), {}))
+
+    with pytest.raises(TrainingDivergedError, match="gradient of 'student' is not finite"):
+        until_it_gives_up()
 
 
 def test_an_interruption_before_the_first_save_says_so(
@@ -219,7 +276,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_state(
     assert "the last state saved is kept, resume with a lower student.lr" in str(caught.value)
     assert stage.network.weight.item() == weights[-1]  # nothing was updated
     assert state_path(config).read_bytes() == before[0]
-    assert torch.load(state_path(config), weights_only=True)["iteration"] == 2
+    assert read_state(state_path(config))["iteration"] == 2
     assert not stage_weights(config, "student").exists()
 
 
@@ -230,7 +287,7 @@ def test_weights_that_overflow_are_not_saved(tiny_config: MakeConfig) -> None:
     nn.init.constant_(stage.network.weight, -3e38)  # two steps from the end of float32 at -3.4e38
     with pytest.raises(TrainingDivergedError, match="weights of 'student' are not finite after iteration 2"):
         train(stage)
-    assert torch.load(state_path(config), weights_only=True)["iteration"] == 1
+    assert read_state(state_path(config))["iteration"] == 1
 
 
 def test_a_diverged_run_goes_on_with_the_lower_rate(tiny_config: MakeConfig) -> None:
@@ -269,7 +326,9 @@ def test_a_damaged_state_is_named(tiny_config: MakeConfig, keep: int) -> None:
     config = tiny_config()
     train(OneWeight(config))
     state_path(config).write_bytes(state_path(config).read_bytes()[:keep])
-    with pytest.raises(ModelError, match=r"state\.pt cannot be read .*delete it to start this stage again") as caught:
+    with pytest.raises(
+        ModelError, match=r"state\.safetensors cannot be read .*delete it to start this stage again"
+    ) as caught:
         train(OneWeight(config))
     assert "\n" not in str(caught.value)
 
@@ -277,8 +336,8 @@ def test_a_damaged_state_is_named(tiny_config: MakeConfig, keep: int) -> None:
 def test_a_state_of_another_kind_is_named(tiny_config: MakeConfig) -> None:
     config = tiny_config()
     state_path(config).parent.mkdir(parents=True)
-    torch.save([1, 2], state_path(config))
-    with pytest.raises(ModelError, match="does not fit this configuration"):
+    state_path(config).write_bytes(save({}, metadata={"tree": '{"items": []}'}))
+    with pytest.raises(ModelError, match="cannot be read"):
         train(OneWeight(config))
 
 
@@ -288,19 +347,19 @@ def test_a_full_disk_keeps_the_last_state(tiny_config: MakeConfig, monkeypatch: 
     done: list[Any] = []
 
     def full(source: Any, target: Any) -> None:
-        if done:
+        if len(done) == 2:  # the configuration and the first state
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         done.append(target)
         original(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OutputError, match=r"cannot write .*state\.pt: the disk is full; free some space"):
+    with pytest.raises(OutputError, match=r"cannot write .*state\.safetensors: the disk is full; free some space"):
         train(OneWeight(config))
-    assert torch.load(state_path(config), weights_only=True)["iteration"] == 2
+    assert read_state(state_path(config))["iteration"] == 2
     assert not list(state_path(config).parent.glob(".*"))
     monkeypatch.undo()
     train(OneWeight(config))
-    assert torch.load(state_path(config), weights_only=True)["iteration"] == 4
+    assert read_state(state_path(config))["iteration"] == 4
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tiny_config: MakeConfig) -> None:

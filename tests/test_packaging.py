@@ -92,7 +92,7 @@ def test_constraints_pin_every_requirement(settings: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     needed = [
         *project["dependencies"],
-        *(item for name in ("export", "distill", "openvino", "test", "dev") for item in extras[name]),
+        *(item for name in ("export", "distill", "openvino", "serve", "test", "dev") for item in extras[name]),
     ]
     names = {_distribution(item) for item in needed}
     assert names - {"rsd-edge"} <= pinned

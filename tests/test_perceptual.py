@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rsd_edge.distill.perceptual import _TapDistance
+from rsd_edge.distill.perceptual import _TapDistance, perceptual_distance
+from rsd_edge.errors import MissingDependencyError
 
 
 def features(seed: int, scale: float = 1.0) -> Tensor:
@@ -40,3 +44,30 @@ def test_value_and_gradient_are_those_of_the_definition() -> None:
     (gradient,) = torch.autograd.grad((weights * distance).sum(), a)
     (wanted,) = torch.autograd.grad((weights * expected).sum(), a)
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-10)
+
+
+def test_alex_and_vgg_come_from_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LPIPS(nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(float(len(net))))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.scale * (x - y).square().mean(dim=(1, 2, 3), keepdim=True)
+
+    package = ModuleType("lpips")
+    package.LPIPS = LPIPS  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    network = perceptual_distance("alex")
+    x = torch.zeros(3, 3, 8, 8, requires_grad=True)
+    distance = network(x, torch.ones(3, 3, 8, 8))
+    assert distance.tolist() == [4.0] * 3
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    distance.sum().backward()
+    assert x.grad is not None
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(MissingDependencyError, match=r"lpips 'vgg' needs .*pip install 'rsd-edge\[lpips\]'"):
+        perceptual_distance("vgg")

@@ -383,9 +383,9 @@ def test_bands_that_are_given_up_release_the_path(photo: Photo) -> None:
     frame = photo(217, 90)
     bands = path.bands(frame)
     next(bands)
-    assert path._lock.locked()
+    assert path.alone._lock.locked()
     bands.close()
-    assert not path._lock.locked()
+    assert not path.alone._lock.locked()
     np.testing.assert_array_equal(path(frame), NumpyFramePath(NearestEngine(TileSpec(size=64)))(frame))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,13 @@ States = dict[str, dict[str, Tensor]]
 
 CLOSE = 2e-4
 """Of fp32 sums in another order; one step measures below 2e-5. A coefficient off by 1 % gives more, see below."""
+ROUNDED = 1e-3
+"""Of fp32 sums in another order after fifteen steps of random weights; 6.4e-4 was the most that was measured."""
 MARGIN = 1e-4
 """Difference of two squared distances below which rounding may decide which code is the nearest."""
 CROP = (..., slice(96, 192), slice(64, 160))
-OFFICIAL = json.loads((Path(__file__).parent / "fixtures" / "parity" / "official_state_dicts.json").read_text())
+FIXTURES = Path(__file__).parent / "fixtures" / "parity"
+OFFICIAL = json.loads((FIXTURES / "official_state_dicts.json").read_text())
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -134,24 +138,76 @@ def test_the_code_book_is_searched_in_parts(
     assert torch.equal(autoencoder.quantize.indices(parity["z0_hat"]), whole)
 
 
-def test_fifteen_steps_are_the_published_ones(teacher: SwinUNet, parity: Parity) -> None:
+@pytest.fixture
+def published_predictions(parity: Parity) -> list[Tensor]:
+    """x0_hat of each of the fifteen steps of the published chain, in the order of use."""
+    with np.load(FIXTURES / "ancestral_steps.npz") as arrays:
+        between = torch.from_numpy(arrays["predictions"])
+    return [parity["z0_hat"], *between[:, None], parity["ancestral_z0"]]
+
+
+def fifteen_steps(generator: ScaledGenerator, parity: Parity, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Ours from z_T to z0, in the default attention of torch."""
+    lq = parity["unet_lq"].to(dtype)
+    return ancestral(
+        lambda z_t, t: generator(z_t, torch.tensor([t]), lq),  # type: ignore[no-any-return]
+        ResidualSchedule(),
+        parity["z_T"].to(dtype),
+        list(parity["ancestral_noises"].to(dtype)),
+    )
+
+
+def test_each_of_fifteen_steps_is_the_published_one(
+    teacher: SwinUNet, parity: Parity, published_predictions: list[Tensor], one_torch_thread: None
+) -> None:
+    """From the state in which the published chain is at that step: the largest error measures 2.2e-5, at the last."""
     schedule = ResidualSchedule()
     generator = ScaledGenerator(teacher, schedule)
     z_T = schedule.prior(parity["z_y"], parity["noise"])
     assert error(z_T, parity["z_T"]) < CLOSE
     assert error(z_T / generator.std[14], parity["z_T_scaled"]) < CLOSE
+    published, errors = iter(published_predictions), []
 
     def predict(z_t: Tensor, t: int) -> Tensor:
-        return generator(z_t, torch.tensor([t]), parity["unet_lq"])  # type: ignore[no-any-return]
+        expected = next(published)
+        errors.append(error(generator(z_t, torch.tensor([t]), parity["unet_lq"]), expected))
+        return expected
 
-    noises = list(parity["ancestral_noises"])
-    # These weights make a hundredfold of a rounding in fifteen steps: the stored result is itself 4e-4 off that of
-    # float64. So the bound is for attention added up as it was there, and the fused kernel gets a wider one.
-    with sdpa_kernel(SDPBackend.MATH):
-        assert error(ancestral(predict, schedule, z_T, noises), parity["ancestral_z0"]) < CLOSE
-    off = (ancestral(predict, schedule, z_T, noises) - parity["ancestral_z0"]).abs()
-    assert (off < CLOSE).float().mean() > 0.98
-    assert off.max() < 5e-3
+    z0 = ancestral(predict, schedule, parity["z_T"], list(parity["ancestral_noises"]))
+    assert len(errors) == 15
+    assert max(errors) < CLOSE, errors
+    assert error(z0, parity["ancestral_z0"]) < CLOSE
+
+
+def test_fifteen_steps_stay_as_close_as_rounding_lets_them(
+    teacher: SwinUNet, parity: Parity, one_torch_thread: None
+) -> None:
+    """The last two steps make a hundredfold of a difference, and these weights are random.
+
+    Rounding is then worth 5e-4 in single pixels, whatever the order of the sums: on one or two threads and with or
+    without the fused kernel 5.0e-4 to 6.4e-4 was measured, and 0 where all of that is as it was for the stored result,
+    which is itself 4.3e-4 off float64 (below).
+    """
+    off = (fifteen_steps(ScaledGenerator(teacher, ResidualSchedule()), parity) - parity["ancestral_z0"]).abs()
+    assert (off < CLOSE).float().mean() > 0.98  # 0.990 to 0.994
+    assert off.max() < ROUNDED
+
+
+@pytest.mark.slow
+def test_the_published_fifteen_steps_are_not_exact_either(
+    published_states: States,
+    small_published: PublishedArchitecture,
+    parity: Parity,
+    one_torch_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So no arithmetic better than theirs could come within 2e-4 of what is stored."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # norms and the schedule's scaling as well
+    network = SwinUNet(small_published.unet).eval().requires_grad_(False)
+    network.load_state_dict(weights(published_states["teacher"]))
+    exact = fifteen_steps(ScaledGenerator(network.double(), ResidualSchedule()), parity, torch.float64)
+    assert exact.dtype == torch.float64
+    assert CLOSE < error(exact, parity["ancestral_z0"]) < ROUNDED
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,8 @@ from rsd_edge.export import quantize
 from rsd_edge.export.calibration import Samples, calibration_samples
 from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.export.onnx_export import export_tile
-from rsd_edge.export.quantize import (
-    Activations,
-    Method,
-    Quantisable,
-    collect_activations,
-    entropy_threshold,
-    prepare,
-    quantise,
-    ranges_of,
-)
+from rsd_edge.export.quantize import Quantisable, collect_activations, prepare, quantise, ranges_of
+from rsd_edge.export.ranges import VALUES, Activations, Method, entropy_threshold
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.specs import ModelSpec
@@ -68,7 +60,7 @@ def prepared(graph: Path, folder: Path) -> Quantisable:
 
 @pytest.fixture(scope="module")
 def activations(prepared: Quantisable, samples: Samples, folder: Path) -> Activations:
-    return collect_activations(prepared, samples, folder)
+    return collect_activations(prepared, samples)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +171,7 @@ def test_seen_extremes_are_those_of_the_graph(
         # Other fusions, other order of sums.
         np.testing.assert_allclose(activations.extremes[name], (tensor.min(), tensor.max()), rtol=1e-5, atol=1e-6)
         kept = activations.values[name]
-        assert kept.shape == (TILES * quantize._VALUES,)
+        assert kept.shape == (TILES * VALUES,)
         assert abs(kept.mean() - tensor.mean()) < 6 * tensor.std() / len(kept) ** 0.5  # 6 standard errors
     full = ranges_of(activations, Method.MINMAX)
     for name, (least, most) in activations.extremes.items():
@@ -248,7 +240,7 @@ def test_nodes_without_names_are_told_apart(toy_graph: Path, samples: Samples, t
     assert convolutions(toy_graph) == {""}
     prepared = prepare(toy_graph, tmp_path)
     assert len(prepared.layers) == 1
-    ranges = ranges_of(collect_activations(prepared, samples, tmp_path), Method.MINMAX)
+    ranges = ranges_of(collect_activations(prepared, samples), Method.MINMAX)
     quantise(prepared, ranges, tmp_path / "int8.onnx")
     assert set(integer_layers(tmp_path / "int8.onnx")) == set(prepared.layers)
     result, expected = (run(path, samples)[0] for path in (tmp_path / "int8.onnx", toy_graph))
@@ -305,7 +297,7 @@ def test_quantising_is_silent_and_leaves_logging_alone(
     before = root.level, list(root.handlers), list(root.filters)
     prepared = prepare(graph, tmp_path)
     few = Samples(samples.frames[:1], samples.lq[:1], samples.noise[:1])
-    ranges = ranges_of(collect_activations(prepared, few, tmp_path), Method.ENTROPY)
+    ranges = ranges_of(collect_activations(prepared, few), Method.ENTROPY)
     quantise(prepared, ranges, tmp_path / "int8.onnx")
     assert (root.level, list(root.handlers), list(root.filters)) == before
     assert capfd.readouterr() == ("", "")
@@ -319,7 +311,7 @@ from rsd_edge.export.quantize import collect_activations, prepare
 from rsd_edge.specs import ModelSpec
 every = calibration_samples(ModelSpec("any"))
 few = Samples(every.frames[:2], every.lq[:2], every.noise[:2])
-seen = collect_activations(prepare(Path(sys.argv[1]), Path(sys.argv[2])), few, Path(sys.argv[2]))
+seen = collect_activations(prepare(Path(sys.argv[1]), Path(sys.argv[2])), few)
 print(hashlib.sha256(b"".join(seen.values[name].tobytes() for name in sorted(seen.values))).hexdigest())
 """
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.roles import PatchDiscriminator, load_part, load_stage, stage_weights
+from rsd_edge.distill.discriminators import PatchDiscriminator
+from rsd_edge.distill.roles import load_part, load_stage, stage_weights
 from rsd_edge.errors import ModelError
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
 from rsd_edge.models.edge import EdgeGenerator

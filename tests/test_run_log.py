@@ -8,7 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rsd_edge.distill.run_log import BOARD_FOLDER, LOG_FILE, RunLog
+from rsd_edge.distill.stage import Validation
 from rsd_edge.errors import OutputError
+from rsd_edge.stream.images import read_image
 
 
 def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -27,11 +29,12 @@ def write(folder: Path, start: int, values: dict[int, float]) -> None:
 
 
 def test_rows_hold_means_and_reach_both_files(tmp_path: Path) -> None:
+    black = torch.full((5, 3, 8, 6), -1.0)
     with RunLog(tmp_path, "teacher", 0) as run_log:
         run_log.add({"loss": torch.tensor(1.0, requires_grad=True)})
         run_log.add({"loss": torch.tensor(2.0), "gan": torch.tensor(5.0)})
         run_log.flush(2, 1.26)
-        run_log.validation(2, {"psnr_y": 25.5})
+        run_log.validation(2, Validation({"psnr_y": 25.5}, (black, black + 2)))
         run_log.add({"loss": torch.tensor(4.0)})
         run_log.flush(3, 2.0)
     lines = (tmp_path / LOG_FILE).read_text().splitlines()
@@ -45,6 +48,19 @@ def test_rows_hold_means_and_reach_both_files(tmp_path: Path) -> None:
         "train/gan": [(2, 5.0)],
         "validation/psnr_y": [(2, 25.5)],
     }
+    strip = read_image(tmp_path / "strips" / "000002.png")
+    assert strip.shape == (4 * 8, 2 * 6, 3)
+    assert not strip[:, :6].any()
+    assert (strip[:, 6:] == 255).all()
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RunLog(None, "teacher", 0) as run_log:
+        run_log.add({"loss": torch.tensor(1.0)})
+        assert run_log.flush(1, 1.0) == {"loss": 1.0}
+        run_log.validation(1, Validation({"psnr_y": 1.0}, (torch.zeros(1, 3, 4, 4),)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_after_the_point_of_resuming_are_replaced(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from rsd_edge import bundle as bundle_module
-from rsd_edge import selection
+from rsd_edge import machine, selection
 from rsd_edge.bundle import BuildRecord, Bundle, write_bundle
 from rsd_edge.errors import BackendError, ModelError
-from rsd_edge.selection import Candidate, Choice, cache_folder, choose
+from rsd_edge.machine import cache_folder
+from rsd_edge.selection import Candidate, Choice, choose
 from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, TileSpec
 
 FP32, INT8 = Precision.FP32, Precision.INT8
@@ -273,7 +274,7 @@ def test_a_user_without_a_home_has_no_memory(
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(selection.platform, "system", lambda: "Linux")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(Path, "home", homeless)
     check_nothing_is_remembered(world, caplog)
 
@@ -389,7 +390,7 @@ def test_a_record_is_of_the_backend_that_runs() -> None:
 def test_the_cache_is_where_the_system_keeps_caches(
     monkeypatch: pytest.MonkeyPatch, system: str, environment: dict[str, str], expected: str
 ) -> None:
-    monkeypatch.setattr(selection, "os", SimpleNamespace(environ=environment))
-    monkeypatch.setattr(selection, "platform", SimpleNamespace(system=lambda: system))
+    monkeypatch.setattr(machine, "os", SimpleNamespace(environ=environment))
+    monkeypatch.setattr(machine, "platform", SimpleNamespace(system=lambda: system))
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
     assert cache_folder().as_posix() == expected

@@ -80,7 +80,7 @@ def test_another_precision_than_the_bundles_is_refused(toy_bundle: Path) -> None
         SuperResolver.load(toy_bundle, precision="int8")
     with pytest.raises(InputError, match="precision is 'fp8'; it must be one of fp32, fp16, bf16, int8"):
         SuperResolver.load(toy_bundle, precision="fp8")
-    with pytest.raises(InputError, match="backend is 'ncnn'; it must be one of onnxruntime, openvino, torch"):
+    with pytest.raises(InputError, match="backend is 'ncnn'; it must be one of onnxruntime, openvino, tens"):
         SuperResolver.load(toy_bundle, backend="ncnn")
     assert SuperResolver.load(toy_bundle, precision=Precision.FP32, threads=1).engine.tile.size == TileSpec.size
 

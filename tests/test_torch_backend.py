@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -146,8 +147,10 @@ def test_requests_that_cannot_be_met(
             SuperResolver.load(path, **options)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="device is cuda, but onnxruntime runs on the CPU here; give a checkpoint"):
         SuperResolver.load(toy_bundle, device="cuda")
-    with pytest.raises(InputError, match="model 'tiny' of family edge takes 1 steps, not 15"):
-        open_checkpoint(path, steps=15)
+    with monkeypatch.context() as patch:
+        patch.setattr("rsd_edge.models.checkpoint.load_checkpoint", lambda path: pytest.fail("weights were read"))
+        with pytest.raises(InputError, match="model 'tiny' of family edge takes 1 steps, not 15"):
+            open_checkpoint(path, steps=15)
     with pytest.raises(InputError, match="model 'toy' of family edge takes 1 steps, not 2"):
         SuperResolver.load(toy_bundle, steps=2)
     with pytest.raises(BackendError, match=r"torch runs checkpoints and .* is a graph; give a \.safetensors file"):
@@ -168,7 +171,9 @@ def test_a_checkpoint_enlarges_an_image(student: Checkpoint, tmp_path: Path) -> 
         results.append(read_image(tmp_path / f"{seed}.png"))
     assert results[0].shape == (80, 96, 3)
     assert (results[0] != results[1]).mean() > 0.5
-    assert json.loads(report.read_text())["engine"] == {
+    account = json.loads(report.read_text())
+    assert account["versions"]["torch"] == importlib.metadata.version("torch")
+    assert account["engine"] == {
         "model": "rsd",
         "precision": "fp32",
         "backend": "torch",

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.roles import bicubic_up
 from rsd_edge.distill.validate import image_figures, lattice_figures, psnr_y
 from rsd_edge.evaluate import lattice, metrics
+from rsd_edge.models.published import bicubic_up
 
 Photo = Callable[[int, int], NDArray[np.uint8]]
 

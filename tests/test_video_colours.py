@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -88,6 +89,20 @@ def test_ten_bits_reach_the_resolver_and_are_given_up_aloud(tmp_path: Path) -> N
     result = VideoUpscaler(watch)(source, tmp_path / "b.avi")
     assert seen == 8 * [np.uint16] + 8 * [np.uint8]
     assert "10 bits reduced to 8, because mpeg4 has no more" in result.notes
+
+
+def test_transparency_is_dropped_aloud(tmp_path: Path) -> None:
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("libvpx-vp9", rate=25, options={"deadline": "realtime", "cpu-used": "8"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuva420p"
+        image = np.full((48, 64, 4), 128, np.uint8)
+        output.mux(video.encode(av.VideoFrame.from_ndarray(image, format="bgra").reformat(format="yuva420p")))
+        output.mux(video.encode(None))
+    result, _ = upscale(path, "b.mkv")
+    assert result.notes.count("transparency dropped") == 1
+    plain, _ = upscale(make(tmp_path / "c.webm", Recipe("libvpx-vp9", {"deadline": "realtime"})), "d.mkv")
+    assert "transparency dropped" not in plain.notes
 
 
 @pytest.mark.parametrize("transfer", [16, 18])

@@ -234,6 +234,23 @@ def test_a_second_ctrl_c_ends_at_once(source: Path, monkeypatch: pytest.MonkeyPa
     assert names(source.parent) == {".b.mp4.rsd-edge"}
 
 
+def test_ctrl_c_while_the_film_is_put_together(source: Path, whole: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    target = source.with_name("b.mp4")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rsd_edge.video.joining.copied_packets", stop)
+        message = r"interrupted while .*b\.mp4 was put together; all frames are kept, and the same command goes on"
+        with pytest.raises(VideoInterrupted, match=message):
+            VideoUpscaler(cubic, SETTINGS)(source, target)
+    assert names(source.parent) == {work_folder(target).name}
+    assert not (work_folder(target) / "joined.part").exists()
+    assert VideoUpscaler(cubic, SETTINGS)(source, target).new_frames == 0
+    assert read(target).hashes == whole
+
+
 def interrupted(source: Path, target: Path) -> None:
     with pytest.raises(ValueError, match="stop"):
         VideoUpscaler(Counting(6, ValueError("stop")), SETTINGS)(source, target)
@@ -280,7 +297,7 @@ def test_no_internals_in_the_refusal(source: Path) -> None:
     for old, new, words in (
         ('"codec": "h264"', '"codec": "other"', "this FFmpeg would encode otherwise"),
         ('"engine": {}', '"engine": {"digest": "123"}', "another digest"),
-        ('"version": 2', '"version": 1', "it comes from another version of rsd-edge"),
+        ('"version": 3', '"version": 1', "it comes from another version of rsd-edge"),
     ):
         assert kept.count(old) == 1
         journal.write_text(kept.replace(old, new))

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.loop import Stage, train
+from rsd_edge.distill.loop import train
+from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stages.autoencoder import AutoencoderStage
 from rsd_edge.distill.stages.student import FinetuneStage, StudentStage
 from rsd_edge.distill.stages.teacher import TeacherStage
 
-STAGES: dict[str, Callable[[DistillConfig], Stage]] = {
+STAGES: dict[str, Callable[[DistillConfig, Runtime | None], Stage]] = {
     "autoencoder": AutoencoderStage,
     "teacher": TeacherStage,
     "student": StudentStage,
@@ -21,11 +23,16 @@ STAGES: dict[str, Callable[[DistillConfig], Stage]] = {
 }
 
 
-def run_stage(name: str, config: DistillConfig) -> Path:
+def run_stage(name: str, config: DistillConfig, runtime: Runtime | None = None) -> Path:
     """Train one stage to its end, resuming what its folder holds. Returns the path of its weights."""
+    prepare_torch(config)
+    return train(STAGES[name](config, runtime))
+
+
+def prepare_torch(config: DistillConfig) -> None:
+    """Process-wide settings, made before any other work."""
     # Zero-initialised layers make denormal gradients by the million, and a CPU works on those many times slower. The
     # mode is inherited by threads that start later, so it is set before any other work.
     torch.set_flush_denormal(True)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return train(STAGES[name](config))

@@ -1,178 +1,245 @@
 """Stages 3 and 4: the one-step student by Algorithm 1 of RSD, and the joint fine-tune with the decoder in pixels.
 
-Both are one loop: a stage's weights decide which terms it has. With `distill_weight` 0 no fake model is trained and the
-student stage becomes the plain regression that a claim of distillation has to be compared with.
+Both are one loop: a stage's weights decide which terms it has. With `distill_weight` 0 the student stage becomes the
+plain regression that a claim of distillation has to be compared with.
+
+The networks are called as rarely as the algorithm allows: HR and bicubic image are encoded together, the student sees
+its step t_n and the prior's in one pass, and the fake model's encoder serves f_phi and the discriminator at once.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rsd_edge.distill.config import DistillConfig, StageConfig
-from rsd_edge.distill.data import Batch, validation_batch
+from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.diffusion import ResidualDiffusion
-from rsd_edge.distill.ema import Ema
-from rsd_edge.distill.loop import Draw, Stage
+from rsd_edge.distill.discriminators import FakeModel, FeatureHead, PatchDiscriminator
+from rsd_edge.distill.latent_space import EdgeLatentSpace
 from rsd_edge.distill.objectives import (
     discriminator_loss,
     fake_loss,
     generator_gan_loss,
     rsd_loss,
-    sid_normalise,
+    sinsr_loss,
     vsd_loss,
+    weighted_mean,
 )
 from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.distill.pixel_losses import PixelCriterion, random_window
-from rsd_edge.distill.roles import PatchDiscriminator, bicubic_up, channels_last, load_part, load_stage
+from rsd_edge.distill.randomness import Randomness
+from rsd_edge.distill.roles import (
+    Roles,
+    build_roles,
+    channels_last,
+    fake_of,
+    load_stage,
+    student_part,
+    takes_noise,
+    teacher_checkpoint,
+)
+from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
+from rsd_edge.distill.stage_config import StudentConfig
+from rsd_edge.distill.student_sampler import Point, StudentSampler, generate
 from rsd_edge.distill.validate import image_figures, lattice_figures
-from rsd_edge.models.edge import EdgeGenerator, student_from_teacher
+from rsd_edge.errors import InputError
+from rsd_edge.models.checkpoint import Checkpoint
+from rsd_edge.models.published import bicubic_up
 
 GAN_WINDOW = 64
-"""Side of what the discriminator sees of each image: a quarter of a crop, since it judges 28 pixels at a time."""
-
-
-@dataclass(frozen=True)
-class Renoised:
-    """What the latent losses look at: z0_hat, and z_t ~ q(z_t | z0_hat, z_y) with its index t."""
-
-    z0_hat: Tensor
-    z_t: Tensor
-    t: Tensor
-    lq: Tensor
+"""Side of what the patch discriminator sees of each image: a quarter of a crop, since it judges 28 pixels at a time."""
 
 
 class StudentStage(Stage):
-    """L = w_distill L_theta + pixel losses of Dec(G(z_T, T, eps)) [+ GAN]; f_phi takes K steps for each of G."""
+    """L = w_distill L_theta + pixel losses of Dec(G(z_T, T, eps)) + w_gan L_GAN; f_phi takes K steps for each of G."""
 
     name = "student"
+    stage: StudentConfig
 
-    def __init__(self, config: DistillConfig, stage: StageConfig | None = None) -> None:
-        super().__init__(config, stage or config.student)
+    def __init__(
+        self, config: DistillConfig, runtime: Runtime | None = None, teacher: Checkpoint | None = None
+    ) -> None:
+        """teacher: instead of the weights that the configuration names."""
+        super().__init__(config, self._settings(config), runtime)
         self.require_loss("distill_weight", "lpips_weight", "pixel_weight", "chroma_weight")
         torch.manual_seed(config.seed + 2)
-        self.diffusion = ResidualDiffusion(config.model.schedule)
-        self._build_parts()
-        self.averages = {name: Ema(self.networks[name], self.stage.ema) for name in self._generator_side()}
-        parameters = itertools.chain.from_iterable(self.networks[name].parameters() for name in self._generator_side())
-        self.add_optimizer("student", parameters, self.stage.lr)
-        if self.stage.distill_weight:
-            self._build_fake()
-        if self.stage.gan_weight:
-            self.discriminator = channels_last(PatchDiscriminator())
-            self.networks["discriminator"] = self.discriminator
-            self.add_optimizer("discriminator", self.discriminator.parameters(), self.stage.gan_lr)
-        self.lpips = channels_last(LpipsSqueeze.packaged())
+        device = self.runtime.device
+        roles = self._roles(teacher)
+        self.latent, self.teacher = roles.latent.to(device), roles.teacher.to(device)
+        self.diffusion = ResidualDiffusion(config.model.schedule, device)
+        self.step_weights = self.diffusion.step_weights(self.stage.step_weights)
+        self._train_generator_side(roles)
+        self.sampler = StudentSampler(self.diffusion, self.stage, takes_noise=takes_noise(self.student))
+        self._train_adversaries()
+        self.lpips = channels_last(LpipsSqueeze.packaged()).to(device)
         self.criterion = PixelCriterion(self.stage, self.lpips)
-        self.validation = validation_batch(config.data, config.crop_of(self.stage), config.seed)
 
-    def _initial(self) -> tuple[dict[str, nn.Module], EdgeGenerator]:
-        """The frozen parts and the student at birth."""
-        checkpoint = load_stage(self.config, "teacher")
-        parts = {part: load_part(checkpoint, part) for part in ("encoder", "stem", "decoder", "teacher")}
-        student = student_from_teacher(cast(EdgeGenerator, parts["teacher"]), self.config.model.edge)
-        return parts, student
+    def _settings(self, config: DistillConfig) -> StudentConfig:
+        return config.student
 
-    def _build_parts(self) -> None:
-        parts, student = self._initial()
-        self.student = channels_last(student)
-        self.networks = {"student": self.student}
+    def _roles(self, teacher: Checkpoint | None) -> Roles:
+        crop = self.config.crop_of(self.stage)
+        return build_roles(self.config, teacher or teacher_checkpoint(self.config), crop)
+
+    def _train_generator_side(self, roles: Roles) -> None:
+        self.frozen = roles.parts
+        self.student = roles.student
+        side = ["student"]
+        self.train_network("student", self.student, average=True)
         if self.stage.train_decoder:
+            if not isinstance(self.latent, EdgeLatentSpace):
+                raise InputError(f"{self.name}.train_decoder needs the compact decoder of an edge teacher")
             for part in ("stem", "decoder"):
-                self.networks[part] = parts.pop(part).requires_grad_(True).train()
-        self.frozen = parts
-        self.stem = self.networks.get("stem", parts.get("stem"))
-        self.decoder = self.networks.get("decoder", parts.get("decoder"))
+                side.append(part)
+                self.train_network(part, self.frozen.pop(part).requires_grad_(True).train(), average=True)
+            self.latent = EdgeLatentSpace(self.latent.encoder, self.live["stem"], self.live["decoder"])
+        for network in (self.student, self.teacher, self.latent):
+            network.recompute = self.stage.recompute  # type: ignore[assignment]
+        self.add_optimizer("student", side, self.stage.lr)
 
-    def _generator_side(self) -> tuple[str, ...]:
-        return ("student", "stem", "decoder") if self.stage.train_decoder else ("student",)
-
-    def _build_fake(self) -> None:
-        self.teacher = self.frozen["teacher"]
-        self.fake = channels_last(EdgeGenerator(self.config.model.edge, noise_channel=False))
-        self.fake.load_state_dict(self.teacher.state_dict())
-        self.networks["fake"] = self.fake
-        self.add_optimizer("fake", self.fake.parameters(), self.stage.fake_lr)
+    def _train_adversaries(self) -> None:
+        if self.stage.needs_fake:
+            denoiser = fake_of(self.teacher)
+            head = None
+            if self.stage.feature_gan:
+                head = FeatureHead(cast(int, denoiser.bottleneck_channels), self.config.roles.head_width)
+            self.fake = channels_last(FakeModel(denoiser, head))
+            self.train_network("fake", self.fake, average=False)
+            self.add_optimizer("fake", ["fake"], self.stage.fake_lr)
+        if self.stage.pixel_gan:
+            self.discriminator = channels_last(PatchDiscriminator())
+            self.train_network("discriminator", self.discriminator, average=False)
+            self.add_optimizer("discriminator", ["discriminator"], self.stage.gan_lr)
 
     @property
     def batches_per_iteration(self) -> int:
-        return 1 + (self.stage.fake_steps if self.stage.distill_weight else 0)
+        return 1 + (self.stage.fake_steps if self.stage.needs_fake else 0)
 
-    def _generate(self, z_t: Tensor, t: Tensor, lq: Tensor, generator: torch.Generator) -> Tensor:
-        eps = torch.randn((len(lq), 1, *lq.shape[2:]), generator=generator)
-        return cast(Tensor, self.student(self.diffusion.scale(z_t, t), t, lq, eps)).float()
-
-    def _sample(self, batch: Batch, generator: torch.Generator) -> Renoised:
-        """Algorithm 1's sample(): the student from a random t_n of the truth's chain, renoised to a uniform t."""
-        with torch.no_grad():
-            z0 = self.frozen["encoder"](batch.x0).float()
-            z_y = cast(nn.Module, self.stem)(batch.y0).float()
-        n = len(z0)
-        if self.stage.objective == "vsd":
-            # Algorithm 2 knows no t_n: its student starts from the prior always.
-            t_n = self.diffusion.last(n)
-            z_tn = self.diffusion.prior(z_y, torch.randn(z0.shape, generator=generator))
-        else:
-            choices = torch.tensor(self.stage.timesteps)
-            t_n = choices[torch.randint(len(choices), (n,), generator=generator)]
-            z_tn = self.diffusion.q_sample(z0, z_y, t_n, torch.randn(z0.shape, generator=generator))
-        z0_hat = self._generate(z_tn, t_n, batch.y0, generator)
-        t = torch.randint(self.diffusion.steps, (n,), generator=generator)
-        z_t = self.diffusion.q_sample(z0_hat, z_y, t, torch.randn(z0.shape, generator=generator))
-        return Renoised(z0_hat, z_t, t, batch.y0)
-
-    def _x0_from(self, network: nn.Module, sample: Renoised) -> Tensor:
-        return cast(Tensor, network(self.diffusion.scale(sample.z_t, sample.t), sample.t, sample.lq)).float()
-
-    def _fake_step(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        with self.autocast():
-            with torch.no_grad():
-                sample = self._sample(batch, generator)
-            loss = fake_loss(self._x0_from(self.fake, sample), sample.z0_hat).mean()
-        self.update("fake", loss)
-        return loss
-
-    def _distill_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        sample = self._sample(batch, generator)
-        self.fake.requires_grad_(False)
-        f_star, f_phi = self._x0_from(self.teacher, sample), self._x0_from(self.fake, sample)
-        self.fake.requires_grad_(True)
-        objective = rsd_loss if self.stage.objective == "rsd" else vsd_loss
-        return sid_normalise(objective(f_star, f_phi, sample.z0_hat), f_star, sample.z0_hat).mean()
-
-    def _detail(self, lq: Tensor, generator: torch.Generator) -> Tensor:
-        """Dec(G(z_T, T, eps)), z_T ~ prior: what inference computes."""
-        z_y = cast(nn.Module, self.stem)(lq).float()
-        z_T = self.diffusion.prior(z_y, torch.randn(z_y.shape, generator=generator))  # noqa: N806 (the paper's symbol)
-        z0_hat = self._generate(z_T, self.diffusion.last(len(lq)), lq, generator)
-        return cast(Tensor, cast(nn.Module, self.decoder)(z0_hat, lq)).float()
-
-    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
-        scalars: dict[str, Tensor] = {}
-        if self.stage.distill_weight:
-            losses = [self._fake_step(draw(), generator) for _ in range(self.stage.fake_steps)]
-            scalars["fake"] = torch.stack(losses).mean()
-        batch = draw()
-        with self.autocast():
-            base = bicubic_up(batch.y0)
-            detail = self._detail(batch.y0, generator)
-            loss = self.criterion(detail, base, batch.x0, generator, scalars)
-            if self.stage.distill_weight:
-                scalars["distill"] = self._distill_loss(batch, generator)
-                loss = loss + self.stage.distill_weight * scalars["distill"]
-            if self.stage.gan_weight:
-                fake, real, under = random_window(GAN_WINDOW, (base + detail, batch.x0, base), generator)
-                loss = loss + self._gan_loss(iteration, fake, under, scalars)
-        scalars["gradient"] = self.update("student", loss)
-        if self.stage.gan_weight:
-            scalars["discriminator"] = self._discriminator_step(fake.detach(), real, under)
+    def step(self, iteration: int, draw: Draw) -> Scalars:
+        scalars: Scalars = {}
+        if self.stage.needs_fake:
+            rows = [self.update("fake", draw(), self._fake_terms)[1] for _ in range(self.stage.fake_steps)]
+            scalars |= {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+        seen: list[tuple[Tensor, ...]] = []
+        if self.stage.needs_fake:
+            self.fake.requires_grad_(False)
+        norm, terms = self.update("student", draw(), lambda part: self._student_terms(part, iteration, seen))
+        if self.stage.needs_fake:
+            self.fake.requires_grad_(True)
+        scalars |= terms | {"gradient": norm}
+        if self.stage.pixel_gan:
+            scalars |= self.update("discriminator", seen, self._patch_terms)[1]
         return scalars
 
-    def _gan_loss(self, iteration: int, image: Tensor, base: Tensor, scalars: dict[str, Tensor]) -> Tensor:
+    # The fake model's side.
+
+    def _fake_terms(self, part: Part) -> tuple[Tensor, Scalars]:
+        """||f_phi(z_t) - z0_hat||^2 + w_gan GAN_D, the student's outputs being data."""
+        lq, noise = part.batch.y0, part.noise
+        with torch.no_grad():
+            z0, z_y = part.latents or self.latent.encode(part.batch.x0, lq)
+            (z0_hat,) = generate(self.student, [self.sampler.start(z0, z_y, noise)], lq)
+            x, t = self.sampler.renoised(z0_hat, z_y, noise)
+        xs, ts = [x], [t]
+        if self.stage.feature_gan:
+            first = self.diffusion.at(0, len(z0))
+            xs += [self.diffusion.scale(z, first) for z in (z0_hat, z0)]
+            ts += [first, first]
+        f_phi, logits = self.live["fake"](torch.cat(xs), torch.cat(ts), lq.repeat(len(xs), 1, 1, 1), len(z0))
+        loss = weighted_mean(fake_loss(f_phi, z0_hat), self.step_weights[t])
+        scalars = {"fake": loss}
+        if self.stage.feature_gan:
+            of_fake, of_real = logits.chunk(2)
+            scalars["discriminator"] = discriminator_loss(of_real, of_fake).mean()
+            loss = loss + self.stage.gan_weight * scalars["discriminator"]
+        return loss, scalars
+
+    # The student's side.
+
+    def _student_terms(self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]]) -> tuple[Tensor, Scalars]:
+        """All terms of the student; what a patch discriminator is to see is added to `seen`."""
+        x0, lq, noise = part.batch.x0, part.batch.y0, part.noise
+        scalars: Scalars = {}
+        # Known latents have no gradient to the stem.
+        known = None if self.stage.train_decoder else part.latents
+        z0, z_y = known or self.latent.encode(x0, lq)
+        prior, z_y = self.sampler.from_prior(z_y, noise), z_y.detach()
+        points = [prior]
+        listens = self.stage.feature_gan and iteration >= self.stage.gan_start
+        latent_terms = bool(self.stage.distill_weight) or listens
+        if latent_terms and self.stage.starts_from_truth:
+            points.append(self.sampler.from_truth(z0, z_y, noise))
+        outputs = generate(self.live["student"], points, lq)
+        base = bicubic_up(lq)
+        detail = self.latent.detail(outputs[0], lq)
+        loss = self.criterion(detail, base, x0, noise, scalars)
+        if latent_terms:
+            loss = loss + self._latent_terms(outputs, prior, z0, z_y, part, listens, scalars)
+        if self.stage.pixel_gan:
+            window = noise.shared("gan_window")
+            fake, real, under = random_window(GAN_WINDOW, (base + detail, x0, base), window)
+            seen.append((fake.detach(), real, under))
+            loss = loss + self._patch_gan(iteration, fake, under, scalars)
+        return loss, scalars
+
+    def _latent_terms(
+        self,
+        outputs: tuple[Tensor, ...],
+        prior: Point,
+        z0: Tensor,
+        z_y: Tensor,
+        part: Part,
+        listens: bool,
+        scalars: Scalars,
+    ) -> Tensor:
+        """w_distill L_theta + w_gan GAN_G on z0_hat, with one pass through the fake model's encoder."""
+        z0_hat, lq = outputs[-1], part.batch.y0
+        loss = z0_hat.new_zeros(())
+        distil = self.stage.distill_weight > 0
+        xs, ts = [], []
+        if distil and self.stage.objective == "sinsr":
+            scalars["distill"] = self._sinsr(z0_hat, prior, z0, z_y, lq)
+        elif distil:
+            x, t = self.sampler.renoised(z0_hat, z_y, part.noise)
+            xs, ts = [x], [t]
+        denoised = len(z0) * len(xs)
+        if listens:
+            first = self.diffusion.at(0, len(z0))
+            xs, ts = [*xs, self.diffusion.scale(z0_hat, first)], [*ts, first]
+        if xs:
+            f_phi, logits = self.fake(torch.cat(xs), torch.cat(ts), lq.repeat(len(xs), 1, 1, 1), denoised)
+            if denoised:
+                f_star = cast(Tensor, self.teacher(x, t, lq)).float()
+                objective = rsd_loss if self.stage.objective == "rsd" else vsd_loss
+                losses = objective(f_star, f_phi, z0_hat, sid_normalise=self.stage.sid_normalise)
+                scalars["distill"] = weighted_mean(losses, self.step_weights[t])
+            if listens:
+                scalars["gan"] = generator_gan_loss(logits).mean()
+                loss = loss + self.stage.gan_weight * scalars["gan"]
+        return loss + self.stage.distill_weight * scalars["distill"] if distil else loss
+
+    def _sinsr(self, z0_hat: Tensor, prior: Point, z0: Tensor, z_y: Tensor, lq: Tensor) -> Tensor:
+        """SinSR's three terms. The student's inputs at t = 0 are scaled with T's factor, as its published code does."""
+        last, first = prior.t, self.diffusion.at(0, len(z0))
+        z_T = prior.x_scaled / self.diffusion.tables.input_scale[-1]  # noqa: N806 (the paper's symbol)
+        z0_teacher = self.diffusion.deterministic(self.teacher, z_T, z_y, lq)
+        with torch.no_grad():
+            inverted = Point(self.diffusion.scale(z0, last), first, prior.eps)
+            (z_T_of_truth,) = generate(self.student, [inverted], lq)  # noqa: N806
+        points = [
+            Point(self.diffusion.scale(z0_teacher, last), first, prior.eps),
+            Point(self.diffusion.scale(z_T_of_truth, last), last, prior.eps),
+        ]
+        z_T_hat, z0_again = generate(self.live["student"], points, lq)  # noqa: N806
+        weights = {"inverse_weight": self.stage.inverse_weight, "truth_weight": self.stage.truth_weight}
+        return sinsr_loss(z0_hat, z0_teacher, z_T_hat, z_T, z0_again, z0, **weights).mean()
+
+    # The patch discriminator of the fine-tune.
+
+    def _patch_gan(self, iteration: int, image: Tensor, base: Tensor, scalars: Scalars) -> Tensor:
         # Until gan_start the discriminator learns alone, or its first noise would undo what the losses taught.
         if iteration < self.stage.gan_start:
             return image.new_zeros(())
@@ -181,29 +248,38 @@ class StudentStage(Stage):
         self.discriminator.requires_grad_(True)
         return self.stage.gan_weight * scalars["gan"]
 
-    def _discriminator_step(self, fake: Tensor, real: Tensor, base: Tensor) -> Tensor:
-        with self.autocast():
-            logits = self.discriminator(torch.cat([real, fake]), torch.cat([base, base]))
-            loss = discriminator_loss(*logits.chunk(2)).mean()
-        self.update("discriminator", loss)
-        return loss
+    def _patch_terms(self, seen: tuple[Tensor, ...]) -> tuple[Tensor, Scalars]:
+        fake, real, base = seen
+        logits = self.live["discriminator"](torch.cat([real, fake]), torch.cat([base, base]))
+        loss = discriminator_loss(*logits.chunk(2)).mean()
+        return loss, {"discriminator": loss}
+
+    # What the stage is judged by, and what it leaves.
 
     @torch.no_grad()
-    def validate(self, generator: torch.Generator) -> dict[str, float]:
+    def validate(self) -> Validation:
         """One step from the prior with the averaged weights; two draws of the noise tell how much of it is texture."""
-        x0, y0 = self.validation.x0, self.validation.y0
-        average = {name: ema.average for name, ema in self.averages.items()}
-        live = self.student, self.stem, self.decoder
-        self.student = cast(EdgeGenerator, average["student"])
-        self.stem, self.decoder = average.get("stem", self.stem), average.get("decoder", self.decoder)
-        try:
-            base = bicubic_up(y0)
-            detail, other = self._detail(y0, generator), self._detail(y0, generator)
-        finally:
-            self.student, self.stem, self.decoder = live
-        figures = image_figures(base + detail, x0, self.lpips) | lattice_figures(detail)
-        deviation = (detail - other).clamp(-2, 2).mul(127.5).std() / 2**0.5
-        return figures | {"seed_std": round(float(deviation), 3)}
+        x0, lq = self.validation.x0, self.validation.y0
+        base, noise = bicubic_up(lq), self.validation_noise(2 * len(lq))
+        details = [self._averaged_detail(lq, noise.part(i * len(lq), len(lq))) for i in range(2)]
+        figures = image_figures(base + details[0], x0, self.lpips) | lattice_figures(details[0])
+        deviation = (details[0] - details[1]).clamp(-2, 2).mul(127.5).std() / 2**0.5
+        figures |= {"seed_std": round(float(deviation), 3)}
+        return Validation(figures, (base, base + details[0], x0))
+
+    def _averaged_detail(self, lq: Tensor, noise: Randomness) -> Tensor:
+        """Dec(G(z_T, T, eps)) with the averages: what inference computes."""
+        latent, average = self.latent, {name: ema.average for name, ema in self.averages.items()}
+        if self.stage.train_decoder and isinstance(latent, EdgeLatentSpace):
+            latent = EdgeLatentSpace(latent.encoder, average["stem"], average["decoder"])
+        point = self.sampler.from_prior(latent.condition(lq), noise)
+        return latent.detail(generate(average["student"], [point], lq)[0], lq)
+
+    def weights(self, record: dict[str, Any]) -> Checkpoint:
+        """The averaged student, under the name that it is run by, with the frozen parts."""
+        checkpoint = super().weights(record)
+        student = checkpoint.parts.pop("student")
+        return Checkpoint(checkpoint.spec, {**checkpoint.parts, student_part(checkpoint.spec): student}, record)
 
 
 class FinetuneStage(StudentStage):
@@ -211,11 +287,13 @@ class FinetuneStage(StudentStage):
 
     name = "finetune"
 
-    def __init__(self, config: DistillConfig) -> None:
-        super().__init__(config, config.finetune)
+    def _settings(self, config: DistillConfig) -> StudentConfig:
+        return config.finetune
 
-    def _initial(self) -> tuple[dict[str, nn.Module], EdgeGenerator]:
-        checkpoint = load_stage(self.config, "student")
-        parts = {part: load_part(checkpoint, part) for part in ("encoder", "stem", "decoder", "teacher")}
-        student = cast(EdgeGenerator, load_part(checkpoint, "student").requires_grad_(True).train())
-        return parts, student
+    def _roles(self, teacher: Checkpoint | None) -> Roles:
+        finished = load_stage(self.config, "student")
+        crop = self.config.crop_of(self.stage)
+        own_teacher = "teacher" in finished.parts
+        roles = build_roles(self.config, finished if own_teacher else teacher or teacher_checkpoint(self.config), crop)
+        finished.load_into(student_part(finished.spec), roles.student)
+        return roles

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.data import validation_batch
 from rsd_edge.distill.diffusion import ResidualDiffusion
-from rsd_edge.distill.ema import Ema
-from rsd_edge.distill.loop import Draw, Stage
+from rsd_edge.distill.latent_space import EdgeLatentSpace
 from rsd_edge.distill.objectives import teacher_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.roles import bicubic_up, channels_last, load_part, load_stage
+from rsd_edge.distill.roles import EDGE_LATENT, channels_last, load_part, load_stage
+from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
 from rsd_edge.distill.validate import image_figures
 from rsd_edge.models.edge import EdgeGenerator
+from rsd_edge.models.published import bicubic_up
 
 
 class TeacherStage(Stage):
@@ -24,43 +25,47 @@ class TeacherStage(Stage):
 
     name = "teacher"
 
-    def __init__(self, config: DistillConfig) -> None:
-        super().__init__(config, config.teacher)
+    def __init__(self, config: DistillConfig, runtime: Runtime | None = None) -> None:
+        super().__init__(config, config.teacher, runtime)
         torch.manual_seed(config.seed + 1)
         autoencoder = load_stage(config, "autoencoder")
-        self.frozen = {part: load_part(autoencoder, part) for part in ("encoder", "stem", "decoder")}
+        self.frozen = {part: load_part(autoencoder, part) for part in EDGE_LATENT}
+        self.latent = EdgeLatentSpace(*self.frozen.values()).to(self.runtime.device)
         self.teacher = channels_last(EdgeGenerator(config.model.edge, noise_channel=False))
-        self.networks = {"teacher": self.teacher}
-        self.averages = {"teacher": Ema(self.teacher, self.stage.ema)}
-        self.add_optimizer("teacher", self.teacher.parameters(), self.stage.lr)
-        self.diffusion = ResidualDiffusion(config.model.schedule)
-        self.lpips = LpipsSqueeze.packaged()
-        self.validation = validation_batch(config.data, config.crop_of(self.stage), config.seed)
+        self.teacher.recompute = self.stage.recompute
+        self.train_network("teacher", self.teacher, average=True)
+        self.add_optimizer("teacher", ["teacher"], self.stage.lr)
+        self.diffusion = ResidualDiffusion(config.model.schedule, self.runtime.device)
+        self.lpips = LpipsSqueeze.packaged().to(self.runtime.device)
 
-    def step(self, iteration: int, draw: Draw, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(self, iteration: int, draw: Draw) -> Scalars:
         del iteration
-        batch = draw()
-        with self.autocast():
-            with torch.no_grad():
-                z0 = self.frozen["encoder"](batch.x0).float()
-                z_y = self.frozen["stem"](batch.y0).float()
-            t = torch.randint(self.diffusion.steps, (len(z0),), generator=generator)
-            z_t = self.diffusion.q_sample(z0, z_y, t, torch.randn(z0.shape, generator=generator))
-            loss = teacher_loss(self.teacher(self.diffusion.scale(z_t, t), t, batch.y0), z0).mean()
-        return {"loss": loss, "gradient": self.update("teacher", loss)}
+        norm, scalars = self.update("teacher", draw(), self._terms)
+        return scalars | {"gradient": norm}
+
+    def _terms(self, part: Part) -> tuple[Tensor, Scalars]:
+        lq, noise = part.batch.y0, part.noise
+        with torch.no_grad():
+            z0, z_y = self.latent.encode(part.batch.x0, lq)
+        t = noise.choice("t", tuple(range(self.diffusion.steps)))
+        x = self.diffusion.q_sample(z0, z_y, t, noise.like("z_t", z0), scaled=True)
+        loss = teacher_loss(self.live["teacher"](x, t, lq), z0).mean()
+        return loss, {"loss": loss}
 
     @torch.no_grad()
-    def validate(self, generator: torch.Generator) -> dict[str, float]:
+    def validate(self) -> Validation:
         """One step (z0_hat at T, decoded) and all T steps, on the same crops."""
-        x0, y0 = self.validation.x0, self.validation.y0
+        x0, lq = self.validation.x0, self.validation.y0
         teacher = self.averages["teacher"].average
-        base, z_y = bicubic_up(y0), self.frozen["stem"](y0)
-        z_T = self.diffusion.prior(z_y, torch.randn(z_y.shape, generator=generator))  # noqa: N806 (the paper's symbol)
+        base, z_y, noise = bicubic_up(lq), self.latent.condition(lq), self.validation_noise(len(lq))
+        noises = [noise.like(f"z_{i}", z_y) for i in range(self.diffusion.steps)]
         last = self.diffusion.last(len(z_y))
-        one = teacher(self.diffusion.scale(z_T, last), last, y0)
-        many = self.diffusion.ancestral(teacher, z_y, y0, generator)
+        one = teacher(self.diffusion.scale(self.diffusion.prior(z_y, noises[0]), last), last, lq)
+        many = self.diffusion.ancestral(teacher, z_y, lq, noises)
         figures: dict[str, float] = {}
+        images = [base]
         for name, latent in (("one_step", one), ("all_steps", many)):
-            image = base + cast(Tensor, self.frozen["decoder"](latent, y0))
+            image = base + self.latent.detail(cast(Tensor, latent), lq)
             figures |= {f"{name}_{key}": value for key, value in image_figures(image, x0, self.lpips).items()}
-        return figures
+            images.append(image)
+        return Validation(figures, (*images, x0))

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine
+from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine, WholeFramePath
 from rsd_edge.errors import BackendError
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, TileSpec
 
-__all__ = ["FramePath", "Progress", "Ticket", "TileEngine", "check_device", "open_engine"]
+__all__ = [
+    "FramePath",
+    "Progress",
+    "Ticket",
+    "TileEngine",
+    "WholeFramePath",
+    "check_device",
+    "open_engine",
+    "open_frame_path",
+]
 
 
 def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: int | None = None) -> TileEngine:
@@ -16,7 +25,7 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
 
     threads: CPU threads, or None for one on each core that this process may use. Raises BackendError, ModelError.
     """
-    if spec.model.family != EDGE_FAMILY and spec.backend is not Backend.ONNXRUNTIME:
+    if spec.model.family != EDGE_FAMILY and spec.backend not in (Backend.ONNXRUNTIME, Backend.TENSORRT):
         raise BackendError(
             f"{spec.backend.value} does not run the graphs of {spec.model.family} models; use "
             f"--backend {Backend.ONNXRUNTIME.value}, or give a checkpoint to --backend {Backend.TORCH.value}"
@@ -34,6 +43,10 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
             from rsd_edge.backends.openvino import OpenVinoEngine
 
             return OpenVinoEngine(graph_path, spec, threads, tile=tile)
+        case Backend.TENSORRT:
+            from rsd_edge.backends.tensorrt.bundle import open_tensorrt
+
+            return open_tensorrt(graph_path, spec, tile=tile, threads=threads)
         case Backend.TORCH:
             raise BackendError(
                 f"torch runs checkpoints and {graph_path} is a graph; give a .safetensors file, or use "
@@ -41,10 +54,24 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
             )
 
 
+def open_frame_path(engine: TileEngine) -> WholeFramePath:
+    """What takes whole frames to an engine: on the device where the engine brings kernels for that, else NumPy."""
+    if engine.spec.backend is Backend.TENSORRT:
+        from rsd_edge.backends.tensorrt.bundle import device_frame_path
+
+        path = device_frame_path(engine)
+        if path is not None:
+            return path
+    from rsd_edge.pipeline import NumpyFramePath
+
+    return NumpyFramePath(engine)
+
+
 def check_device(device: str | None, backend: Backend) -> None:
     """Raise BackendError if a device was asked for by name on which graphs do not run with this backend."""
-    if device not in (None, "cpu"):
+    own, name = ("cuda", "the GPU") if backend is Backend.TENSORRT else ("cpu", "the CPU")
+    if device not in (None, own):
         raise BackendError(
-            f"device is {device}, but {backend.value} runs on the CPU here; give a checkpoint (.safetensors) to "
+            f"device is {device}, but {backend.value} runs on {name} here; give a checkpoint (.safetensors) to "
             f"--backend {Backend.TORCH.value}, or leave --device out"
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.frames import PixelT
+from rsd_edge.frames import DType, PixelT
+from rsd_edge.resample import Bands
 from rsd_edge.specs import EngineSpec, TileSpec
 
 Ticket: TypeAlias = Any
@@ -77,3 +79,19 @@ class FramePath(Protocol):
         frame: uint8 or uint16 BGR (h, w, 3). Returns BGR (4h, 4w, 3) of the same dtype: `out` if given. Strength 0 is
         exactly the bicubic enlargement. Raises InputError for a frame, seed, strength or `out` that cannot be used.
         """
+
+
+class WholeFramePath(FramePath, Protocol):
+    """A FramePath that also gives its result in bands, and can be told what frames will come."""
+
+    @property
+    def alone(self) -> Callable[[], AbstractContextManager[None]]:
+        """`with alone():` waits until no other thread uses the engine, and keeps them out."""
+
+    def bands(
+        self, frame: NDArray[PixelT], *, seed: int = 0, strength: float = 1.0, progress: Progress | None = None
+    ) -> Bands:
+        """The result from top to bottom, in bands of whole rows, each overwritten when the next one is asked for."""
+
+    def prepare(self, height: int, width: int, dtype: DType) -> None:
+        """Do now what the first frame of this kind would otherwise wait for. Raises BackendError, InputError."""

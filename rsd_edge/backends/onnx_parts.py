@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,42 +24,25 @@ _PROVIDER = "CPUExecutionProvider"
 _LOG_ERRORS_ONLY = 3
 
 Array = NDArray[np.float32]
+EngineT = TypeVar("EngineT", bound="PartsEngine")
 
 
-class OnnxPartsEngine:
+class PartsEngine:
     """Runs encoder, generator and decoder of a bundle on tiles of the size that they were exported for.
 
-    The bicubic enlargement, the noise and the steps between are NumPy's and OpenCV's. The work is done inside
-    `submit`. Serves one thread at a time.
+    The bicubic enlargement, the noise and the steps between are NumPy's and OpenCV's; a subclass runs the graphs. The
+    work is done inside `submit`. Serves one thread at a time.
     """
 
     ahead = 1
 
-    def __init__(
-        self, folder: Path | str, spec: EngineSpec, threads: int | None = None, *, tile: TileSpec | None = None
-    ) -> None:
-        """
-        folder: with the three graphs. threads: None for one on each core that this process may use. tile: its size is
-        replaced by that of the graphs.
-
-        Raises ModelError for graphs that cannot be read or do not belong together.
-        """
-        self.spec = spec
-        self.threads = threads if threads is not None else usable_cores()
-        sessions = {name: open_session(Path(folder) / name, self.threads) for name in (ENCODER, GENERATOR, DECODER)}
-        self._sessions: dict[str, Any] | None = sessions
-        self._takes_noise = "eps" in {node.name for node in sessions[GENERATOR].get_inputs()}
-        sides = {
-            sessions[GENERATOR].get_inputs()[0].shape[-1],
-            sessions[ENCODER].get_inputs()[0].shape[-1] // SCALE,
-            sessions[DECODER].get_inputs()[0].shape[-1],
-        }
-        if len(sides) != 1:
-            raise ModelError(f"the graphs in {folder} are for tiles of {sides}; build the engine again")
-        self.tile = replace(tile or TileSpec.of(spec.model), size=sides.pop(), fixed=True)
+    def __init__(self, spec: EngineSpec, threads: int, tile: TileSpec, *, takes_noise: bool) -> None:
+        """takes_noise: the generator has an input `eps`."""
+        self.spec, self.threads, self.tile = spec, threads, tile
+        self._takes_noise = takes_noise
 
     def prepare(self, n: int, h: int, w: int) -> None:
-        """See TileEngine; sessions are opened with the engine."""
+        """See TileEngine; graphs are loaded with the engine."""
 
     def submit(self, lq: Array, noise: Array, detail: Array) -> Ticket:
         """See TileEngine; the detail is complete on return."""
@@ -82,15 +65,49 @@ class OnnxPartsEngine:
 
     def close(self) -> None:
         """See TileEngine."""
-        self._sessions = None
 
-    def __enter__(self) -> OnnxPartsEngine:
+    def __enter__(self: EngineT) -> EngineT:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run(self, part: str, **inputs: NDArray[Any]) -> Array:
+        """The output of one graph, an array of its own."""
+        raise NotImplementedError
+
+
+class OnnxPartsEngine(PartsEngine):
+    """The graphs in ONNX Runtime."""
+
+    def __init__(
+        self, folder: Path | str, spec: EngineSpec, threads: int | None = None, *, tile: TileSpec | None = None
+    ) -> None:
+        """
+        folder: with the three graphs. threads: None for one on each core that this process may use. tile: its size is
+        replaced by that of the graphs.
+
+        Raises ModelError for graphs that cannot be read or do not belong together.
+        """
+        cores = threads if threads is not None else usable_cores()
+        sessions = {name: open_session(Path(folder) / name, cores) for name in (ENCODER, GENERATOR, DECODER)}
+        self._sessions: dict[str, Any] | None = sessions
+        sides = {
+            sessions[GENERATOR].get_inputs()[0].shape[-1],
+            sessions[ENCODER].get_inputs()[0].shape[-1] // SCALE,
+            sessions[DECODER].get_inputs()[0].shape[-1],
+        }
+        if len(sides) != 1:
+            raise ModelError(f"the graphs in {folder} are for tiles of {sides}; build the engine again")
+        whole = replace(tile or TileSpec.of(spec.model), size=sides.pop(), fixed=True)
+        takes_noise = "eps" in {node.name for node in sessions[GENERATOR].get_inputs()}
+        super().__init__(spec, cores, whole, takes_noise=takes_noise)
+
+    def close(self) -> None:
+        """See TileEngine."""
+        self._sessions = None
 
     def _run(self, part: str, **inputs: NDArray[Any]) -> Array:
         if self._sessions is None:

@@ -89,11 +89,12 @@ def open_checkpoint(
     MissingDependencyError without torch.
     """
     try:
-        from rsd_edge.models.checkpoint import load_checkpoint
+        from rsd_edge.models.checkpoint import load_checkpoint, read_spec
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("rsd_edge"):
             raise
         raise MissingDependencyError(f"checkpoints need '{error.name}'; run: pip install 'rsd-edge[export]'") from error
-    checkpoint = load_checkpoint(path)
-    checkpoint = dataclasses.replace(checkpoint, spec=with_steps(checkpoint.spec, steps))
-    return TorchEngine(checkpoint, precision, threads, tile=TileSpec.of(checkpoint.spec, tile, batch), device=device)
+    spec = with_steps(read_spec(path), steps)  # what cannot be is said before half a gigabyte is read
+    tiles = TileSpec.of(spec, tile, batch)
+    checkpoint = dataclasses.replace(load_checkpoint(path), spec=spec)
+    return TorchEngine(checkpoint, precision, threads, tile=tiles, device=device)

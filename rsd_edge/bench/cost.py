@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,29 @@ _PEAK_LAYERS = 4
 _OPSET = 17
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """Sizes of one layer, in numbers, for n tiles."""
+
+    inputs: int
+    outputs: int
+    weights: int
+    products: int
+    """Multiply-adds for one output."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point or integer operations, two a multiply-add."""
+        return 2 * self.outputs * self.products
+
+
 def convolution_flops(graph: Path, n: int, h: int, w: int) -> int:
-    """Floating-point or integer operations (two a multiply-add) of all convolutions for n tiles of h x w LR pixels.
+    """Operations of all convolutions for n tiles of h x w LR pixels; see `convolutions`."""
+    return sum(layer.flops for layer in convolutions(graph, n, h, w))
+
+
+def convolutions(graph: Path, n: int, h: int, w: int) -> list[Convolution]:
+    """The convolutions of a graph for n tiles of h x w LR pixels.
 
     As executed: zeros that a rewrite of the graph put into a weight count like any other number. Element-wise work is
     not counted.
@@ -33,21 +55,23 @@ def convolution_flops(graph: Path, n: int, h: int, w: int) -> int:
     model = onnx.load(graph)
     weights = {item.name: tuple(item.dims) for item in model.graph.initializer}
     produced = {node.output[0]: node for node in model.graph.node}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
     known = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        helper.make_empty_tensor_value_info(node.output[0]) for node in convolutions if node.output[0] not in known
-    )
+    given = {item.name for item in model.graph.input}
+    wanted = dict.fromkeys(name for node in layers for name in (node.input[0], node.output[0]) if name not in given)
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
     session = _session(model, threads=0)
     feeds = {item.name: np.zeros((n, int(item.shape[1]), h, w), np.float32) for item in session.get_inputs()}
-    names = [node.output[0] for node in convolutions]
-    total = 0
-    for node, output in zip(convolutions, session.run(names, feeds), strict=True):
+    sizes = {name: value.size for name, value in feeds.items()}
+    sizes |= {name: value.size for name, value in zip(wanted, session.run(list(wanted), feeds), strict=True)}
+    found = []
+    for node in layers:
         weight = node.input[1]
         while weight not in weights:  # of a quantised layer, behind its DequantizeLinear
             weight = produced[weight].input[0]
-        total += 2 * output.size * math.prod(weights[weight][1:])
-    return total
+        shape = weights[weight]
+        found.append(Convolution(sizes[node.input[0]], sizes[node.output[0]], math.prod(shape), math.prod(shape[1:])))
+    return found
 
 
 def convolution_peak(threads: int, *, integer: bool) -> tuple[Callable[[], object], int]:

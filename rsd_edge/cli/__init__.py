@@ -29,6 +29,7 @@ _COMMANDS = {
     "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
     "fetch": _Entry("rsd_edge.cli.fetch", "Download a published checkpoint."),
     "import-weights": _Entry("rsd_edge.cli.import_weights", "Convert published checkpoints of ResShift, SinSR or RSD."),
+    "doctor": _Entry("rsd_edge.cli.doctor", "Tell what this machine has, and what can run on it."),
     "distill": _Entry("rsd_edge.cli.distill", "Train: autoencoder, teacher, student, finetune."),
 }
 
@@ -70,14 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = None if arguments is None else list(arguments)
     try:
         code = cli.main(words, prog_name="rsd-edge", standalone_mode=False)
+    except ImportError as error:
+        if _met_ctrl_c(error):
+            sys.exit(_interrupted())
+        if not isinstance(error, RsdEdgeError):
+            raise
+        sys.exit(_fail(str(error)))
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "rsd-edge"
         sys.exit(_fail(f"{error.format_message()} (see: {where} --help)"))
     except (click.ClickException, RsdEdgeError) as error:
         sys.exit(_fail(error.format_message() if isinstance(error, click.ClickException) else str(error)))
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; finished files are kept", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(_interrupted())
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -86,6 +92,18 @@ def missing_package(command: str, extra: str, error: ModuleNotFoundError) -> Mis
     if (error.name or "").startswith("rsd_edge"):
         raise error  # a fault of this package, which no extra mends
     return MissingDependencyError(f"rsd-edge {command} needs '{error.name}'; run: pip install 'rsd-edge[{extra}]'")
+
+
+def _met_ctrl_c(error: BaseException | None) -> bool:
+    """Extension modules answer a Ctrl-C that comes while they are loaded with an ImportError of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _interrupted() -> int:
+    click.echo("interrupted; finished files are kept", err=True)
+    return INTERRUPTED
 
 
 def _fail(message: str) -> int:

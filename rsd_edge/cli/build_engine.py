@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
+from rsd_edge.backends.tensorrt.device import check_device
+from rsd_edge.bundle import Bundle
 from rsd_edge.cli import missing_package
+from rsd_edge.cli.build_progress import TerminalProgress
+from rsd_edge.cli.tensorrt_options import take_tensorrt_options, tensorrt_options
+from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.export.build import build_engine
 from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions
+from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.specs import Backend, Precision
 
 
@@ -19,17 +26,13 @@ from rsd_edge.specs import Backend, Precision
 )
 @click.option(
     "--backend",
-    default=Backend.ONNXRUNTIME.value,
-    show_default=True,
     type=click.Choice([backend.value for backend in Backend if backend is not Backend.TORCH]),
-    help="Runtime that will execute the engine.",
+    help="Runtime that will execute the engine; tensorrt in fp16 where it can, else onnxruntime, if not given.",
 )
 @click.option(
     "--precision",
-    default=Precision.FP32.value,
-    show_default=True,
     type=click.Choice([precision.value for precision in Precision if precision is not Precision.BF16]),
-    help="Arithmetic of the engine.",
+    help="Arithmetic of the engine; fp32 if not given, fp16 for tensorrt.",
 )
 @click.option(
     "-o", "--output", default="engines", show_default=True, type=click.Path(path_type=Path), help="Parent folder."
@@ -41,17 +44,23 @@ from rsd_edge.specs import Backend, Precision
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="LR images like those the INT8 engine will see; packaged crops if not given.",
 )
-@click.option("--tile", type=int, help="Of a published model: side in input pixels, halo included; 64 if not given.")
+@click.option(
+    "--tile",
+    type=int,
+    help="Side in input pixels, halo included, of a published model or a TensorRT engine; 64 or 208 if not given.",
+)
 @click.option("--no-lookup", is_flag=True, help="Of a published model: decode the latent without the code book.")
+@tensorrt_options
 def command(
     model: str,
-    backend: str,
-    precision: str,
+    backend: str | None,
+    precision: str | None,
     output: Path,
     threads: int | None,
     calibration: Path | None,
     tile: int | None,
     no_lookup: bool,
+    **tensorrt: Any,
 ) -> int:
     """Compile a model into an engine bundle, checked against its reference and timed on this machine.
 
@@ -60,22 +69,97 @@ def command(
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rsd_edge.export").setLevel(logging.INFO)
+    onnx_only, fields = take_tensorrt_options(tensorrt)
+    explicit = onnx_only or bool(fields)
+    runtime, why = (Backend(backend), "") if backend else _own_choice(precision, calibration, explicit=explicit)
     try:
+        if runtime is Backend.TENSORRT:
+            options = TensorRtOptions(tile=tile, threads=threads, **fields)
+            wanted = Precision(precision or Precision.FP16)
+            lookup = not no_lookup
+            return _tensorrt(model, output, wanted, options, calibration, lookup=lookup, onnx_only=onnx_only)
+        if onnx_only or fields:
+            raise InputError(
+                f"{_named(onnx_only, fields)} serves --backend tensorrt, not {runtime.value}; leave it out"
+            )
         bundle = build_engine(
             model,
             output,
-            backend=Backend(backend),
-            precision=Precision(precision),
+            backend=runtime,
+            precision=Precision(precision or Precision.FP32),
             threads=threads,
             calibration=calibration,
             published=PartsOptions(tile or DEFAULT_TILE, lookup=not no_lookup) if tile or no_lookup else None,
         )
     except ModuleNotFoundError as error:
         raise missing_package("build-engine", "export", error) from error
+    if why:
+        click.echo(f"built for onnxruntime, not for tensorrt: {why}", err=True)
+    _tell(bundle)
+    return 0
+
+
+def _own_choice(precision: str | None, calibration: Path | None, *, explicit: bool) -> tuple[Backend, str]:
+    """TensorRT if it was asked for by its options, or may be chosen and can build here; otherwise why it cannot."""
+    if explicit:
+        return Backend.TENSORRT, ""
+    if precision is not None or calibration is not None:
+        return Backend.ONNXRUNTIME, ""
+    try:
+        check_device()
+    except RsdEdgeError as error:
+        return Backend.ONNXRUNTIME, str(error)
+    return Backend.TENSORRT, ""
+
+
+def _tensorrt(
+    model: str,
+    output: Path,
+    precision: Precision,
+    options: TensorRtOptions,
+    calibration: Path | None,
+    *,
+    lookup: bool,
+    onnx_only: bool,
+) -> int:
+    from rsd_edge.export.typed_build import GraphsOnly, build_tensorrt
+
+    with TerminalProgress() as progress:
+        made = build_tensorrt(
+            model,
+            output,
+            precision=precision,
+            options=options,
+            lookup=lookup,
+            calibration=calibration,
+            onnx_only=onnx_only,
+            progress=progress,
+        )
+    if not isinstance(made, GraphsOnly):
+        _tell(made)
+        return 0
+    parity = made.manifest["parity"]
+    click.echo(
+        f"{made.path}: {parity['psnr_db']} dB, detail {parity['detail_snr_db']} dB against {parity['reference']}\n"
+        "On the device, in that folder:"
+    )
+    for family, lines in made.manifest["trtexec"].items():
+        for line in lines:
+            click.echo(f"  TensorRT {family}: {line}")
+    return 0
+
+
+def _named(onnx_only: bool, fields: dict[str, Any]) -> str:
+    """The first of the options that were given."""
+    names = {"workspace_mib": "workspace", "flags": "engine-flag"}
+    words = [*(["onnx-only"] if onnx_only else []), *(names.get(name, name.replace("_", "-")) for name in fields)]
+    return f"--{words[0]}"
+
+
+def _tell(bundle: Bundle) -> None:
     parity, speed = bundle.manifest["parity"], bundle.manifest["speed"]
     times = ", ".join(f"{name} {ms} ms" for name, ms in speed["median_ms"].items())
     click.echo(
         f"{bundle.path}: {parity['psnr_db']} dB against {parity['reference']}; "
         f"a {speed['tile']}x{speed['tile']} tile on {speed['threads']} threads: {times}"
     )
-    return 0

@@ -9,7 +9,7 @@ import click
 
 from rsd_edge.cli import missing_package
 from rsd_edge.errors import InputError
-from rsd_edge.licences import LICENCES
+from rsd_edge.licences import licences_of, named
 from rsd_edge.specs import PUBLISHED_FAMILIES
 
 
@@ -20,10 +20,13 @@ from rsd_edge.specs import PUBLISHED_FAMILIES
     "--config", metavar="YAML", type=click.Path(path_type=Path), help="The configuration that came with the files."
 )
 @click.option("--accept-license", is_flag=True, help="Accept the licence of the weights without being asked.")
+@click.option("--verbose", is_flag=True, help="Name every tensor that does not fit, not only the first ones.")
 @click.option(
     "-o", "--output", required=True, metavar="MODEL.safetensors", type=click.Path(path_type=Path), help="Result."
 )
-def command(files: tuple[Path, ...], family: str, config: Path | None, accept_license: bool, output: Path) -> int:
+def command(
+    files: tuple[Path, ...], family: str, config: Path | None, accept_license: bool, verbose: bool, output: Path
+) -> int:
     """Convert the published checkpoints of ResShift, SinSR or RSD.
 
     FILE... is the generator's checkpoint and the autoencoder's (autoencoder_vq_f4.pth). Every tensor is checked; the
@@ -32,19 +35,28 @@ def command(files: tuple[Path, ...], family: str, config: Path | None, accept_li
     _ask(family, accept_license)
     try:
         from rsd_edge.models.import_weights import Request, import_weights
+        from rsd_edge.models.official import NAMED
     except ModuleNotFoundError as error:
         raise missing_package("import-weights", "distill", error) from error
-    checkpoint = import_weights(Request(files, family, config), output)
+    request = Request(files, family, config, None if verbose else NAMED)
+    checkpoint = import_weights(request, output)
+    if request.steps_assumed:
+        click.echo(
+            f"warning: no configuration and no file name says how many steps this takes; {checkpoint.spec.steps} are "
+            "assumed; for another number, give its configuration with --config",
+            err=True,
+        )
     click.echo(f"{output}: {family}, {checkpoint.spec.steps} of {checkpoint.spec.schedule.steps} steps by default")
     return 0
 
 
 def _ask(family: str, accepted: bool) -> None:
-    licence = LICENCES[family]
-    click.echo(f"The weights of {family} are under {licence.name}: {licence.url}", err=True)
+    licences = licences_of(family)
+    for part, licence in licences.items():
+        click.echo(f"The weights of the {part} are under {licence.name}: {licence.url}", err=True)
     if accepted:
         return
     if not sys.stdin.isatty():
-        raise InputError(f"nobody is here to accept {licence.name}; read it and pass --accept-license")
-    if not click.confirm("Non-commercial use only. Do you accept it?", err=True):
-        raise InputError(f"{licence.name} was not accepted; nothing was written")
+        raise InputError(f"nobody is here to accept {named(licences)}; read it and pass --accept-license")
+    if not click.confirm("Non-commercial use only. Do you accept all of this?", err=True):
+        raise InputError(f"{named(licences)} was not accepted; nothing was written")

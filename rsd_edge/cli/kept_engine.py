@@ -13,7 +13,7 @@ from rsd_edge.backends import check_device
 from rsd_edge.bundle import FORMAT, MANIFEST, hash_file, load_bundle
 from rsd_edge.cli import missing_package
 from rsd_edge.errors import BackendError, ModelError, OutputError
-from rsd_edge.selection import cache_folder
+from rsd_edge.machine import cache_folder
 from rsd_edge.specs import EDGE_FAMILY, Backend, Precision
 from rsd_edge.stream.batch import RunSettings
 

@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from rsd_edge.cli import FAILED
+from rsd_edge.cli.auto_build import with_engine
 from rsd_edge.cli.kept_engine import kept_engine
+from rsd_edge.cli.live_options import LIVE_OPTIONS, live_options, run_live, take_live_options
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -55,8 +57,8 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 
 
 @click.command("run")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path())
-@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=click.Path())
+@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
 @click.option(
     "--engine",
     "--model",
@@ -98,6 +100,9 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option("-r", "--recursive", is_flag=True, help="Sub-folders too; OUT mirrors the tree.")
 @click.option("--skip-existing", is_flag=True, help="Leave results that exist as they are.")
 @click.option("--strip", is_flag=True, help="Leave EXIF, XMP, colour profiles and tags out of the results.")
+@click.option(
+    "--auto-build", is_flag=True, help="Run on TensorRT, with an engine that is built for this GPU first if need be."
+)
 @click.option("--tile", type=int, help="Side of a tile in input pixels; smaller needs less memory.")
 @click.option("--batch", default=_DEFAULTS.batch, show_default=True, type=int, help="Tiles at once.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
@@ -106,15 +111,17 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     "--report", "report_path", metavar="JSON", type=click.Path(path_type=Path), help="Settings, versions and results."
 )
 @video_options
+@live_options
 @click.pass_context
 def command(
     context: click.Context,
     /,
     inputs: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     suffix: str,
     recursive: bool,
     report_path: Path | None,
+    auto_build: bool,
     **options: Any,
 ) -> int:
     """Upscale images and videos. INPUT is any number of files and folders: PNG, JPEG, WebP, BMP, TIFF, MP4, MKV...
@@ -129,8 +136,16 @@ def command(
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     if sum(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in _SIZES) > 1:
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
-    for_videos = take_video_options(options)
+    for_videos, for_cameras = take_video_options(options), take_live_options(options)
     settings = RunSettings(**options)
+    if for_cameras["camera"] is not None:
+        if inputs:
+            raise InputError(f"--camera and {inputs[0]} exclude each other; give one of them")
+        return run_live(for_cameras, output, settings, for_videos, _load, report_path)
+    if not inputs or output is None:
+        raise click.UsageError("Missing argument 'INPUT...'." if not inputs else "Missing option '-o' / '--output'.")
+    if given := given_options(context, LIVE_OPTIONS):
+        raise InputError(f"{given}: for cameras; add --camera, or leave it out")
     film_settings = video_settings(settings, for_videos)
     if any(map(is_live, inputs)):
         jobs = [live_job(inputs, output, film_settings)]
@@ -142,12 +157,17 @@ def command(
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
             check_writable(report_path.parent)
-        resolver = stack.enter_context(_load(settings))
+        resolver = stack.enter_context(_load(with_engine(settings) if auto_build or _compiles(settings) else settings))
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):
         click.echo(_summary(results, output), err=True)
     return FAILED if failed else 0
+
+
+def _compiles(settings: RunSettings) -> bool:
+    """A checkpoint for TensorRT, which has no engine until one is built."""
+    return settings.engine.endswith(CHECKPOINT_SUFFIX) and settings.backend == Backend.TENSORRT.value
 
 
 def _load(settings: RunSettings) -> SuperResolver:

@@ -11,12 +11,13 @@ with its halo gives what the whole frame gives).
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rsd_edge.models.recompute import run_block
 from rsd_edge.schedule import ResidualSchedule
 from rsd_edge.specs import EdgeArchitecture, ModelSpec
 
@@ -125,6 +126,19 @@ class EdgeStem(nn.Module):
         return cast(Tensor, self.body(lq))
 
 
+class EdgeFeatures(NamedTuple):
+    """What the encoder half of an `EdgeGenerator` hands to its decoder half."""
+
+    bottleneck: Tensor
+    """(n, coarse width, h / 2, w / 2)."""
+    skip: Tensor
+    time: Tensor | None
+
+    def first(self, n: int) -> EdgeFeatures:
+        """Those of the first n samples."""
+        return EdgeFeatures(self.bottleneck[:n], self.skip[:n], None if self.time is None else self.time[:n])
+
+
 class EdgeGenerator(nn.Module):
     """x0-predicting network of two levels: f(x_t scaled, t, lq[, eps]) -> z0_hat.
 
@@ -138,6 +152,9 @@ class EdgeGenerator(nn.Module):
         before, middle, after = arch.generator_blocks
         time = arch.time_width
         self.noise_channel = noise_channel
+        self.bottleneck_channels = coarse
+        self.recompute = False
+        """Trade time for memory in training (`rsd_edge.models.recompute`)."""
         self.frequencies = time // 2
         self.time_embed = nn.Sequential(nn.Linear(time, time), nn.ReLU(), nn.Linear(time, time), nn.ReLU())
         self.head = conv3x3(arch.latent_channels + RGB + int(noise_channel), fine)
@@ -163,21 +180,32 @@ class EdgeGenerator(nn.Module):
             lq: LR image (n, 3, h, w), RGB in [-1, 1].
             eps: standard normal (n, 1, h, w) for a student; None for a teacher.
         """
+        return self.decode(self.encode(x_t_scaled, t, lq, eps))
+
+    def encode(self, x_t_scaled: Tensor, t: Tensor | None, lq: Tensor, eps: Tensor | None = None) -> EdgeFeatures:
+        """The half down to the bottleneck; arguments as for `forward`."""
         inputs = [x_t_scaled, lq] if eps is None else [x_t_scaled, lq, eps]
         time = None if t is None else self.embed(t)
-        return self.after_head(self.head(torch.cat(inputs, dim=1)), time)
+        return self._encode_head(self.head(torch.cat(inputs, dim=1)), time)
+
+    def _encode_head(self, x: Tensor, time: Tensor | None) -> EdgeFeatures:
+        for block in self.fine_in:
+            x = run_block(block, x, time, recompute=self.recompute)
+        deep = self.down(functional.relu(x))
+        for block in self.coarse:
+            deep = run_block(block, deep, time, recompute=self.recompute)
+        return EdgeFeatures(deep, x, time)
+
+    def decode(self, features: EdgeFeatures) -> Tensor:
+        """The half from the bottleneck to z0_hat (n, zc, h, w)."""
+        x = features.skip + self.up(features.bottleneck)
+        for block in self.fine_out:
+            x = run_block(block, x, features.time, recompute=self.recompute)
+        return cast(Tensor, self.tail(functional.relu(x)))
 
     def after_head(self, x: Tensor, time: Tensor | None) -> Tensor:
         """The head's features (n, fine, h, w) to z0_hat (n, zc, h, w)."""
-        for block in self.fine_in:
-            x = block(x, time)
-        deep = self.down(functional.relu(x))
-        for block in self.coarse:
-            deep = block(deep, time)
-        x = x + self.up(deep)
-        for block in self.fine_out:
-            x = block(x, time)
-        return cast(Tensor, self.tail(functional.relu(x)))
+        return self.decode(self._encode_head(x, time))
 
     @torch.no_grad()
     def fold(self, t: int) -> None:

@@ -6,7 +6,6 @@ under the same name is refused later.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import re
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from rsd_edge.bundle import hash_file
 from rsd_edge.errors import FetchError
-from rsd_edge.selection import cache_folder
+from rsd_edge.machine import cache_folder
 from rsd_edge.stream.atomic import atomic_file, make_folder, output_error, write_json
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -85,10 +85,12 @@ def fetch(
     target = folder / published.file
     make_folder(folder)
     if from_file is not None:
-        _copy(from_file, target)
-    elif not target.is_file():
+        _copy(from_file, target, published)
+    elif target.is_file():
+        _remember(target, published, _checked(target, target, published))
+    else:
         _get(published, target, offline, progress)
-    return _pin(target, published)
+    return target
 
 
 def _default_folder() -> Path:
@@ -122,8 +124,10 @@ def _download(published: Published, target: Path, progress: Progress) -> None:
         except _CutError as error:
             cut = error
         else:
-            partial.replace(target)
             _notes(partial).unlink(missing_ok=True)
+            digest = _checked(partial, target, published)
+            partial.replace(target)
+            _remember(target, published, digest)
             return
     raise FetchError(
         f"{published.url} was cut {ATTEMPTS} times ({cut}); run the command again, it goes on where it stopped"
@@ -205,37 +209,57 @@ def _refuse_pages(content_type: str, published: Published) -> None:
         )
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, published: Published) -> None:
+    """Put a copy in place once it is known to be what it was the first time; a wrong one replaces nothing."""
     try:
         with source.open("rb") as file, atomic_file(target) as copy:
             if not file.read(4).startswith(_MAGIC):
                 raise FetchError(f"{source} is no checkpoint; download it again")
             file.seek(0)
             shutil.copyfileobj(file, copy, _BLOCK)
+            copy.flush()
+            digest = hash_file(Path(copy.name))
+            if digest != _pinned(target, digest):
+                raise FetchError(
+                    f"{source} is not what {published.file} was the first time ({_differ(digest, target)}), so nothing "
+                    f"was replaced; delete {_pin(target)} and give it again if you trust it"
+                )
     except FileNotFoundError:
         raise FetchError(f"{source} does not exist; give another path") from None
     except (PermissionError, IsADirectoryError) as error:
         raise FetchError(f"{source} cannot be read ({error.strerror}); give another path") from error
+    _remember(target, published, digest)
 
 
-def _pin(target: Path, published: Published) -> Path:
-    """Compare with what was there the first time, or remember it."""
-    pin = target.with_name(target.name + _PIN)
-    digest = hashlib.sha256()
-    with target.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    pinned = _read_json(pin).get("sha256")
-    if pinned is None:
-        write_json(pin, {"sha256": digest.hexdigest(), "bytes": target.stat().st_size, "url": published.url})
-    elif pinned != digest.hexdigest():
+def _checked(found: Path, target: Path, published: Published) -> str:
+    """SHA-256 of `found`, which is to serve as `target`; what is not as it was the first time is put aside."""
+    digest = hash_file(found)
+    if digest != _pinned(target, digest):
         aside = target.with_name(target.name + ".changed")
-        target.replace(aside)
+        found.replace(aside)
         raise FetchError(
-            f"{published.file} is not what it was the first time (sha256 {digest.hexdigest()[:12]}, then "
-            f"{pinned[:12]}); it lies in {aside}; delete {pin} and pass that with --from-file if you trust it"
+            f"{published.file} is not what it was the first time ({_differ(digest, target)}); it lies in {aside}; "
+            f"delete {_pin(target)} and pass that with --from-file if you trust it"
         )
-    return target
+    return digest
+
+
+def _pinned(target: Path, otherwise: str) -> str:
+    """SHA-256 that was remembered for the file."""
+    return str(_read_json(_pin(target)).get("sha256", otherwise))
+
+
+def _differ(digest: str, target: Path) -> str:
+    return f"sha256 {digest[:12]}, then {_pinned(target, '')[:12]}"
+
+
+def _remember(target: Path, published: Published, digest: str) -> None:
+    if "sha256" not in _read_json(_pin(target)):
+        write_json(_pin(target), {"sha256": digest, "bytes": target.stat().st_size, "url": published.url})
+
+
+def _pin(target: Path) -> Path:
+    return target.with_name(target.name + _PIN)
 
 
 def _notes(partial: Path) -> Path:

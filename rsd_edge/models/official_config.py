@@ -6,14 +6,15 @@ skipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from rsd_edge.errors import ModelError
+from rsd_edge.errors import InputError, ModelError
 from rsd_edge.specs import (
     PublishedArchitecture,
     ScheduleSpec,
@@ -21,6 +22,8 @@ from rsd_edge.specs import (
     VqArchitecture,
     from_dict,
 )
+
+SpecT = TypeVar("SpecT")
 
 _UNET_FIELDS = (
     "image_size",
@@ -82,14 +85,37 @@ def read_official_config(path: Path) -> tuple[PublishedArchitecture, ScheduleSpe
     Raises ModelError that names a missing section, an unknown target or field, or a value that this program has no
     network for.
     """
-    document = _mapping(_load(path), str(path))
+    document = _load(path)
+    try:
+        return _understood(_mapping(document, "the document"))
+    except ModelError as error:
+        raise ModelError(f"configuration {path}: {error}") from error
+
+
+def _understood(document: Mapping[str, Any]) -> tuple[PublishedArchitecture, ScheduleSpec]:
     config = {name: _resolved(document[name], document) for name in _TARGETS if name in document}
-    sections = {name: _section(config, name, path) for name in _TARGETS}
+    sections = {name: _section(config, name) for name in _TARGETS}
     unet = _unet(sections["model"])
     model = config["model"]
-    if model.get("add_noise", False):
-        unet = replace(unet, noise_channels=_number(model.get("noise_channels", 1), "model.noise_channels"))
-    return PublishedArchitecture(unet, _vq(sections["autoencoder"])), _schedule(sections["diffusion"])
+    vq, schedule = _vq(sections["autoencoder"]), _schedule(sections["diffusion"])
+    with _naming("model"):
+        if model.get("add_noise", False):
+            unet = replace(unet, noise_channels=_number(model.get("noise_channels", 1), "model.noise_channels"))
+        return PublishedArchitecture(unet, vq), schedule
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """What a spec says of its own fields, with the section that they came from."""
+    try:
+        yield
+    except InputError as error:
+        raise ModelError(f"in '{where}', {error}") from error
+
+
+def _spec(cls: type[SpecT], values: Mapping[str, Any], where: str) -> SpecT:
+    with _naming(where):
+        return from_dict(cls, values, f"{where}.")
 
 
 def _load(path: Path) -> Any:
@@ -97,7 +123,7 @@ def _load(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"configuration {path} cannot be read ({error.strerror}); give another path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ModelError(f"configuration {path} is not YAML ({' '.join(str(error).split())})") from error
 
 
@@ -117,9 +143,9 @@ def _resolved(value: Any, document: Mapping[str, Any]) -> Any:
     return value
 
 
-def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if name not in config:
-        raise ModelError(f"configuration {path} has no section '{name}'; give the one that came with the checkpoint")
+        raise ModelError(f"there is no section '{name}'; give the one that came with the checkpoint")
     section = _mapping(config[name], name)
     _read(section, _SECTION_KEYS, _SECTION_FIXED, _SECTION_SKIPPED, name)
     target = str(section.get("target", ""))
@@ -131,11 +157,12 @@ def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, A
 def _unet(params: Mapping[str, Any]) -> SwinUNetArchitecture:
     where = "model.params"
     values = _read(params, _UNET_FIELDS, _UNET_FIXED, _UNET_SKIPPED, where)
-    if isinstance(values.get("num_res_blocks"), int):
-        values["num_res_blocks"] = [values["num_res_blocks"]] * len(values.get("channel_mult", (1, 2, 2, 4)))
+    levels = values.get("channel_mult", SwinUNetArchitecture.channel_mult)
+    if isinstance(values.get("num_res_blocks"), int) and isinstance(levels, (list, tuple)):
+        values["num_res_blocks"] = [values["num_res_blocks"]] * len(levels)
     if "lq_size" in params and "in_channels" in values:  # since then, the LR image is counted apart
         values["in_channels"] = _number(values["in_channels"], f"{where}.in_channels") + _LR_CHANNELS
-    arch = from_dict(SwinUNetArchitecture, values, f"{where}.")
+    arch = _spec(SwinUNetArchitecture, values, where)
     if params.get("lq_size", arch.image_size) != arch.image_size:
         raise ModelError(f"'{where}.lq_size' is {params['lq_size']}, and only {arch.image_size} (x4) is known here")
     return arch
@@ -147,7 +174,7 @@ def _vq(params: Mapping[str, Any]) -> VqArchitecture:
     sizes = _mapping(params.get("ddconfig", {}), f"{where}.ddconfig")
     values = _read(sizes, _VQ_FIELDS, _VQ_FIXED, _VQ_SKIPPED, f"{where}.ddconfig")
     values |= {key: params[key] for key in ("embed_dim", "n_embed") if key in params}
-    return from_dict(VqArchitecture, values, f"{where}.")
+    return _spec(VqArchitecture, values, where)
 
 
 def _schedule(params: Mapping[str, Any]) -> ScheduleSpec:
@@ -155,7 +182,7 @@ def _schedule(params: Mapping[str, Any]) -> ScheduleSpec:
     values = _read(params, _SCHEDULE_FIELDS, _SCHEDULE_FIXED, _SCHEDULE_SKIPPED, where)
     kwargs = _mapping(params.get("schedule_kwargs", {}), f"{where}.schedule_kwargs")
     _known(kwargs, ("power",), f"{where}.schedule_kwargs")
-    return from_dict(ScheduleSpec, values | dict(kwargs), f"{where}.")
+    return _spec(ScheduleSpec, values | dict(kwargs), where)
 
 
 def _read(

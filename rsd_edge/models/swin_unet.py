@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rsd_edge.models.recompute import run_block
 from rsd_edge.specs import SwinUNetArchitecture
 
 _GROUPS = 32
@@ -167,6 +168,7 @@ class SwinLayer(nn.Module):
 
     def __init__(self, channels: int, arch: SwinUNetArchitecture, resolution: int) -> None:
         super().__init__()
+        self.resolution = resolution
         width = arch.swin_embed_dim
         window = min(arch.window_size, resolution)
         shift = arch.window_size // 2 if resolution > arch.window_size else 0
@@ -184,6 +186,20 @@ class SwinLayer(nn.Module):
         return cast(Tensor, self.patch_unembed(x))
 
 
+class SwinFeatures(NamedTuple):
+    """What the encoder half of a `SwinUNet` hands to its decoder half."""
+
+    bottleneck: Tensor
+    """(n, bottleneck_channels, h / 8, w / 8) for four levels."""
+    skips: tuple[Tensor, ...]
+    embedding: Tensor
+    """(n, c), or (1, c) for the whole batch."""
+
+    def first(self, n: int) -> SwinFeatures:
+        """Those of the first n samples."""
+        return SwinFeatures(self.bottleneck[:n], tuple(skip[:n] for skip in self.skips), self.embedding[:n])
+
+
 class SwinUNet(nn.Module):
     """f(x_t scaled, t, lq[, eps]) -> x0_hat in the latent space, (n, 3, h, w), h and w multiples of `multiple_of`.
 
@@ -193,10 +209,13 @@ class SwinUNet(nn.Module):
     def __init__(self, arch: SwinUNetArchitecture) -> None:
         super().__init__()
         self.arch = arch
+        self.recompute = False
+        """Trade time for memory in training (`rsd_edge.models.recompute`)."""
         width, embedding = arch.model_channels, 4 * arch.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         down = _Builder(arch, embedding)
         self.input_blocks = down.input_blocks()
+        self.bottleneck_channels = down.channels
         self.middle_block = nn.ModuleList(
             (
                 ResBlock(down.channels, embedding, down.channels),
@@ -207,23 +226,49 @@ class SwinUNet(nn.Module):
         self.output_blocks = down.output_blocks()
         self.out = nn.Sequential(GroupNorm32(width), nn.SiLU(), nn.Conv2d(width, arch.out_channels, 3, padding=1))
 
+    def published_buffers(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, by name, of what published files may carry besides weights: `recomputed` tells them."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, layer in self.named_modules():
+            for i, module in enumerate(layer.blocks if isinstance(layer, SwinLayer) else ()):
+                block, pixels = cast(SwinBlock, module), cast(SwinBlock, module).window ** 2
+                shapes[f"{name}.blocks.{i}.attn.relative_position_index"] = (pixels, pixels)
+                if block.shift:
+                    count = (cast(SwinLayer, layer).resolution // block.window) ** 2
+                    shapes[f"{name}.blocks.{i}.attn_mask"] = (count, pixels, pixels)
+        return shapes
+
     def forward(self, x_t_scaled: Tensor, t: Tensor, lq: Tensor, eps: Tensor | None = None) -> Tensor:
         """
         x_t_scaled: noisy latent (n, 3, h, w) times the schedule's input scale. t: 0-based step indices (n,).
         lq: LR image (n, 3, h, w), RGB in [-1, 1]. eps: standard normal (n, 1, h, w), for a student only.
         """
+        return self.decode(self.encode(x_t_scaled, t, lq, eps))
+
+    def encode(self, x_t_scaled: Tensor, t: Tensor, lq: Tensor, eps: Tensor | None = None) -> SwinFeatures:
+        """The half down to the bottleneck; arguments as for `forward`."""
         dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
         inputs = [x_t_scaled, lq] if eps is None else [x_t_scaled, lq, eps]
         x = torch.cat(inputs, dim=1).to(dtype)
         embedding = self.time_embed(timestep_embedding(t, self.arch.model_channels).to(dtype))
         skips = []
         for block in self.input_blocks:
-            x = _run(cast(nn.ModuleList, block), x, embedding)
+            x = self._run(cast(nn.ModuleList, block), x, embedding)
             skips.append(x)
-        x = _run(self.middle_block, x, embedding)
-        for block in self.output_blocks:
-            x = _run(cast(nn.ModuleList, block), torch.cat([x, skips.pop()], dim=1), embedding)
+        return SwinFeatures(self._run(self.middle_block, x, embedding), tuple(skips), embedding)
+
+    def decode(self, features: SwinFeatures) -> Tensor:
+        """The half from the bottleneck to x0_hat (n, 3, h, w)."""
+        x = features.bottleneck
+        for block, skip in zip(self.output_blocks, reversed(features.skips), strict=True):
+            x = self._run(cast(nn.ModuleList, block), torch.cat([x, skip], dim=1), features.embedding)
         return cast(Tensor, self.out(x))
+
+    def _run(self, layers: nn.ModuleList, x: Tensor, embedding: Tensor) -> Tensor:
+        for layer in layers:
+            inputs = (x, embedding) if isinstance(layer, ResBlock) else (x,)
+            x = run_block(layer, *inputs, recompute=self.recompute)
+        return x
 
 
 class _Builder:
@@ -270,12 +315,6 @@ class _Builder:
             layers.append(SwinLayer(out_channels, self.arch, self.resolution))
         self.channels = out_channels
         return nn.ModuleList(layers)
-
-
-def _run(layers: nn.ModuleList, x: Tensor, embedding: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
-    return x
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rsd_edge.models.recompute import run_block
 from rsd_edge.models.swin_unet import GroupNorm32
 from rsd_edge.specs import VqArchitecture
 
@@ -154,6 +155,8 @@ class VqDecoder(nn.Module):
 
     def __init__(self, arch: VqArchitecture) -> None:
         super().__init__()
+        self.recompute = False
+        """Trade time for memory in training (`rsd_edge.models.recompute`)."""
         widths = [arch.ch * factor for factor in arch.ch_mult]
         above = [*widths[1:], widths[-1]]
         self.conv_in = nn.Conv2d(arch.z_channels, widths[-1], 3, padding=1)
@@ -169,7 +172,7 @@ class VqDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            x = level(x)
+            x = run_block(level, x, recompute=self.recompute)
         return cast(Tensor, self.conv_out(functional.silu(self.norm_out(x))))
 
 

@@ -173,7 +173,7 @@ def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Ob
     watch.load(size[0] * size[1])
     with folder_for(job.target):  # before the work, so that an unwritable place is noticed early
         enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
-    notes = (*loaded.losses, *plan.notes, *([job.note] if job.note else []))
+    notes = (*loaded.losses(strip=settings.strip), *plan.notes, *([job.note] if job.note else []))
     seconds = time.perf_counter() - begin
     read, written = _read(loaded), _written(loaded, plan)
     return FileResult(job, Status.DONE, loaded.size, size, seconds, notes=notes, read=read, written=written)
@@ -224,7 +224,10 @@ def report(
         "settings": dataclasses.asdict(settings),
         **({} if videos is None else {"video_settings": dataclasses.asdict(videos)}),
         "engine": dict(engine),
-        "versions": {**_versions(), **({} if videos is None else {"ffmpeg": _ffmpeg_version()})},
+        "versions": {
+            **_versions(torch=engine.get("backend") == "torch"),
+            **({} if videos is None else {"ffmpeg": _ffmpeg_version()}),
+        },
         "totals": {
             **{status.name.lower(): count(results, status) for status in Status},
             "seconds": round(seconds, 4),
@@ -251,8 +254,8 @@ def _entry(result: FileResult) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    packages = ("numpy", "opencv-python", "av", "onnxruntime", "openvino")
+def _versions(*, torch: bool) -> dict[str, str]:
+    packages = ("numpy", "opencv-python", "av", "onnxruntime", "openvino", *(("torch",) if torch else ()))
     installed = {item: version for item in packages if (version := _version(item))}
     return {"python": platform.python_version(), "platform": platform.platform(), **installed}
 

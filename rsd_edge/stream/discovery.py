@@ -13,8 +13,10 @@ from rsd_edge.errors import ImageReadError, InputError, OutputError
 from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 from rsd_edge.video.formats import CONTAINERS, VIDEO_SUFFIXES, is_video, result_suffix
 
-_OTHER_IMAGE_SUFFIXES = (".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf")
-
+_OTHER_IMAGE_SUFFIXES = (
+    *(".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".tga"),
+)
 
 _FILE_SUFFIX = re.compile(r"\.[a-z]{2,5}")
 """Of what is meant as a file and not as a folder such as v1.2."""

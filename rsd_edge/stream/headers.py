@@ -20,6 +20,7 @@ from rsd_edge.stream.tiff import Directory, TiffError, open_tiff
 SNIFF_BYTES = 32
 """How many leading bytes `sniff_format` needs."""
 
+_NETPBM = {1: "PBM", 2: "PGM", 3: "PPM", 4: "PBM", 5: "PGM", 6: "PPM", 7: "PAM"}
 _SIGNATURES = (
     ("PNG", PNG_SIGNATURE),
     ("JPEG", b"\xff\xd8\xff"),
@@ -35,6 +36,7 @@ _SIGNATURES = (
     ("PSD", b"8BPS"),
     ("OpenEXR", b"\x76\x2f\x31\x01"),
     ("PDF", b"%PDF"),
+    *((name, f"P{digit}{space}".encode()) for digit, name in _NETPBM.items() for space in " \t\r\n"),
     ("video", b"\x1a\x45\xdf\xa3"),  # Matroska and WebM
 )
 _BRANDS = {
@@ -52,7 +54,7 @@ _JPEG_EXIF, _JPEG_XMP, _JPEG_ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0
 
 _PNG_COLOURS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Channels of each colour type."""
-_PNG_PALETTE = 3
+_PNG_GRAY, _PNG_PALETTE = 0, 3
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
 _TIFF_COMPRESSION = 259
@@ -99,6 +101,8 @@ class ImageHeader:
     palette: bool = False
     premultiplied: bool = False
     """OpenCV decodes it to colours that are multiplied by alpha."""
+    clear_gray: int | None = None
+    """The value, as decoded, of gray pixels that are transparent, where OpenCV leaves that out."""
     negative: bool = False
     """OpenCV decodes it to a negative."""
     dpi: int = 0
@@ -141,13 +145,15 @@ def parse_header(data: bytes) -> ImageHeader:
 
 def _png(data: bytes) -> ImageHeader:
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    alpha, wrapped = colour in (4, 6), {}
+    alpha, clear_gray, wrapped = colour in (4, 6), None, {}
     for kind, start, end in png_chunks(data):
         # Lower case marks a chunk that decoders may ignore, and its checksum with it.
         critical = kind[:1].isupper()
         if critical and zlib.crc32(memoryview(data)[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise HeaderError("is damaged: a checksum does not match")
         alpha |= kind == b"tRNS"
+        if kind == b"tRNS" and colour == _PNG_GRAY:
+            clear_gray = _png_clear_gray(data[start:end], bits)
         if kind == b"acTL" and struct.unpack_from(">I", data, start)[0] > 1:
             raise HeaderError("is an animated PNG file", _TO_STILL)
         if kind in (b"eXIf", b"iCCP", b"pHYs", b"gAMA", b"sRGB") or (
@@ -164,13 +170,23 @@ def _png(data: bytes) -> ImageHeader:
                 height,
                 8 if palette else bits,
                 alpha,
-                gray=colour in (0, 4),
+                gray=colour in (_PNG_GRAY, 4),
                 palette=palette,
+                clear_gray=clear_gray,
                 dpi=png_dpi(wrapped),
                 gamma=png_gamma(wrapped),
                 metadata=png_metadata(wrapped),
             )
     raise HeaderError("is truncated")
+
+
+def _png_clear_gray(content: bytes, bits: int) -> int | None:
+    """What is stored with `bits` bits a pixel is decoded to 8 bits or more; the bits above them mean nothing."""
+    most = 2**bits - 1
+    if len(content) != 2 or not most:
+        return None
+    (value,) = struct.unpack_from(">H", content)
+    return int(value & most) * (255 // most if bits < 8 else 1)
 
 
 def _jpeg(data: bytes) -> ImageHeader:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsd_edge.errors import ImageReadError
-from rsd_edge.opencv import cv2
+from rsd_edge.opencv import cv2, quiet
 from rsd_edge.stream.encoders import Layout, Pixels
 from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, parse_header, sniff_format
 from rsd_edge.stream.png_chunks import bare_png
@@ -28,7 +28,8 @@ MAX_PIXELS = 50_000_000
 """Largest input by default: with three bytes a pixel it takes 150 MB, and its result at x4 a file of up to 2.4 GB."""
 
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
-_OPENCV_SILENT = 0
+_WITHOUT_SIGNATURE = {".tga": "TGA"}
+"""Formats that only the file's name tells."""
 _STDERR = 2
 _HEARING = threading.Lock()
 """Only one thread at a time may take stderr."""
@@ -66,12 +67,11 @@ class LoadedImage:
         """gray, palette or RGB, as the file has it."""
         return "gray" if self.gray else "palette" if self.header.palette else "RGB"
 
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """What the file holds and this does not, in words."""
+    def losses(self, *, strip: bool = False) -> tuple[str, ...]:
+        """What the file holds and this does not, in words; strip: without what is not wanted anyway."""
         header = self.header
         # Cameras and scanners write it into EXIF too, which goes along.
-        dpi = header.dpi not in _USUAL_DPI and not header.metadata.exif
+        dpi = header.dpi not in _USUAL_DPI and not header.metadata.exif and not strip
         found = (
             (header.alpha and self.alpha is None, f"transparency of this kind of {header.format} dropped"),
             (header.more_pages, "only the first picture of several used"),
@@ -132,7 +132,7 @@ def write_image(path: Path | str, image: Pixels) -> None:
 def _decode(data: bytes, header: ImageHeader) -> npt.NDArray[Any] | None:
     """As stored, apart from TIFF, which OpenCV turns upright; None if that is not what the header announces."""
     data = bare_png(data) if header.format == "PNG" else data
-    with _quiet_opencv():
+    with quiet():
         try:
             decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
@@ -151,6 +151,9 @@ def _loaded(decoded: npt.NDArray[Any], header: ImageHeader) -> LoadedImage:
         decoded = np.iinfo(decoded.dtype).max - decoded
     gray = header.gray or decoded.ndim == 2
     alpha = None
+    if header.clear_gray is not None and decoded.ndim == 2:
+        most = np.iinfo(decoded.dtype).max
+        alpha = np.where(decoded == header.clear_gray, 0, most).astype(decoded.dtype)
     if decoded.ndim == 2:
         decoded = cv2.cvtColor(decoded, cv2.COLOR_GRAY2BGR)
     elif decoded.shape[2] == 4:
@@ -192,7 +195,8 @@ def _read_bytes(path: Path) -> bytes:
             if not start:
                 raise ImageReadError(f"{path} is empty; copy or download it again")
             if not sniff_format(start):
-                raise ImageReadError(f"{path} is not an image; {_cure('')}")
+                name = _WITHOUT_SIGNATURE.get(path.suffix.lower())
+                raise ImageReadError(f"{path} is {f'a {name} file' if name else 'not an image'}; {_cure('')}")
             return start + file.read()
     except OSError as error:
         if isinstance(error, FileNotFoundError):
@@ -230,16 +234,3 @@ def _overheard() -> Iterator[list[str]]:
             os.close(terminal)
             heard.seek(0)
             remarks += heard.read().decode(errors="replace").splitlines()
-
-
-@contextlib.contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Keep decoder messages off the terminal: the caller gets one exception that says it all."""
-    # OpenCV 5 moved these; in OpenCV 4 they are in the root.
-    logging = getattr(cv2.utils, "logging", cv2)
-    level = logging.getLogLevel()
-    logging.setLogLevel(_OPENCV_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)

@@ -105,6 +105,8 @@ class Encoder:
     options: tuple[tuple[str, str], ...]
     quality: float
     bits_per_pixel: float
+    threads: int
+    """Not only a matter of speed: with others, most encoders make other packets."""
 
     def set_up(self, context: VideoCodecContext) -> None:
         """Give a fresh context these settings."""
@@ -112,7 +114,7 @@ class Encoder:
         context.time_base, context.framerate = self.time_base, self.rate
         context.colorspace, context.color_range = self.colour.matrix, self.colour.range
         context.color_primaries, context.color_trc = self.colour.primaries, self.colour.transfer
-        context.thread_count = min(usable_cores(), _MOST_THREADS)
+        context.thread_count = self.threads
         if self.sample_aspect is not None:
             context.sample_aspect_ratio = self.sample_aspect
         if self.name == "mpeg4":
@@ -200,6 +202,7 @@ def _try(
         options=_options(name, kind, container, settings),
         quality=kind.quality(settings),
         bits_per_pixel=kind.bits(settings),
+        threads=min(usable_cores(), _MOST_THREADS),
     )
     why = _probe(encoder)
     return (None, why) if why else (encoder, "")

@@ -7,7 +7,6 @@ segment; the last one that all are there. A line counts when it is whole, and is
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -21,8 +20,7 @@ from typing import IO, Any
 from rsd_edge.errors import OutputError
 from rsd_edge.stream.atomic import make_folder, output_error
 
-_VERSION = 2
-_SAMPLE = 1 << 20
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class WorkFolder:
     def __init__(self, target: Path, header: Mapping[str, Any]) -> None:
         """Open or make the folder of a target.
 
+        header: what must be the same for a run to go on, and `threads`, which need not be.
         Raises OutputError if another run is at it, or if it holds a run with another header.
         """
         self.path = target.with_name(f".{target.name}.rsd-edge")
@@ -53,6 +52,8 @@ class WorkFolder:
         self.partial: Path | None = None
         """Where an earlier run put what it had when it was interrupted."""
         self.partial_frames = 0
+        self.threads: int = header["threads"]
+        """Of the encoder: those that the run began with, on however many cores it goes on."""
         make_folder(self.path)
         try:
             self._journal: IO[bytes] = open(self.path / "journal.jsonl", "a+b")  # noqa: SIM115 (held until close)
@@ -147,6 +148,7 @@ class WorkFolder:
             self._append({"version": _VERSION, **header})
             return
         self._check(lines[0], header)
+        self.threads = lines[0]["threads"]
         for entry in lines[1:]:
             if "complete" in entry:
                 self.complete = True
@@ -220,14 +222,3 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "default" if value is None else str(value)
-
-
-def identity(path: Path) -> str:
-    """A digest that tells files apart without reading all of a film: length, first and last megabyte."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read())
-    return digest.hexdigest()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -21,6 +20,7 @@ from av.video.stream import VideoStream
 from rsd_edge.errors import InputError, VideoReadError
 from rsd_edge.frames import Frame
 from rsd_edge.video.colour import Colour, colour_of, is_hdr
+from rsd_edge.video.packet_times import PacketTimes
 from rsd_edge.video.settings import VideoSettings, check_pixels
 
 _DEMUXERS = (
@@ -99,6 +99,8 @@ class Clip:
     """First time that is wanted; None for all."""
     end: int | None
     """First time that is not wanted any more."""
+    entries: tuple[int, ...]
+    """Packets, counted from 0, from which on decoding leads to the first frame that is wanted; the best comes first."""
     shift: Fraction
     """Seconds to take off every time of the file, of all its streams."""
     colour: Colour
@@ -106,6 +108,8 @@ class Clip:
     sample_aspect: Fraction | None
     max_pixels: int
     """Of frames that are decoded; larger ones count as damaged."""
+    digest: str
+    """The same for a copy of the file, another one for any other packets or times."""
     notes: tuple[str, ...]
 
     @property
@@ -179,7 +183,7 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
         context = stream.codec_context
         check_pixels(path, context.width, context.height, settings.max_pixels)  # before a frame takes memory
         limit_pixels(stream, settings.max_pixels)
-        times = _Times()
+        times = PacketTimes(path.stat().st_size)
         frame = None
         try:
             for packet in container.demux():
@@ -200,46 +204,6 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
         return _clip(path, container, stream, frame, times, colour, notes, settings)
 
 
-class _Times:
-    """Times of the packets that become frames."""
-
-    def __init__(self) -> None:
-        self.known: list[int] = []
-        self.count = 0
-        self.stored = 0
-        """Frames, those included that are not to be shown."""
-        self.end = Fraction(0)
-        """Seconds at which the last packet of any stream ends."""
-        self.broken = False
-
-    def see(self, packet: Packet[Stream]) -> None:
-        time = packet.dts if packet.pts is None else packet.pts
-        if packet.size and time is not None:
-            self.end = max(self.end, (time + (packet.duration or 0)) * packet.time_base)
-
-    def add(self, packet: Packet[Stream]) -> None:
-        self.stored += packet.size > 0
-        if packet.size == 0 or packet.is_discard:
-            return
-        self.count += 1
-        time = packet.dts if packet.pts is None else packet.pts
-        if time is not None:
-            self.known.append(time)
-
-    def on_grid(self, step: Fraction) -> bool:
-        """All frames are whole steps apart, to one tick; some may be missing."""
-        first = min(self.known, default=0)
-        places = ((time - first) / step for time in self.known)
-        slack = max(Fraction(1), step / 100)
-        return all(abs(place - round(place)) * step <= slack for place in places)
-
-    def spacing(self) -> tuple[int, int]:
-        """The shortest and the longest step between frames, in ticks."""
-        ordered = sorted(self.known)
-        steps = [after - before for before, after in pairwise(ordered)]
-        return (min(steps), max(steps)) if steps else (0, 0)
-
-
 def _first_frame(packet: Packet[Stream]) -> av.VideoFrame | None:
     try:
         frames = packet.decode()
@@ -248,7 +212,7 @@ def _first_frame(packet: Packet[Stream]) -> av.VideoFrame | None:
     return frames[0] if frames and isinstance(frames[0], av.VideoFrame) else None
 
 
-def _ends_early(container: InputContainer, stream: VideoStream, times: _Times) -> bool:
+def _ends_early(container: InputContainer, stream: VideoStream, times: PacketTimes) -> bool:
     """True if the file's header tells of more than there is."""
     # AVI counts frames that were dropped, too.
     if times.broken or (times.stored < stream.frames and container.format.name != "avi"):
@@ -264,7 +228,7 @@ def _clip(
     container: InputContainer,
     stream: VideoStream,
     frame: av.VideoFrame,
-    times: _Times,
+    times: PacketTimes,
     colour: Colour,
     notes: tuple[str, ...],
     settings: VideoSettings,
@@ -273,6 +237,8 @@ def _clip(
     shift, begin, end = _range(container, time_base, settings)
     wanted = [time for time in times.known if (begin is None or time >= begin) and (end is None or time < end)]
     if begin is not None and not wanted and times.known:
+        if max(times.known) >= begin:
+            raise InputError(f"{path} has no frame in {settings.duration:g} s from {settings.start:g} s; take more")
         length = float((max(times.known) - min(times.known)) * time_base)
         raise InputError(f"{path} has no frame after {settings.start:g} s: it is {length:.2f} s long; lower --start")
     expected = len(wanted) if len(times.known) == times.count else None
@@ -287,6 +253,8 @@ def _clip(
     field_order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
     if frame.interlaced_frame or field_order in _INTERLACED:
         extra.append("interlaced video: combs are enlarged with the rest; deinterlace it first (ffmpeg -vf bwdif)")
+    if stream.metadata.get("alpha_mode") == "1":
+        extra.append("transparency dropped")  # kept beside the pictures, where their format does not show it
     if _ends_early(container, stream, times):
         extra.append("the file is damaged or ends before its header says; what can be read is enlarged")
     if container.format.name in _RUNNING_CLOCK and not settings.start and shift:
@@ -304,11 +272,13 @@ def _clip(
         first=min(wanted, default=0),
         begin=begin,
         end=end,
+        entries=times.entries(begin),
         shift=shift,
         colour=colour,
         orientation=orientation,
         sample_aspect=1 / aspect if aspect and orientation.swaps else aspect,
         max_pixels=settings.max_pixels,
+        digest=times.digest,
         notes=(*notes, *extra),
     )
 

@@ -43,6 +43,9 @@ _TECHNICAL = frozenset(
 _PICTURES = {"mjpeg": (".jpg", "image/jpeg"), "png": (".png", "image/png")}
 """Suffix and type of covers, by codec."""
 
+_OPEN_ENDED = ("pgssub", "dvbsub")
+"""Subtitles that are shown until others take their place."""
+
 _CHAPTERS = ("mp4", "mov", "matroska", "webm")
 
 
@@ -69,6 +72,8 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
                 copied.append(stream.index)
                 if stream.type == "audio" and clip.begin is None and _drops_priming(source, container):
                     notes += _priming_note(stream, container)
+                if stream.type == "subtitle" and clip.begin is not None:
+                    notes += _open_end_note(stream)
             else:
                 cure = "" if container.name == "matroska" else "; .mkv takes more"
                 notes.append(f"{_describe(stream)} left out: .{container.name} does not take it{cure}")
@@ -169,6 +174,12 @@ def _priming_note(stream: Stream, container: Container) -> list[str]:
     return [f"{_describe(stream)}: {what}, which .{container.name} cannot place; nothing is heard of them"]
 
 
+def _open_end_note(stream: Stream) -> list[str]:
+    if getattr(stream.codec_context, "name", "") not in _OPEN_ENDED:
+        return []
+    return [f"{_describe(stream)}: a picture that is shown at the beginning is left out until the next one"]
+
+
 def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:
     """Shift the packet's times; its place in the result in seconds, or None if it has none."""
     base = packet.time_base
@@ -186,8 +197,11 @@ def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction
     seconds = (time - shift) * base
     if end is not None and seconds >= end:
         return None
-    finished = time - shift + (packet.duration or 0) <= 0
-    if time < shift and (clip.begin is not None or (finished and drop_priming)):
+    left = time - shift + (packet.duration or 0)
+    if clip.begin is not None and time < shift and left > 0 and packet.stream.type == "subtitle":
+        packet.pts, packet.dts, packet.duration = 0, 0, left
+        return Fraction(0)
+    if time < shift and (clip.begin is not None or (left <= 0 and drop_priming)):
         return None  # before the part that is wanted, or priming samples that this container cannot place before zero
     return seconds
 

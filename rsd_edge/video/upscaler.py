@@ -6,7 +6,7 @@ import queue
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
 from rsd_edge.video.encoder import Encoder, choose_encoder
 from rsd_edge.video.formats import is_live
 from rsd_edge.video.joining import Film, join
-from rsd_edge.video.journal import Segment, WorkFolder, identity
+from rsd_edge.video.journal import Segment, WorkFolder
 from rsd_edge.video.opencv_io import upscale_with_opencv
 from rsd_edge.video.segments import EnlargedFrame, SegmentWriter
 from rsd_edge.video.settings import Forecast, FrameResolver, Progress, VideoResult, VideoSettings
@@ -80,7 +80,8 @@ class VideoUpscaler:
         progress: called after each frame with frames done, frames expected or None, and seconds.
         forecast: called once, before the work, with what the result will be like.
         Raises VideoReadError for a source that cannot be read, InputError for one that is refused, OutputError for a
-        target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable.
+        target that cannot be written, VideoInterrupted after Ctrl-C, once what is done is playable or,
+        where that was all, kept.
         """
         began = time.perf_counter()
         live = is_live(source)
@@ -97,6 +98,7 @@ class VideoUpscaler:
             size = (plan.encoder.width, plan.encoder.height)
             forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
         with folder_for(target), WorkFolder(target, self._header(plan)) as work:
+            plan = replace(plan, encoder=replace(plan.encoder, threads=work.threads))
             notes = (*plan.notes, *_check_room(plan, work))
             earlier = work.frames
             damage = Damage()
@@ -105,7 +107,11 @@ class VideoUpscaler:
             if not work.segments:
                 raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
             film = self._film(plan, work, work.segments)
-            join(film, target)
+            try:
+                join(film, target)
+            except KeyboardInterrupt:
+                what = f"interrupted while {target} was put together"
+                raise VideoInterrupted(f"{source}: {what}; all frames are kept, and the same command goes on") from None
             work.remove()
         return VideoResult(
             source=source,
@@ -133,13 +139,18 @@ class VideoUpscaler:
         return _Plan(clip, encoder, tracks, (width, height), (*clip.notes, *notes, *tracks.notes))
 
     def _header(self, plan: _Plan) -> dict[str, Any]:
-        """What must be the same for a run to go on: all that decides which packets come out."""
+        """What must be the same for a run to go on: all that decides which packets come out.
+
+        The threads are the journal's to keep.
+        """
         encoder = asdict(plan.encoder)
+        threads = encoder.pop("threads")
         return {
             "settings": {key: value for key, value in asdict(self.settings).items() if key != "max_pixels"},
-            "input": identity(plan.clip.path),
+            "input": plan.clip.digest,
             "engine": _engine_identity(self.resolver),
             "encoder": {key: str(value) for key, value in encoder.items()},
+            "threads": threads,
         }
 
     def _film(self, plan: _Plan, work: WorkFolder, segments: list[Segment]) -> Film:

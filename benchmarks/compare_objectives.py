@@ -1,0 +1,224 @@
+"""Objectives side by side with the compact networks: rsd (N = 4 and 1), vsd, sinsr, regression, without and with GAN.
+
+    python -P benchmarks/compare_objectives.py --config edge-n --teacher runs/edge-n/teacher/weights.safetensors
+        --train PHOTOS --val OTHER_PHOTOS --work runs/objectives --json benchmarks/reports/objectives.json
+
+All rows share the teacher, the samples and their noise, iterations, learning rates, LPIPS and GAN weights. LR images
+and latents are made once and kept in --work. Every row is a run of its own that resumes: the same command goes on after
+an interruption, and finished rows are not run again. `--plan` times an iteration of each row and says what all would
+take: 0.39 hours for 150 iterations of edge-n on two cores of an AMD EPYC, so the default of 600 stays within two hours
+with its validations.
+
+vsd and sinsr start the student from the prior always, so that N has no meaning for them; regression without GAN has no
+latent term, so N has none there either.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rsd_edge.cli.distill import find_config
+from rsd_edge.distill.config import DistillConfig, load_config
+from rsd_edge.distill.data import training_batches
+from rsd_edge.distill.loop import draws, train
+from rsd_edge.distill.roles import stage_weights
+from rsd_edge.distill.stage import EncodedBatch
+from rsd_edge.distill.stages import prepare_torch
+from rsd_edge.distill.stages.student import StudentStage
+from rsd_edge.machine import cpu_name
+from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint
+from rsd_edge.stream.atomic import make_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+def rows(gan_weight: float) -> list[Row]:
+    """All runs, those without GAN first."""
+    objectives: dict[str, dict[str, Any]] = {
+        "rsd, N = 4": {"objective": "rsd"},
+        "rsd, N = 1": {"objective": "rsd", "timesteps": None},
+        "vsd": {"objective": "vsd"},
+        "sinsr": {"objective": "sinsr"},
+        "regression": {"distill_weight": 0.0},
+    }
+    gans = {"": {"gan_weight": 0.0}, " + GAN": {"gan_weight": gan_weight, "gan": "features"}}
+    return [
+        Row(f"{name}{suffix}", {**settings, **gan})
+        for suffix, gan in gans.items()
+        for name, settings in objectives.items()
+    ]
+
+
+class CachedPairs:
+    """Degraded crops and their latents, drawn in batches by the position in a run."""
+
+    def __init__(self, path: Path, config: DistillConfig, teacher: Checkpoint, samples: int) -> None:
+        if not path.is_file():
+            make_folder(path.parent)
+            _encode(path, config, teacher, samples)
+        self.tensors = load_file(path)
+        self.batch = config.student.batch
+
+    def batches_from(self, first: int) -> Iterator[EncodedBatch]:
+        """Endless batches from the `first` one on, the samples in another order each time round."""
+        count = len(self.tensors["x0"]) // self.batch
+        position = first
+        while True:
+            order = torch.randperm(count * self.batch, generator=torch.Generator().manual_seed(position // count))
+            chosen = order.view(count, self.batch)[position % count]
+            x0, y0, z0, z_y = (self.tensors[name][chosen] for name in ("x0", "y0", "z0", "z_y"))
+            yield EncodedBatch(_to_model(x0), _to_model(y0), z0=z0, z_y=z_y)
+            position += 1
+
+
+def _to_model(pixels: Tensor) -> Tensor:
+    return pixels.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+
+
+def _encode(path: Path, config: DistillConfig, teacher: Checkpoint, samples: int) -> None:
+    """Pairs as training draws them, uint8, and z0 and z_y, float32."""
+    stage = StudentStage(_alone(config), None, teacher)
+    batches = training_batches(config.data, config.crop_of(config.student), 16, config.seed, 0)
+    found: dict[str, list[Tensor]] = {name: [] for name in ("x0", "y0", "z0", "z_y")}
+    with torch.no_grad():
+        for _ in range(-(-samples // 16)):
+            batch = next(batches)
+            z0, z_y = stage.latent.encode(batch.x0, batch.y0)
+            pixels = (image.add(1).mul(127.5).round().byte() for image in (batch.x0, batch.y0))
+            for name, tensor in zip(found, (*pixels, z0, z_y), strict=True):
+                found[name].append(tensor.contiguous())
+    log.info("encoded %d pairs", 16 * len(found["z0"]))
+    save_file({name: torch.cat(tensors)[:samples].contiguous() for name, tensors in found.items()}, path)
+
+
+def _alone(config: DistillConfig) -> DistillConfig:
+    """Without the networks that encoding does not need."""
+    plain = {"distill_weight": 0.0, "gan_weight": 0.0, "lpips_weight": 1.0}
+    return replace(config, student=replace(config.student, **plain))
+
+
+def configured(base: DistillConfig, row: Row, seed: int, work: Path) -> DistillConfig:
+    """The configuration of a row."""
+    settings = dict(row.settings)
+    if "timesteps" in settings:
+        settings["timesteps"] = (base.model.schedule.steps - 1,)
+    folder = work / row.name.replace(", ", "-").replace(" = ", "").replace(" + ", "-").lower() / f"seed{seed}"
+    return replace(base, run_dir=str(folder), seed=seed, student=replace(base.student, **settings))
+
+
+def run(config: DistillConfig, teacher: Checkpoint, pairs: CachedPairs) -> dict[str, Any]:
+    """Train a row, or find it trained; its figures."""
+    path = stage_weights(config, "student")
+    if not path.is_file():
+        stage = StudentStage(config, None, teacher)
+        per = stage.batches_per_iteration
+        train(stage, lambda start: pairs.batches_from(start * per))
+    record = load_checkpoint(path).record
+    return {"seconds": record["seconds"], "iterations": record["iterations"], **record["validation"]}
+
+
+def plan(base: DistillConfig, teacher: Checkpoint, pairs: CachedPairs, gan_weight: float) -> dict[str, float]:
+    """Seconds that each row would take on this machine."""
+    estimates = {}
+    for row in rows(gan_weight):
+        stage = StudentStage(configured(base, row, 0, Path("unused")), None, teacher)
+        batches = pairs.batches_from(0)
+        for iteration in range(2):
+            began = time.monotonic()
+            stage.step(iteration, draws(stage, batches, iteration))
+        estimates[row.name] = round((time.monotonic() - began) * stage.stage.iterations, 1)
+    return estimates
+
+
+def report(
+    results: dict[str, list[dict[str, Any]]], base: DistillConfig, teacher: Checkpoint, pairs: int
+) -> dict[str, Any]:
+    """The document: every seed's figures, and what was the same for all."""
+    student = base.student
+    same = ("iterations", "batch", "lr", "fake_lr", "fake_steps", "betas", "ema", "lpips_weight")
+    return {
+        "machine": {
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads(),
+            "torch": importlib.metadata.version("torch"),
+        },
+        "model": base.model.name,
+        "same_for_all": {**{name: getattr(student, name) for name in same}, "pairs": pairs},
+        "teacher": teacher.record.get("validation", {}),
+        "rows": results,
+        "cpu_hours": round(sum(run["seconds"] for runs in results.values() for run in runs) / 3600, 2),
+    }
+
+
+@click.command()
+@click.option("--config", default="edge-n", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE")
+@click.option("--teacher", "teacher_path", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--train", "train_from", required=True, help="HR training images, as data.train.")
+@click.option("--val", required=True, help="HR validation images.")
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder of the cache and the runs.")
+@click.option("--iterations", default=600, show_default=True)
+@click.option("--samples", default=2048, show_default=True, help="Cached pairs.")
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated; three of them where a GPU is.")
+@click.option("--gan-weight", default=3e-3, show_default=True)
+@click.option("--plan", "only_plan", is_flag=True, help="Say how long all rows would take, and stop.")
+@click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
+def main(
+    config: str,
+    overrides: tuple[str, ...],
+    teacher_path: Path,
+    train_from: str,
+    val: str,
+    work: Path,
+    iterations: int,
+    samples: int,
+    seeds: str,
+    gan_weight: float,
+    only_plan: bool,
+    json_path: Path,
+) -> None:
+    """Train every row on the same pairs, and write their figures on the validation crops."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settings = [f"student.iterations={iterations}", f"data.train={train_from}", f"data.val={val}", *overrides]
+    base = load_config(find_config(config), settings)
+    prepare_torch(base)
+    teacher = load_checkpoint(teacher_path)
+    pairs = CachedPairs(work / f"pairs-{samples}.safetensors", base, teacher, samples)
+    if only_plan:
+        estimates = plan(base, teacher, pairs, gan_weight)
+        for name, seconds in estimates.items():
+            click.echo(f"{name}: {seconds / 60:.1f} min")
+        click.echo(f"all: {sum(estimates.values()) / 3600:.2f} h")
+        return
+    results: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(gan_weight):
+        for seed in map(int, seeds.split(",")):
+            figures = run(configured(base, row, seed, work), teacher, pairs)
+            results.setdefault(row.name, []).append({"seed": seed, **figures})
+            document = report(results, base, teacher, samples)
+            json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            click.echo(f"{row.name}, seed {seed}: LPIPS {figures['lpips_squeeze']}, PSNR-Y {figures['psnr_y']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""How still films stay: noise fixed in the image, carried by flow, or drawn anew, beside bicubic and a published model.
+
+    python -P benchmarks/temporal.py --films ../shared/data/video --json benchmarks/reports/temporal.json \
+        --peer realesr-general-x4v3.ncnn.param realesr-general-x4v3.ncnn.bin
+
+Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph.
+Two figures, in grey levels of luma:
+
+- *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
+  enlarged) and compared where the inputs agree after the same motion to within four levels. Lower is steadier.
+- *still variance*: the variance over time where the input never changes by more than two levels. Lower is stiller.
+
+Bicubic is steadiest, because it shows no texture at all; *texture* says how much there is to flicker: the standard
+deviation of what a result has and the bicubic one has not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from rsd_edge import SuperResolver, __version__
+from rsd_edge.bench.peer import NcnnPeer
+from rsd_edge.frames import SCALE, bicubic_x4
+from rsd_edge.machine import cpu_name
+from rsd_edge.opencv import cv2
+from rsd_edge.stream.images import read_image
+
+Image = NDArray[np.uint8]
+Plane = NDArray[np.float32]
+FILMS = ("bbb_480p_30s", "intel_bottle", "intel_car", "intel_one-by-one-person")
+PHOTO = Path(__file__).parents[1] / "assets" / "reference" / "foliage.jpg"
+PAN = (128, 90)
+_AGREE = 4.0
+_STILL = 2
+
+
+def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
+    """Frames `start` to `start + most - 1`, reduced."""
+    frames: list[Image] = []
+    with av.open(str(path)) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index < start:
+                continue
+            height = round(width * frame.height / frame.width / 2) * 2
+            image = cv2.resize(frame.to_ndarray(format="bgr24"), (width, height), interpolation=cv2.INTER_AREA)
+            frames.append(np.asarray(image, np.uint8))
+            if len(frames) == most:
+                break
+    return frames
+
+
+def pan(width: int, height: int, most: int) -> list[Image]:
+    """A window that moves over a photograph by one and a half pixels in each frame, and a little up and down."""
+    photo = read_image(PHOTO)
+    frames = []
+    for index in range(most):
+        x, y = 6 * index % (photo.shape[1] - SCALE * width), round(20 + 20 * np.sin(index / 9))
+        window = photo[y : y + SCALE * height, x : x + SCALE * width]
+        frames.append(np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
+    return frames
+
+
+def luma(image: Image) -> Plane:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.float32)
+
+
+class Motion:
+    """Where each pixel of an enlarged frame was in the one before, and where that can be told."""
+
+    def __init__(self, film: list[Image]) -> None:
+        gray = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) for image in film]
+        height, width = gray[0].shape
+        y, x = np.mgrid[: SCALE * height, : SCALE * width].astype(np.float32)
+        small_y, small_x = np.mgrid[:height, :width].astype(np.float32)
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.maps: list[tuple[Plane, Plane, NDArray[np.bool_]]] = []
+        for last, now in pairwise(gray):
+            flow = dis.calc(now, last, np.zeros((height, width, 2), np.float32))
+            there = small_x + flow[..., 0], small_y + flow[..., 1]
+            matched = cv2.remap(last, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
+            agree = (cv2.absdiff(now, matched) <= _AGREE).astype(np.uint8)
+            large = cv2.resize(flow, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC) * SCALE
+            wide = cv2.resize(agree, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST) > 0
+            self.maps.append((x + large[..., 0], y + large[..., 1], wide))
+        stack = np.stack(gray)
+        still = (stack.max(axis=0) - stack.min(axis=0) <= _STILL).astype(np.uint8)
+        # A network looks further than a pixel: what moves nearby is not held against it.
+        still = cv2.erode(still, np.ones((9, 9), np.uint8))
+        self.still = cv2.resize(still, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST) > 0
+
+    def measure(self, results: list[Image], base: list[Image]) -> dict[str, float | None]:
+        """The figures of one method."""
+        planes = [luma(image) for image in results]
+        errors = []
+        for (last, now), (x, y, agree) in zip(pairwise(planes), self.maps, strict=True):
+            moved = cv2.remap(last, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            errors.append(float(np.abs(now - moved)[agree].mean()))
+        texture = np.mean([np.std(plane - luma(image)) for plane, image in zip(planes, base, strict=True)])
+        still = np.stack(planes)[:, self.still]
+        return {
+            "warped_error": round(float(np.mean(errors)), 3),
+            "still_variance": round(float(still.var(axis=0).mean()), 3) if self.still.sum() > 100 else None,
+            "texture": round(float(texture), 3),
+        }
+
+
+def bicubic(image: Image) -> Image:
+    out = np.empty((SCALE * image.shape[0], SCALE * image.shape[1], 3), np.uint8)
+    bicubic_x4(image, out)
+    return out
+
+
+def all_methods(
+    resolver: SuperResolver, network: NcnnPeer | None, film: list[Image], base: list[Image]
+) -> dict[str, Callable[[], list[Image]]]:
+    """What is compared, by name."""
+    methods: dict[str, Callable[[], list[Image]]] = {
+        "fixed noise": lambda: list(resolver.stream(film)),
+        "noise moved by flow": lambda: list(resolver.stream(film, temporal="flow")),
+        "noise anew": lambda: [resolver(image, seed=i) for i, image in enumerate(film)],
+        "bicubic": lambda: base,
+    }
+    if network is not None:
+        methods["peer"] = lambda: [network(image) for image in film]
+    return methods
+
+
+@click.command()
+@click.option("--films", required=True, type=click.Path(path_type=Path, exists=True), help="The folder of the films.")
+@click.option("--engine", default="edge-n", show_default=True)
+@click.option("--precision", default="int8", show_default=True)
+@click.option("--peer", nargs=2, type=click.Path(path_type=Path, exists=True), help="An ncnn .param and .bin.")
+@click.option("--film", "chosen", multiple=True, type=click.Choice([*FILMS, "pan"]), help="Several; all if not given.")
+@click.option("--width", default=160, show_default=True)
+@click.option("--start", default=200, show_default=True, help="First frame of each film.")
+@click.option("--frames", default=40, show_default=True)
+@click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
+def main(
+    films: Path,
+    engine: str,
+    precision: str,
+    peer: tuple[Path, Path] | None,
+    chosen: tuple[str, ...],
+    width: int,
+    start: int,
+    frames: int,
+    json_path: Path,
+) -> None:
+    """Measure, print and store."""
+    document: dict[str, Any] = {
+        "machine": cpu_name(),
+        "engine": f"{engine} {precision} onnxruntime",
+        "peer": peer[0].name.partition(".")[0] if peer else None,
+        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python")}
+        | {"rsd_edge": __version__},
+        "width": width,
+        "frames": frames,
+        "films": {},
+    }
+    network = NcnnPeer(*peer, 2) if peer else None
+    with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
+        for name in chosen or (*FILMS, "pan"):
+            film = pan(*PAN, frames) if name == "pan" else read_film(films / f"{name}.mp4", width, start, frames)
+            motion, base = Motion(film), [bicubic(image) for image in film]
+            methods = all_methods(resolver, network, film, base)
+            rows = {method: motion.measure(make(), base) for method, make in methods.items()}
+            document["films"][name] = {"still_share": round(float(motion.still.mean()), 3), "methods": rows}
+            click.echo(f"{name} {json.dumps(document['films'][name], indent=1)}")
+            json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")  # what there is so far
+
+
+if __name__ == "__main__":
+    main()

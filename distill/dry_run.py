@@ -1,0 +1,122 @@
+"""One step of a configuration on made-up images, and what it says about a whole run: memory and time."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.data import Batch
+from rsd_edge.distill.loop import check_share, draws
+from rsd_edge.distill.roles import random_teacher, stage_weights, teacher_checkpoint
+from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage import Stage
+from rsd_edge.distill.stages import STAGES, prepare_torch
+from rsd_edge.distill.stages.student import StudentStage
+
+_MB = 1e6
+
+
+def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Iterator[str]:
+    """Lines about a stage: its weights, its networks, one iteration with one sample, and estimates for its batch.
+
+    Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
+    that the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
+    """
+    prepare_torch(config)
+    runtime = Runtime(device, config.precision)
+    stage, where = _build(name, config, runtime)
+    check_share(stage)
+    processes = f"{runtime.processes} process(es)"
+    yield f"stage {name} of {config.model.name} on {runtime.device} in {config.precision}, {processes}"
+    yield where
+    yield "; ".join(f"{part} {_millions(network)}" for part, network in _networks(stage).items())
+    before = _peak(runtime)
+    seconds, scalars = _one_iteration(stage)
+    yield f"one iteration on made-up images: {', '.join(f'{key} {value:.4g}' for key, value in scalars.items())}"
+    yield from _estimates(stage, seconds, before)
+
+
+def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, str]:
+    if name != "student":
+        return STAGES[name](config, runtime), "weights of the stages before it: loaded"
+    path = Path(config.roles.teacher.weights) if config.roles.teacher.weights else stage_weights(config, "teacher")
+    if path.is_file():
+        return StudentStage(config, runtime, teacher_checkpoint(config)), f"teacher: loaded from {path}"
+    torch.manual_seed(config.seed)
+    teacher = random_teacher(config)
+    count = sum(tensor.numel() for part in teacher.parts.values() for tensor in part.values())
+    size = f"{teacher.spec.family}, {count / 1e6:.1f} M with its autoencoder"
+    return StudentStage(config, runtime, teacher), f"teacher: RANDOM weights ({size}); {path} is not there"
+
+
+def _networks(stage: Stage) -> dict[str, nn.Module]:
+    networks = {f"{name} (trained)": network for name, network in stage.networks.items()}
+    networks |= dict(stage.frozen)
+    if isinstance(stage, StudentStage):
+        networks.setdefault("teacher", stage.teacher)
+    return networks
+
+
+def _millions(network: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
+
+
+def _one_iteration(stage: Stage) -> tuple[float, dict[str, float]]:
+    """Seconds and scalars of one iteration with one sample a process."""
+    settings = stage.stage
+    crop, runtime = stage.config.crop_of(settings), stage.runtime
+    generator = torch.Generator().manual_seed(stage.config.seed)
+    x0 = torch.rand((1, 3, crop, crop), generator=generator).mul(2).sub(1)
+    batch = Batch(x0, torch.nn.functional.avg_pool2d(x0, 4))
+    stage.stage = replace(settings, batch=runtime.processes, accumulate=1)
+    try:
+        began = time.perf_counter()
+        scalars = stage.step(0, draws(stage, itertools.repeat(batch), 0))
+        for ema in stage.averages.values():
+            ema.update()
+        values = {name: float(value.detach()) for name, value in scalars.items()}  # waits for a GPU
+        return time.perf_counter() - began, values
+    finally:
+        stage.stage = settings
+
+
+def _estimates(stage: Stage, seconds: float, before: float) -> Iterator[str]:
+    settings, runtime = stage.stage, stage.runtime
+    samples = settings.batch // runtime.processes
+    together = samples // settings.accumulate
+    static = _static_bytes(stage)
+    one = max(0.0, _peak(runtime) - max(before, static))
+    yield (
+        f"memory: {static / _MB:.0f} MB for weights, averages, gradients and moments; about {one / _MB:.0f} MB more "
+        f"for one sample; about {(static + one * together) / _MB:.0f} MB with {together} samples at a time"
+    )
+    total = seconds * samples
+    yield (
+        f"time: {seconds:.2f} s an iteration with one sample, {stage.batches_per_iteration} batches each; at most "
+        f"{total:.1f} s with {samples} a process, {total * settings.iterations / 3600:.1f} h for "
+        f"{settings.iterations} iterations"
+    )
+
+
+def _static_bytes(stage: Stage) -> float:
+    def size(networks: Iterator[nn.Module]) -> int:
+        return sum(4 * parameter.numel() for network in networks for parameter in network.parameters())
+
+    trained = size(iter(stage.networks.values()))
+    averages = size(ema.average for ema in stage.averages.values())
+    return 4 * trained + averages + size(iter(_networks(stage).values())) - trained
+
+
+def _peak(runtime: Runtime) -> float:
+    """Bytes: the most that this process has held so far; on a GPU, that its allocator has."""
+    if runtime.device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(runtime.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,71 @@
+"""Losses on images as pure functions: RGB (n, 3, h, w) in [-1, 1], float32, one value for each sample unless said."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rsd_edge.distill.objectives import per_sample_mean
+
+
+def colour_differences(image: Tensor) -> Tensor:
+    """(n, 2, h, w) of R - G and B - G: what is left of an RGB image without its luma, cheaply."""
+    red, green, blue = image.unbind(dim=1)
+    return torch.stack([red - green, blue - green], dim=1)
+
+
+def pixel_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of RGB. (n,)"""
+    return per_sample_mean((image.float() - target.float()).abs())
+
+
+def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of the colour differences: punishes coloured grain, which a luma metric does not see. (n,)"""
+    return pixel_loss(colour_differences(image.float()), colour_differences(target.float()))
+
+
+FLAT_WINDOW = 9
+FLAT_DEVIATION = 4 / 127.5
+"""Local deviation of the target, four grey levels, at which an area counts 1 / e as much as a perfectly flat one."""
+
+
+def flat_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute distance from the target's local mean, where the target is flat. (n,)
+
+    In sky, skin and walls there is nothing to invent: whatever the noise adds there is grain, and another seed's grain
+    is another error. The local mean, not the target, is the aim, because the target has sensor noise of its own.
+    """
+    image, target = image.float(), target.float()
+    mean = functional.avg_pool2d(target, FLAT_WINDOW, stride=1, padding=FLAT_WINDOW // 2, count_include_pad=False)
+    luma = target.mean(dim=1, keepdim=True)
+    centre = mean.mean(dim=1, keepdim=True)
+    square = functional.avg_pool2d(
+        luma.square(), FLAT_WINDOW, stride=1, padding=FLAT_WINDOW // 2, count_include_pad=False
+    )
+    deviation = (square - centre.square()).clamp_min(0).sqrt()
+    return per_sample_mean(torch.exp(-deviation / FLAT_DEVIATION) * (image - mean).abs())
+
+
+LATTICE_PERIOD = 8
+"""Output pixels after which a sub-pixel network of two levels repeats: scale 4 times the generator's reduction by 2."""
+
+
+def lattice_loss(detail: Tensor) -> Tensor:
+    """How much the 64 phases of the 8-pixel grid differ in a batch of details (n, c, 8h, 8w). Scalar.
+
+    Of the detail without its 5x5 box average: mean absolute deviation of the phases' means, in units of the detail's
+    deviation, plus that of the phases' relative deviations from 1, both per channel. Sub-pixel convolutions have
+    filters of their own for each phase, and nothing else here makes them agree. The period is the network's own: a
+    penalty on the 4 pixels of the scale alone is met by a pattern of 8.
+    """
+    detail = detail.float()
+    fine = detail - functional.avg_pool2d(detail, 5, stride=1, padding=2, count_include_pad=False)
+    phases = functional.pixel_unshuffle(fine, LATTICE_PERIOD).transpose(0, 1)
+    phases = phases.reshape(detail.shape[1], LATTICE_PERIOD**2, -1)
+    # Inside the root, or a phase without any detail would have an infinite gradient.
+    means, deviations = phases.mean(dim=2), (phases.var(dim=2) + 1e-10).sqrt()
+    typical = deviations.mean(dim=1, keepdim=True)
+    # The unit is detached, or a noisier detail would count as a smaller lattice.
+    offsets = (means - means.mean(dim=1, keepdim=True)) / typical.detach()
+    return offsets.abs().mean() + (deviations / typical - 1).abs().mean()

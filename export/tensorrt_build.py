@@ -1,0 +1,287 @@
+"""`build-engine --backend tensorrt`: typed graphs to plans on the device that will run them, judged there and bundled.
+
+A bundle's name is a digest of all that its plans depend on: graphs, options, TensorRT, GPU and driver. Where there is
+one of that name already, it is returned as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rsd_edge import __version__
+from rsd_edge.backends.tensorrt.cuda import Cuda
+from rsd_edge.backends.tensorrt.device import target_of
+from rsd_edge.backends.tensorrt.library import load_tensorrt
+from rsd_edge.bundle import (
+    GRAPH,
+    KERNELS,
+    MANIFEST,
+    BuildRecord,
+    Bundle,
+    load_bundle,
+    plan_name,
+    write_bundle,
+)
+from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
+from rsd_edge.export.tensorrt_network import BuildProgress, Compiled, compile_graph
+from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.export.torch_tensorrt import TorchPart, compile_part
+from rsd_edge.kernels.manifest import MANIFEST as PACK_MANIFEST
+from rsd_edge.kernels.manifest import pack_files
+from rsd_edge.kernels.sequences import FRAME_KERNELS
+from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision
+from rsd_edge.stream.atomic import make_folder, output_error
+
+log = logging.getLogger(__name__)
+
+TIMINGS = "timing.cache"
+
+_KEY_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where plans are made: the library, the device, and what they are called there."""
+
+    trt: Any
+    cuda: Cuda
+    target: dict[str, str]
+
+
+def build_bundle(
+    graphs: Mapping[str, Path],
+    spec: EngineSpec,
+    output: Path,
+    record: BuildRecord,
+    *,
+    reference: Mapping[str, Path],
+    options: TensorRtOptions | None = None,
+    faster_than: Mapping[str, Path] | None = None,
+    modules: Mapping[str, TorchPart] | None = None,
+    reports: Mapping[str, Any] | None = None,
+    progress: BuildProgress | None = None,
+) -> Bundle:
+    """A bundle with the plans of some graphs, in the folder `output`.
+
+    graphs: strongly typed, by the names that they have in a bundle. record: what is known of the weights; parity in it
+    is kept as that of the graphs. reference: float graphs of the same names, which judge the plans. faster_than: for
+    INT8, the FP16 graphs; INT8 is refused unless it is faster. modules: for torch-tensorrt, the networks.
+    Raises MissingDependencyError or BackendError without TensorRT or a GPU, ModelError for graphs that TensorRT cannot
+    read, BackendError for an engine that cannot be built, strays from its reference or is not worth its precision.
+    Nothing is written then.
+    """
+    options = options or TensorRtOptions()
+    options.tile_of(spec.model)
+    if spec.precision is Precision.INT8 and faster_than is None:
+        raise InputError("an INT8 engine is kept only where it is faster than FP16; pass the FP16 graphs as well")
+    site = open_site()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            given = dict(graphs)
+            if options.kernels is not None:
+                given = _for_kernels(given, spec, folder)
+            key = identity(given, spec, options, site.target)
+            name = f"{spec.model.name}-tensorrt-{spec.precision.value}-{key[:_KEY_LENGTH]}"
+            with _locked(output, name):
+                known = _usable(output / name)
+                if known is not None:
+                    return known
+                maker = _Maker(site, spec, _with_cache(options, output), folder, modules, progress)
+                made = maker.make(given, "own")
+                findings = maker.judge(made, reference, faster_than)
+                return _write(maker, made, findings, record, key, name, output, reports)
+    finally:
+        site.cuda.close()
+
+
+def open_site() -> _Site:
+    """TensorRT and the GPU at hand. Raises what is missing, and how to go on without them."""
+    try:
+        trt = load_tensorrt()
+        cuda = Cuda()
+    except (MissingDependencyError, BackendError) as error:
+        raise type(error)(f"{error}; or write the graphs for another device with --onnx-only") from error
+    return _Site(trt, cuda, target_of(trt, cuda))
+
+
+def identity(graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions, target: Mapping[str, str]) -> str:
+    """A digest of everything that plans depend on."""
+    pack = () if options.kernels is None else (options.kernels / PACK_MANIFEST,)
+    facts = {
+        "kernels": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pack if path.is_file()],
+        "graphs": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in graphs.items()},
+        "model": spec.model.name,
+        "precision": spec.precision.value,
+        "tile": options.tile_of(spec.model),
+        "options": options.identity(),
+        "target": dict(target),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class _Maker:
+    """Compiles and judges, in a folder that goes away."""
+
+    def __init__(
+        self,
+        site: _Site,
+        spec: EngineSpec,
+        options: TensorRtOptions,
+        folder: Path,
+        modules: Mapping[str, TorchPart] | None,
+        progress: BuildProgress | None,
+    ) -> None:
+        self.site, self.spec, self.options = site, spec, options
+        self.tile = options.tile_of(spec.model)
+        self._folder, self._modules, self._progress = folder, modules, progress
+
+    def make(self, graphs: Mapping[str, Path], name: str) -> _Made:
+        """Plans of graphs, beside copies of them."""
+        folder = self._folder / name
+        folder.mkdir()
+        compiled = {}
+        for graph, path in graphs.items():
+            shutil.copyfile(path, folder / graph)
+            compiled[graph] = self._compile(graph, folder / graph)
+            (folder / plan_name(graph)).write_bytes(compiled[graph].plan)
+        return _Made(folder, compiled)
+
+    def judge(
+        self, made: _Made, reference: Mapping[str, Path], faster_than: Mapping[str, Path] | None
+    ) -> dict[str, Any]:
+        """Parity and speed. Raises BackendError for an engine that is not to be kept."""
+        from rsd_edge.export.tensorrt_judge import judge
+
+        rivals = {}
+        if faster_than is not None and self.spec.precision is Precision.INT8:
+            rivals[Precision.FP16] = self.make(faster_than, "rival").folder
+        return judge(made.folder, self.spec, self.options, reference, rivals, stripped=made.stripped)
+
+    def _compile(self, name: str, path: Path) -> Compiled:
+        if self.options.compiler == "onnx":
+            site = self.site
+            return compile_graph(site.trt, site.cuda, path, self.options, self.tile, self._progress)
+        if self._modules is None or name not in self._modules:
+            raise InputError(
+                "--compiler torch-tensorrt compiles networks and not graphs; give --model a .safetensors checkpoint"
+            )
+        return Compiled(compile_part(self._modules[name], self.spec.precision, self.options))
+
+
+@dataclass(frozen=True)
+class _Made:
+    folder: Path
+    compiled: Mapping[str, Compiled]
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What was asked of the builder and done, and what was not and why."""
+        parts = list(self.compiled.values())
+        return {
+            "set": sorted({flag for part in parts for flag in part.flags_set}),
+            "skipped": {flag: why for part in parts for flag, why in part.flags_skipped.items()},
+        }
+
+    @property
+    def stripped(self) -> bool:
+        return "strip-plan" in self.flags["set"]
+
+
+def _write(
+    maker: _Maker,
+    made: _Made,
+    findings: Mapping[str, Any],
+    record: BuildRecord,
+    key: str,
+    name: str,
+    output: Path,
+    reports: Mapping[str, Any] | None,
+) -> Bundle:
+    site, options = maker.site, maker.options
+    target = {
+        **site.target,
+        "key": key,
+        "options": {**_plain(options.identity()), "tile": maker.tile},
+        "flags": made.flags,
+        "limits": {graph: part.limits for graph, part in made.compiled.items()},
+        "timing_cache": {graph: part.timing_cache for graph, part in made.compiled.items()},
+    }
+    files = {file.name: file for file in sorted(made.folder.iterdir())}
+    if options.kernels is not None:
+        files |= _kernel_files(options.kernels, site.cuda.device.sm)
+    complete = replace(
+        record,
+        versions={**record.versions, "rsd-edge": __version__, "tensorrt": str(site.trt.__version__)},
+        device=", ".join(str(site.target[part]) for part in ("gpu", "l4t", "driver") if part in site.target),
+        parity={**findings["parity"], "graph": dict(record.parity)},
+        speed=findings["speed"],
+        target=target,
+    )
+    spec = replace(maker.spec, backend=Backend.TENSORRT)
+    return write_bundle(output, spec, files, complete, name=name, reports=reports)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON holds them."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _for_kernels(graphs: Mapping[str, Path], spec: EngineSpec, folder: Path) -> dict[str, Path]:
+    """The graphs with the detail laid out as the kernels of frames read it."""
+    if spec.model.family != EDGE_FAMILY:
+        raise InputError(f"kernels serve edge models, and '{spec.model.name}' is of family {spec.model.family}")
+    from rsd_edge.export.planes import with_planes
+
+    return {GRAPH: with_planes(graphs[GRAPH], folder / "planes.onnx")}
+
+
+def _kernel_files(folder: Path, sm: int) -> dict[str, Path]:
+    """What the frame path needs of a pack for one architecture, by the names in a bundle. Raises ModelError."""
+    return {f"{KERNELS}/{file}": folder / file for file in pack_files(folder, sm, FRAME_KERNELS)}
+
+
+def _with_cache(options: TensorRtOptions, output: Path) -> TensorRtOptions:
+    return options if options.timing_cache is not None else replace(options, timing_cache=output / TIMINGS)
+
+
+def _usable(folder: Path) -> Bundle | None:
+    """A bundle that was made before; one that is damaged is made again."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        bundle = load_bundle(folder)
+    except ModelError as error:
+        log.warning("%s; it is built again", error)
+        return None
+    log.info("%s was built before, from the same and for this device", folder)
+    return bundle
+
+
+@contextmanager
+def _locked(output: Path, name: str) -> Iterator[None]:
+    """One process builds an engine; others wait for it, and then find it there. The lock goes with its process."""
+    make_folder(output)
+    path = output / f".{name}.lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise output_error(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another process builds %s; waiting for it", output / name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

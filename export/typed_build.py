@@ -1,0 +1,194 @@
+"""`build-engine --backend tensorrt`: typed graphs, and an engine of them here or the command for elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from rsd_edge import __version__
+from rsd_edge.bundle import BuildRecord, Bundle, replace_folder
+from rsd_edge.errors import BackendError
+from rsd_edge.export.lint import lint
+from rsd_edge.export.tensorrt_build import build_bundle, open_site
+from rsd_edge.export.tensorrt_network import BuildProgress
+from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
+from rsd_edge.export.torch_tensorrt import torch_parts
+from rsd_edge.export.typed import TypedGraph, typed_graph
+from rsd_edge.export.typed_prepare import with_sizes
+from rsd_edge.export.typed_sources import Part, model_parts
+from rsd_edge.specs import Backend, EngineSpec, Precision, to_dict
+from rsd_edge.stream.atomic import make_folder, output_error
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "graphs.json"
+REPORT = "typed.json"
+LINTED = ("10.3", "10.16", "11.4")
+"""The installed base on boards, the last before 11, and the newest."""
+_TRTEXEC = {"10.x": "10.3", "11.x": "11.4"}
+"""Families of versions whose tool takes the same words."""
+_FORMAT = 1
+_DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class GraphsOnly:
+    """A folder of typed graphs, to be taken to the device."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+
+def build_tensorrt(
+    model: str,
+    output: Path,
+    *,
+    precision: Precision = Precision.FP16,
+    options: TensorRtOptions | None = None,
+    lookup: bool = True,
+    calibration: Path | None = None,
+    onnx_only: bool = False,
+    progress: BuildProgress | None = None,
+) -> Bundle | GraphsOnly:
+    """Type the graphs of a model, and compile them, in a folder within `output`.
+
+    model: a shipped name, a bundle folder or a checkpoint. lookup: of a published model, decode by way of its code
+    book. calibration: a folder of LR images like those the engine will see; None takes the packaged ones. onnx_only:
+    write the graphs and how to compile them, which needs neither TensorRT nor a GPU.
+    Raises BackendError for a precision that is not FP16 or INT8 and for a graph that misses its gate or that TensorRT
+    would not read; MissingDependencyError or BackendError without TensorRT and `onnx_only`; ModelError, InputError and
+    OutputError. Nothing is written then.
+    """
+    options = options or TensorRtOptions()
+    if precision not in (Precision.FP16, Precision.INT8):
+        raise BackendError(
+            f"tensorrt engines are built in fp16 or int8, not in {precision.value}; use --precision fp16"
+        )
+    if not onnx_only:
+        open_site().cuda.close()  # typing takes minutes; what is missing can be said at once
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = model_parts(model, folder, options, lookup=lookup, calibration=calibration)
+        typed = {name: _typed(name, part, precision) for name, part in source.parts.items()}
+        reports = {name: graph.report for name, graph in typed.items()}
+        record = replace(source.record, versions=_versions(), parity=_worst(typed))
+        graphs = _saved(typed, folder / precision.value)
+        spec = EngineSpec(source.model, Backend.TENSORRT, precision)
+        if onnx_only:
+            return _write(output, spec, graphs, record, options, reports)
+        rival = None
+        if precision is Precision.INT8:
+            halves = {name: _typed(name, part, Precision.FP16) for name, part in source.parts.items()}
+            rival = _saved(halves, folder / "rival")
+        return build_bundle(
+            graphs,
+            spec,
+            output,
+            record,
+            reference={name: part.graph for name, part in source.parts.items()},
+            options=options,
+            faster_than=rival,
+            reports={REPORT: reports},
+            modules=torch_parts(model, options, lookup=lookup) if options.compiler == "torch-tensorrt" else None,
+            progress=progress,
+        )
+
+
+def _typed(name: str, part: Part, precision: Precision) -> TypedGraph:
+    log.info("%s in %s", name, precision.value)
+    kind: Literal["fp16", "int8"] = "int8" if precision is Precision.INT8 else "fp16"
+    graph = typed_graph(onnx.load(part.graph), kind, part.calibration, held_out=part.held_out, peak=part.span)
+    model = with_sizes(graph.model, part.sizes)
+    findings = {version: lint(model, version) for version in LINTED}
+    for version, found in findings.items():
+        if found:
+            raise BackendError(
+                f"TensorRT {version} would not take {name}: {found[0]}; report this with the model's name"
+            )
+    return replace(graph, model=model, report=graph.report | {"lint": findings})
+
+
+def _versions() -> dict[str, str]:
+    packages = ("onnx", "onnx-ir", "onnxruntime", "numpy")
+    return {"rsd-edge": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _worst(typed: Mapping[str, TypedGraph]) -> dict[str, Any]:
+    """Of all parts, the figures of the one that is least close."""
+    figures = [graph.report["closeness"] for graph in typed.values()]
+    return {
+        "psnr_db": min(item["psnr_db"] for item in figures),
+        "detail_snr_db": min(item["detail_snr_db"] for item in figures),
+        "reference": "fp32 on held-out crops",
+    }
+
+
+def _saved(typed: Mapping[str, TypedGraph], folder: Path) -> dict[str, Path]:
+    folder.mkdir()
+    for name, graph in typed.items():
+        onnx.save(graph.model, folder / name)
+    return {name: folder / name for name in typed}
+
+
+def _write(
+    output: Path,
+    spec: EngineSpec,
+    graphs: Mapping[str, Path],
+    record: BuildRecord,
+    options: TensorRtOptions,
+    reports: Mapping[str, Any],
+) -> GraphsOnly:
+    files = {
+        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for name, path in graphs.items()
+    }
+    digest = hashlib.sha256(json.dumps({"engine": to_dict(spec), "files": files}, sort_keys=True).encode()).hexdigest()
+    manifest = {
+        "format": _FORMAT,
+        "digest": digest,
+        "engine": to_dict(spec),
+        "tile": options.tile_of(spec.model),
+        "batch": list(options.batch),
+        "files": files,
+        "trtexec": {
+            family: [
+                trtexec_line(Path(name), _open_shapes(path), options, tensorrt=version) for name, path in graphs.items()
+            ]
+            for family, version in _TRTEXEC.items()
+        },
+        "reports": dict(reports),
+        **{key: value for key, value in to_dict(record).items() if value},
+    }
+    target = output / f"{spec.model.name}-tensorrt-{spec.precision.value}-onnx-{digest[:_DIGEST_LENGTH]}"
+    make_folder(output)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=output) as temporary:
+            fresh = Path(temporary) / "new"
+            fresh.mkdir()
+            for name, path in graphs.items():
+                shutil.copyfile(path, fresh / name)
+            (fresh / MANIFEST).write_text(f"{json.dumps(manifest, indent=2)}\n", encoding="utf-8")
+            replace_folder(fresh, target, aside=Path(temporary) / "old")
+    except OSError as error:
+        raise output_error(target, error) from error
+    return GraphsOnly(target, manifest)
+
+
+def _open_shapes(graph: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes for one tile of the inputs whose batch is left open; trtexec refuses those of others."""
+    shapes = {}
+    for item in onnx.load(graph).graph.input:
+        sizes = [dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        if 0 in sizes:
+            shapes[item.name] = tuple(size or 1 for size in sizes)
+    return shapes

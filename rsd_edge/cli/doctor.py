@@ -1,0 +1,66 @@
+"""`rsd-edge doctor`: what this machine has, and what can run on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsd_edge.cli import FAILED
+from rsd_edge.specs import Backend
+
+
+@click.command("doctor")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--backend", type=click.Choice([backend.value for backend in Backend]), help="Fail if this one cannot run."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def command(folders: tuple[Path, ...], backend: str | None, as_json: bool) -> int:
+    """Tell what this machine has: GPU, TensorRT, video, cameras; which engines can run, and why others cannot.
+
+    FOLDERs with engines are looked at besides those of the package, of --auto-build and ./engines. With --backend, the
+    exit code is 2 if that backend cannot run here.
+    """
+    from rsd_edge.doctor import examine
+
+    facts = examine(folders)
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    return FAILED if backend is not None and not facts["backends"][backend]["usable"] else 0
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    cpu, gpu, opencv = facts["cpu"], facts["gpu"], facts["opencv"]
+    yield f"rsd-edge    {facts['rsd_edge']}, Python {facts['python']}, {facts['system']}"
+    yield f"cpu         {cpu['name']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'no features known'}"
+    if facts["l4t"]:
+        yield f"Jetson      {facts['l4t']}"
+    if gpu["problem"]:
+        yield f"gpu         {gpu['problem']}"
+    else:
+        memory = "shared with the CPU" if gpu["integrated"] else "its own"
+        yield (
+            f"gpu         {gpu['name']}, capability {gpu['capability']}, {gpu['memory_mib']} MiB ({memory}), "
+            f"{gpu['free_mib']} free"
+        )
+        yield f"cuda        {gpu['cuda']}, driver {facts['driver'] or 'unknown'} serves {gpu['cuda_of_driver']}"
+    tensorrt = facts["tensorrt"]
+    yield f"tensorrt    {tensorrt['version'] or tensorrt['problem']}"
+    yield f"opencv      {opencv['version']}, {opencv['note'] or 'with GStreamer'}"
+    yield f"pyav        {facts['pyav']['version']}, encoders {', '.join(facts['pyav']['encoders']) or 'none'}"
+    cameras = [f"{camera['device']} ({camera['name']})" for camera in facts["cameras"]]
+    yield f"cameras     {', '.join(cameras) or 'none'}"
+    for name, backend in facts["backends"].items():
+        yield f"backend     {name}: {'usable' if backend['usable'] else backend['problem']}"
+    for engine in facts["engines"]:
+        yield f"engine      {_engine(engine)}"
+
+
+def _engine(engine: dict[str, Any]) -> str:
+    what = " ".join(filter(None, (engine["backend"], engine["precision"])))
+    state = "; ".join(engine["why"]) if engine["why"] else "usable"
+    stale = f", but stale: {'; '.join(engine['stale'])}" if engine["stale"] and engine["usable"] else ""
+    return f"{engine['path']} ({what or 'unknown'}): {state}{stale}"

@@ -1,0 +1,293 @@
+"""What `rsd-edge run` offers for cameras, and its run over one."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rsd_edge.errors import InputError
+from rsd_edge.stream.atomic import make_folder, write_json
+
+if TYPE_CHECKING:
+    from rsd_edge.live.clock import Clock
+    from rsd_edge.live.runner import RunLimits, Sink
+    from rsd_edge.live.settings import StreamSettings
+    from rsd_edge.live.statistics import Statistics
+    from rsd_edge.resolver import SuperResolver
+    from rsd_edge.stream.batch import RunSettings
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+_WINDOW_TICK = 1 / 120
+_TICK = 0.1
+_SHOWN_EVERY = 0.5
+
+_OPTIONS = (
+    click.option("--camera", metavar="SOURCE", help="0, /dev/video0, csi://0, rtsp://, http://, gst:\"...\", test."),
+    click.option("--capture", metavar="WxH[@FPS]", help="What to ask the camera for."),
+    click.option(
+        "--drop", default="newest", show_default=True, type=click.Choice(["newest", "none"]), help="Of camera frames."
+    ),
+    click.option(
+        "--max-outage", default=30.0, show_default=True, metavar="SECONDS", help="Of a camera, then end; inf: never."
+    ),
+    click.option(
+        "--temporal",
+        default="fixed",
+        show_default=True,
+        type=click.Choice(["fixed", "flow"]),
+        help="Noise fixed in the image, or moving with it.",
+    ),
+    click.option("--no-reuse", is_flag=True, help="Compute unchanged tiles, too."),
+    click.option(
+        "--reuse-threshold", default=0.0, show_default=True, metavar="LEVELS", help="Change below which a tile rests."
+    ),
+    click.option("--reuse-refresh", default=60, show_default=True, metavar="FRAMES", help="Longest rest of a tile."),
+    click.option("--window", is_flag=True, help="Show camera results on the screen."),
+    click.option("--virtual-camera", is_flag=False, flag_value="auto", metavar="[DEVICE]", help="Of v4l2loopback."),
+    click.option("--serve", metavar="[HOST:]PORT", help="Show camera results to browsers."),
+    click.option("--serve-token", metavar="TOKEN", help="What browsers elsewhere have to give; made up if not given."),
+)  # fmt: skip
+LIVE_OPTIONS = (
+    "camera", "capture", "drop", "max_outage", "temporal", "no_reuse", "reuse_threshold", "reuse_refresh", "window",
+    "virtual_camera", "serve", "serve_token",
+)  # fmt: skip
+_FOR_SINKS = ("codec", "crf", "preset")
+
+
+def live_options(command: CommandT) -> CommandT:
+    """Add the options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_live_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of cameras from those of a command and return them."""
+    return {name: options.pop(name) for name in LIVE_OPTIONS}
+
+
+def run_live(
+    options: Mapping[str, Any],
+    output: Path | None,
+    settings: RunSettings,
+    for_videos: Mapping[str, Any],
+    load: Callable[[RunSettings], SuperResolver],
+    report_path: Path | None,
+) -> int:
+    """Enlarge a camera's frames until it ends; the exit code: 0, or 128 and the number of the signal that ended it."""
+    from rsd_edge.live.clock import SystemClock
+    from rsd_edge.live.path import LivePath
+    from rsd_edge.live.receiver import Reconnection
+    from rsd_edge.live.runner import LiveRunner, RunLimits
+    from rsd_edge.live.sinks import WindowSink
+    from rsd_edge.live.sources import CaptureRequest, open_source
+    from rsd_edge.live.statistics import Statistics
+
+    stream = _stream_settings(options, settings)
+    limits = RunLimits(options["drop"], for_videos["max_frames"], Reconnection(max_outage=options["max_outage"]))
+    size, rate = _parse_capture(options["capture"])
+    clock = SystemClock()
+    source = open_source(options["camera"], clock, CaptureRequest(size, rate))
+    statistics = Statistics(clock.now)
+    if report_path is not None:
+        make_folder(report_path.parent)
+    with load(settings) as resolver, _signals() as ended:
+        sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)
+        runner = LiveRunner(source, LivePath(resolver.engine, stream), sinks, clock, statistics, limits)
+        with _Display(source.name, statistics) as display:
+            window = next((sink for sink in sinks if isinstance(sink, WindowSink)), None)
+
+            def watch() -> bool:
+                display.update()
+                return (window is None or window.show()) and not ended
+
+            try:
+                runner.run(watch, _TICK if window is None else _WINDOW_TICK)
+            finally:  # a run that fails has an account as well
+                if report_path is not None:
+                    write_json(report_path, _report(source.name, stream, limits, resolver.record(), statistics))
+        click.echo(_summary(source.name, statistics), err=True)
+    return 128 + ended[0] if ended else 0
+
+
+def _stream_settings(options: Mapping[str, Any], settings: RunSettings) -> StreamSettings:
+    from rsd_edge.live.settings import StreamSettings
+
+    return StreamSettings(
+        seed=settings.seed,
+        strength=settings.strength,
+        scale=settings.scale,
+        temporal=options["temporal"],
+        reuse=not options["no_reuse"],
+        reuse_threshold=options["reuse_threshold"],
+        refresh=options["reuse_refresh"],
+    )
+
+
+def _sinks(
+    options: Mapping[str, Any],
+    output: Path | None,
+    for_videos: Mapping[str, Any],
+    source: str,
+    rate: float,
+    clock: Clock,
+    statistics: Statistics,
+) -> list[Sink]:
+    """All that were asked for. Raises InputError if none was, and what each raises."""
+    from rsd_edge.live.recording import VideoSink
+    from rsd_edge.live.sinks import ImageSequenceSink, NullSink, VirtualCameraSink, WindowSink
+    from rsd_edge.video.formats import is_video
+    from rsd_edge.video.settings import VideoSettings
+
+    sinks: list[Sink] = []
+    if output is not None and str(output) == "null":
+        sinks.append(NullSink())
+    elif output is not None and is_video(output):
+        encoding = VideoSettings(**{name: for_videos[name] for name in _FOR_SINKS})
+        sinks.append(VideoSink(output, encoding, source, rate))
+    elif output is not None:
+        sinks.append(ImageSequenceSink(output))
+    if options["virtual_camera"]:
+        device = options["virtual_camera"]
+        sinks.append(VirtualCameraSink(None if device == "auto" else device, rate))
+    if options["window"]:
+        sinks.append(WindowSink(clock))
+    if options["serve"]:
+        from rsd_edge.live.address import Address
+        from rsd_edge.live.server import PageSink
+
+        page = PageSink(Address.parse(options["serve"], options["serve_token"]), source, statistics)
+        click.echo(f"watch at {page.url}", err=True)
+        sinks.append(page)
+    if not sinks:
+        raise InputError("nowhere to put the frames; give -o FILE, -o FOLDER, -o null, --window or --serve 8080")
+    return sinks
+
+
+def _parse_capture(text: str | None) -> tuple[tuple[int, int] | None, float | None]:
+    """Size and rate of WxH[@FPS]."""
+    if text is None:
+        return None, None
+    size, _, rate = text.lower().partition("@")
+    width, _, height = size.partition("x")
+    try:
+        wanted = int(width), int(height)
+        frames = float(rate) if rate else None
+    except ValueError:
+        raise InputError(f"capture is '{text}'; give WxH or WxH@FPS, such as 1280x720@30") from None
+    if min(wanted) < 1 or (frames is not None and not (math.isfinite(frames) and frames > 0)):
+        raise InputError(f"capture is '{text}'; sizes and rates are more than 0")
+    return wanted, frames
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that came; the first of SIGINT and SIGTERM is only noted, and the next one ends things at once."""
+    came: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    before = {kind: signal.signal(kind, note) for kind in kinds}
+    try:
+        yield came
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _report(
+    source: str, stream: StreamSettings, limits: RunLimits, engine: Mapping[str, Any], statistics: Statistics
+) -> dict[str, Any]:
+    from rsd_edge import __version__
+    from rsd_edge.machine import cpu_name, usable_cores
+
+    bounds = asdict(limits)
+    outage = bounds.pop("reconnection")["max_outage"]
+    return {
+        "rsd_edge": __version__,
+        "camera": source,
+        "machine": cpu_name(),
+        "cores": usable_cores(),
+        "engine": dict(engine),
+        "settings": {**asdict(stream), **bounds, "max_outage": outage if math.isfinite(outage) else None},
+        "run": statistics.report(),
+    }
+
+
+def _summary(source: str, statistics: Statistics) -> str:
+    run = statistics.report()
+    latency = run["latency_ms"]
+    times = "" if latency is None else f", latency p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms"
+    fps = "" if run["sr_fps"] is None else f" at {run['sr_fps']:.1f} fps"
+    away = f", {run['reconnects']} reconnections" if run["reconnects"] else ""
+    return f"{source}: {run['delivered']} of {run['captured']} frames{fps}, {run['dropped']} dropped{times}{away}"
+
+
+class _Display:
+    """On a terminal, a table that is drawn anew twice a second."""
+
+    def __init__(self, source: str, statistics: Statistics) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._source, self._statistics = source, statistics
+        # Not left to rich: it also takes a pipe for a terminal where an environment variable says so.
+        self._shown = sys.stderr.isatty()
+        console = Console(stderr=True, force_terminal=self._shown)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._next = 0.0
+
+    def __enter__(self) -> _Display:
+        if self._shown:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Draw, if it is time."""
+        now = time.monotonic()
+        if self._shown and now >= self._next:
+            self._next = now + _SHOWN_EVERY
+            self._live.update(table(self._source, self._statistics.now()), refresh=True)
+
+
+def table(source: str, found: Mapping[str, Any]) -> Any:
+    """What a terminal shows of `Statistics.now`."""
+    from rich.console import Group
+    from rich.table import Table
+
+    def times(entry: Mapping[str, float] | None) -> list[str]:
+        return ["", "", ""] if entry is None else [f"{entry[name]:.1f}" for name in ("p50", "p95", "p99")]
+
+    state = "[green]live[/]" if found["signal"] == "live" else "[bold red]no signal[/]"
+    sizes = [f"{size[0]}x{size[1]}" if size else "?" for size in (found["source"], found["result"])]
+    title = f"{state}  {' to '.join(sizes)}  in {found['capture_fps']:.1f} fps, out {found['sr_fps']:.1f} fps"
+    note = (
+        f"{found['delivered']} frames, {found['dropped']} dropped, {found['reconnects']} reconnections, "
+        f"{found['tiles_reused']:.0%} of tiles reused"
+    )
+    shown = Table()
+    for heading in ("ms", "p50", "p95", "p99"):
+        shown.add_column(heading, justify="left" if heading == "ms" else "right")
+    shown.add_row("[bold]latency", *times(found["latency_ms"]))
+    for name, entry in found["stages_ms"].items():
+        shown.add_row(name, *times(entry))
+    return Group(title, shown, note)

@@ -1,0 +1,69 @@
+"""What `rsd-edge build-engine` offers for TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from rsd_edge.errors import InputError
+from rsd_edge.export.tensorrt_options import COMPILERS, FLAGS, TensorRtOptions
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+_NAMES = ("onnx_only", "batch", "workspace", "level", "timing_cache", "engine_flag", "kernels", "compiler")
+
+_OPTIONS = (
+    click.option("--onnx-only", is_flag=True, help="TensorRT: write the graphs, and how to compile them elsewhere."),
+    click.option("--batch", metavar="MIN,OPT,MAX", help="TensorRT: tiles at once; 1,1,1 if not given."),
+    click.option("--workspace", type=int, metavar="MIB", help="TensorRT: scratch memory of a layer at most."),
+    click.option("--level", type=int, metavar="0-5", help="TensorRT: how long to search; 3 if not given."),
+    click.option(
+        "--timing-cache",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="TensorRT: kept between builds; beside the engines if not given.",
+    ),
+    click.option("--engine-flag", multiple=True, type=click.Choice(FLAGS), help="TensorRT: may be given repeatedly."),
+    click.option("--compiler", type=click.Choice(COMPILERS), help="TensorRT: the way to a plan; onnx if not given."),
+    click.option(
+        "--kernels",
+        metavar="FOLDER",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="TensorRT: made by build-kernels, to keep whole frames on the device.",
+    ),
+)
+
+
+def tensorrt_options(command: CommandT) -> CommandT:
+    """Add the options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_tensorrt_options(values: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether only graphs are wanted, and the fields of TensorRtOptions that were given. Raises InputError.
+
+    Removes them from the values of a command.
+    """
+    taken = {name: values.pop(name) for name in _NAMES}
+    fields = {name: taken[name] for name in ("level", "timing_cache", "kernels", "compiler") if taken[name] is not None}
+    if taken["workspace"] is not None:
+        fields["workspace_mib"] = taken["workspace"]
+    if taken["engine_flag"]:
+        fields["flags"] = tuple(taken["engine_flag"])
+    if taken["batch"] is not None:
+        fields["batch"] = _batch(taken["batch"])
+    TensorRtOptions(**fields)  # bad values are told before a model is loaded
+    return taken["onnx_only"], fields
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    words = text.split(",")
+    if len(words) != 3 or not all(word.strip().isdecimal() for word in words):
+        raise InputError(f"batch is '{text}'; it must be three growing numbers from 1 on, as in 1,2,4")
+    fewest, usual, most = (int(word) for word in words)
+    return fewest, usual, most

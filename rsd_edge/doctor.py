@@ -1,0 +1,181 @@
+"""What this machine has, what can run here and why the rest cannot. Nothing is changed and nothing is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rsd_edge import __version__
+from rsd_edge.bundle import MANIFEST, ZOO, Bundle, load_bundle, staleness
+from rsd_edge.engines import engine_folder
+from rsd_edge.errors import RsdEdgeError
+from rsd_edge.machine import cpu_features, cpu_name, l4t_release, nvidia_driver, usable_cores
+from rsd_edge.selection import saturates
+from rsd_edge.specs import Backend
+
+ENCODERS = (
+    "libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4", "h264_nvenc", "hevc_nvenc", "av1_nvenc", "h264_v4l2m2m",
+)  # fmt: skip
+"""Those that `rsd-edge run` uses by itself, and the hardware ones that may be named with --codec."""
+
+_CAMERAS = Path("/sys/class/video4linux")
+_MIB = 1 << 20
+
+Facts = dict[str, Any]
+
+
+def examine(folders: Iterable[Path] = ()) -> Facts:
+    """Everything, ready for JSON. folders: bundles, or folders of bundles, to look at besides the usual ones."""
+    gpu = _gpu()
+    backends = {backend.value: _backend(backend) for backend in Backend}
+    return {
+        "rsd_edge": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "l4t": l4t_release() or None,
+        "cpu": {"name": cpu_name(), "cores": usable_cores(), "features": sorted(cpu_features())},
+        "gpu": gpu,
+        "driver": nvidia_driver() or None,
+        "tensorrt": _tensorrt(),
+        "opencv": _opencv(),
+        "pyav": _pyav(),
+        "cameras": _cameras(),
+        "backends": backends,
+        "engines": [_engine(path, backends) for path in sorted(_bundles(folders))],
+    }
+
+
+def _gpu() -> Facts:
+    """Of CUDA: the device and the versions, or why there is none."""
+    from rsd_edge.backends.tensorrt.cuda import Cuda
+
+    try:
+        cuda = Cuda()
+    except RsdEdgeError as error:
+        return {"name": None, "problem": str(error)}
+    try:
+        device = cuda.device
+        return {
+            "name": device.name,
+            "capability": ".".join(map(str, device.capability)),
+            "integrated": device.integrated,
+            "memory_mib": device.total_bytes // _MIB,
+            "free_mib": cuda.free_bytes() // _MIB,
+            **cuda.versions(),
+            "problem": None,
+        }
+    except RsdEdgeError as error:
+        return {"name": cuda.device.name, "problem": str(error)}
+    finally:
+        cuda.close()
+
+
+def _tensorrt() -> Facts:
+    from rsd_edge.backends.tensorrt.library import load_tensorrt
+
+    try:
+        return {"version": str(load_tensorrt().__version__), "problem": None}
+    except RsdEdgeError as error:
+        return {"version": None, "problem": str(error)}
+
+
+def _backend(backend: Backend) -> Facts:
+    problem = _PROBLEMS[backend]()
+    return {"usable": problem is None, "problem": problem}
+
+
+def _tensorrt_problem() -> str | None:
+    from rsd_edge.backends.tensorrt.device import check_device
+
+    try:
+        check_device()
+    except RsdEdgeError as error:
+        return str(error)
+    return None
+
+
+def _missing(module: str, extra: str) -> str | None:
+    if importlib.util.find_spec(module) is not None:
+        return None
+    return f"'{module}' is not installed; run: pip install 'rsd-edge[{extra}]'"
+
+
+_PROBLEMS: dict[Backend, Callable[[], str | None]] = {
+    Backend.ONNXRUNTIME: lambda: None,
+    Backend.OPENVINO: lambda: _missing("openvino", "openvino"),
+    Backend.TENSORRT: _tensorrt_problem,
+    Backend.TORCH: lambda: _missing("torch", "export"),
+}
+"""Why a backend cannot run; ONNX Runtime comes with this package."""
+
+
+def _opencv() -> Facts:
+    from rsd_edge.opencv import cv2
+
+    found = re.search(r"GStreamer:\s+(\S+)", cv2.getBuildInformation())
+    gstreamer = found is not None and found[1].upper() == "YES"
+    cure = "CSI cameras need it: use the OpenCV of JetPack, through a virtual environment with --system-site-packages"
+    return {"version": cv2.__version__, "gstreamer": gstreamer, "note": None if gstreamer else f"no GStreamer; {cure}"}
+
+
+def _pyav() -> Facts:
+    import av
+
+    return {"version": av.__version__, "encoders": [name for name in ENCODERS if _encodes(name)]}
+
+
+def _encodes(name: str) -> bool:
+    """FFmpeg was built with it; whether its hardware is there shows when it is opened."""
+    import av
+
+    try:
+        return bool(av.codec.Codec(name, "w").is_encoder)
+    except (ValueError, av.FFmpegError):
+        return False
+
+
+def _cameras() -> list[Facts]:
+    names = sorted(_CAMERAS.glob("video*/name")) if _CAMERAS.is_dir() else []
+    return [{"device": f"/dev/{path.parent.name}", "name": path.read_text(errors="replace").strip()} for path in names]
+
+
+def _bundles(folders: Iterable[Path]) -> set[Path]:
+    found = {path.parent for path in ZOO.glob(f"*/*/{MANIFEST}")}
+    for folder in (engine_folder(), Path("engines"), *folders):
+        found |= {path.parent.resolve() for path in (*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"))}
+    return {path for path in found if not path.name.startswith(".")}
+
+
+def _engine(path: Path, backends: Facts) -> Facts:
+    facts: Facts = {"path": str(path), "backend": None, "precision": None, "usable": False, "why": [], "stale": []}
+    try:
+        bundle = load_bundle(path)
+    except RsdEdgeError as error:
+        return {**facts, "why": [str(error)]}
+    spec = bundle.spec
+    facts |= {"model": spec.model.name, "backend": spec.backend.value, "precision": spec.precision.value}
+    problem = backends[spec.backend.value]["problem"]
+    why = [problem] if problem else []
+    stale = staleness(bundle)
+    if saturates(spec):
+        why.append("its INT8 products saturate on this processor, which has no VNNI")
+    if spec.backend is Backend.TENSORRT and not why:
+        against, older = _device(bundle)
+        why, stale = [*why, *against], [*stale, *older]
+    return {**facts, "usable": not why, "why": why, "stale": stale}
+
+
+def _device(bundle: Bundle) -> tuple[list[str], list[str]]:
+    from rsd_edge.backends.tensorrt.cuda import Cuda
+    from rsd_edge.backends.tensorrt.device import reasons_against, target_of
+    from rsd_edge.backends.tensorrt.library import load_tensorrt
+
+    cuda = Cuda()
+    try:
+        return reasons_against(bundle.manifest.get("target") or {}, target_of(load_tensorrt(), cuda))
+    finally:
+        cuda.close()

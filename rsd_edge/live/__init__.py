@@ -1,0 +1,1 @@
+"""Cameras: newest frames in, enlarged ones out, for as long as it lasts."""

@@ -1,0 +1,127 @@
+"""GStreamer pipelines: through OpenCV where it was built with GStreamer, through `gst-launch-1.0` elsewhere.
+
+The wheels of PyPI come without, and the CSI cameras of a Jetson are reached in no other way.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+from typing import Any
+
+import av
+import numpy as np
+
+from rsd_edge.errors import CameraError
+from rsd_edge.live.devices import OpenCvCapture
+from rsd_edge.live.frames import Picture
+from rsd_edge.live.receiver import Capture, Source
+from rsd_edge.opencv import cv2, quiet
+
+_LAUNCHER = "gst-launch-1.0"
+_NEWEST = "videoconvert ! video/x-raw,format=BGR ! appsink max-buffers=1 drop=true sync=false"
+_TO_PIPE = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1 sync=false"
+_SECONDS_TO_END = 2.0
+
+
+def csi_pipeline(sensor: int, size: tuple[int, int] | None, rate: float | None) -> str:
+    """The camera `sensor` of a Jetson, in the memory of the CPU."""
+    (width, height), frames = size or (1280, 720), round(rate or 30)
+    return (
+        f"nvarguscamerasrc sensor-id={sensor} ! "
+        f"video/x-raw(memory:NVMM),width={width},height={height},framerate={frames}/1 ! "
+        "nvvidconv ! video/x-raw,format=BGRx"
+    )
+
+
+def gstreamer_source(name: str, pipeline: str) -> Source:
+    """A source for a pipeline without its sink. Raises CameraError where there is no GStreamer at all."""
+    if opencv_has_gstreamer():
+        return OpenCvGstreamerSource(name, pipeline)
+    if shutil.which(_LAUNCHER):
+        return PipeSource(name, pipeline)
+    raise CameraError(
+        f"{name} needs GStreamer, which this OpenCV was built without, and {_LAUNCHER} is not installed; "
+        "run 'apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good'"
+    )
+
+
+def opencv_has_gstreamer() -> bool:
+    """Built in or there as a plugin."""
+    return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))
+
+
+class OpenCvGstreamerSource:
+    """A pipeline inside OpenCV."""
+
+    def __init__(self, name: str, pipeline: str) -> None:
+        self.name, self._pipeline = name, f"{pipeline} ! {_NEWEST}"
+
+    def open(self) -> Capture:
+        """See Source."""
+        with quiet():
+            capture = cv2.VideoCapture(self._pipeline, cv2.CAP_GSTREAMER)
+        if not capture.isOpened():
+            capture.release()
+            raise CameraError(f"{self.name}: the pipeline does not start; try it with '{_LAUNCHER} {self._pipeline}'")
+        return OpenCvCapture(capture)
+
+
+class PipeSource:
+    """A pipeline in a process of its own, which sends raw pictures through a pipe."""
+
+    def __init__(self, name: str, pipeline: str) -> None:
+        self.name, self._pipeline = name, pipeline
+
+    def open(self) -> Capture:
+        """See Source."""
+        command = [_LAUNCHER, "-q", *shlex.split(f"{self._pipeline} ! {_TO_PIPE}")]
+        # Its own session: Ctrl-C is for us, and we end it when the last frame is taken.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            container = av.open(process.stdout, format="yuv4mpegpipe")
+        except (av.FFmpegError, OSError):
+            _end(process)
+            raise CameraError(
+                f"{self.name}: the pipeline gives no pictures; try it with '{_LAUNCHER} {self._pipeline} ! fakesink'"
+            ) from None
+        return _PipeCapture(process, container)
+
+
+class _PipeCapture:
+    def __init__(self, process: subprocess.Popen[bytes], container: Any) -> None:
+        self._process, self._container = process, container
+        self._frames = container.decode(video=0)
+
+    def read(self) -> Picture | None:
+        """See Capture."""
+        try:
+            frame = next(self._frames, None)
+        except (av.FFmpegError, ValueError):
+            return None
+        return None if frame is None else np.ascontiguousarray(frame.to_ndarray(format="bgr24"))
+
+    def interrupt(self) -> None:
+        """See Capture."""
+        self._process.terminate()
+
+    def close(self) -> None:
+        """See Capture."""
+        _end(self._process)
+        with suppress(av.FFmpegError):
+            self._container.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

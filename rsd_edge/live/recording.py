@@ -1,0 +1,179 @@
+"""The sink that writes a video file while the frames come."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from rsd_edge.errors import OutputError
+from rsd_edge.live.frames import LiveResult, Picture
+from rsd_edge.opencv import cv2
+from rsd_edge.stream.atomic import make_folder, output_error
+from rsd_edge.video.colour import Colour, FromBgr
+from rsd_edge.video.encoder import Encoder, choose_encoder
+from rsd_edge.video.formats import CONTAINERS
+from rsd_edge.video.settings import VideoSettings
+from rsd_edge.video.source import Clip, Orientation
+
+_TICKS = Fraction(1, 90000)
+_BT709 = 1
+_KEYFRAME_SECONDS = 2
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+
+
+class VideoSink:
+    """Encodes results at the times at which they were captured.
+
+    The file grows under a name of its own and gets its name when it is closed: also after an error, with all that was
+    written until then. A film whose size changes on the way keeps the size that it began with.
+    """
+
+    def __init__(self, target: Path, settings: VideoSettings, source: str, rate: float = 25.0) -> None:
+        """rate: frames per second to expect, for the encoder's planning. Raises OutputError for a format that cannot
+        be written frame by frame."""
+        container = CONTAINERS.get(target.suffix.lower())
+        if container is None or container.fixed_rate:
+            known = ", ".join(suffix for suffix, kind in CONTAINERS.items() if not kind.fixed_rate)
+            raise OutputError(f"cannot write {target} from a camera, whose frames have times; use one of {known}")
+        make_folder(target.parent)
+        self.name = str(target)
+        self._target, self._settings, self._source, self._rate = target, settings, source, rate
+        self._partial = target.with_name(f".rsd-edge-{secrets.token_hex(8)}.part{target.suffix}")
+        self._film: _Film | None = None
+
+    def write(self, result: LiveResult) -> None:
+        """See Sink."""
+        try:
+            if self._film is None:
+                self._film = _Film(self._open(), self._encoder(result.pixels), result.frame.captured)
+            self._film.add(result)
+        except av.FFmpegError as error:
+            raise self._failure(error) from None
+        except OSError as error:
+            raise error if isinstance(error, OutputError) else self._failure(error) from None
+
+    def close(self) -> None:
+        """See Sink."""
+        film, self._film = self._film, None
+        if film is None:
+            return
+        try:
+            film.close()
+        except (av.FFmpegError, OSError) as error:
+            raise self._failure(error) from None
+        finally:
+            self._keep(film)
+
+    def _keep(self, film: _Film) -> None:
+        """What can be played gets its name."""
+        film.abandon()
+        if film.frames:
+            os.replace(self._partial, self._target)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def _open(self) -> IO[bytes]:
+        try:
+            return open(self._partial, "w+b")  # closed with the film
+        except OSError as error:
+            raise output_error(self._target, error) from error
+
+    def _encoder(self, picture: Picture) -> Encoder:
+        """Tried out, as for any video. Raises OutputError if there is none."""
+        height, width = (side + side % 2 for side in picture.shape[:2])
+        colour = Colour(_BT709, False, _BT709, _BT709, 8)
+        clip = Clip(
+            path=Path(self._source),
+            index=0,
+            width=width,
+            height=height,
+            time_base=_TICKS,
+            rate=Fraction(self._rate).limit_denominator(1001),
+            fixed_rate=False,
+            frames=None,
+            first=0,
+            begin=None,
+            end=None,
+            entries=(),
+            shift=Fraction(0),
+            colour=colour,
+            orientation=Orientation(),
+            sample_aspect=None,
+            notes=(),
+            max_pixels=self._settings.max_pixels,
+            digest="",
+        )
+        return choose_encoder(clip, self._target, (width, height), self._settings)[0]
+
+    def _failure(self, error: Exception) -> OutputError:
+        failure = output_error(self._target, error) if isinstance(error, OSError) else OutputError(f"{error}")
+        kept = ""
+        if self._film is not None and self._film.frames:
+            kept = f"; the first {self._film.seconds:.1f} s are kept there"
+        raised = OutputError(f"{failure}{kept}")
+        raised.errno = getattr(error, "errno", None)
+        return raised
+
+
+class _Film:
+    """An open file with one stream."""
+
+    def __init__(self, file: IO[bytes], encoder: Encoder, began: float) -> None:
+        self._file, self._encoder, self._began = file, encoder, began
+        options = _FRAGMENTED if encoder.container.name in ("mp4", "mov") else {}
+        self._output: Any = av.open(file, "w", format=encoder.container.name, container_options=options)
+        stream = self._output.add_stream(encoder.name, rate=encoder.rate, time_base=encoder.time_base)
+        assert isinstance(stream, VideoStream)
+        encoder.set_up(stream.codec_context)
+        stream.codec_context.max_b_frames = 0  # they would begin before zero, which fragments cannot say
+        stream.codec_context.gop_size = max(1, round(_KEYFRAME_SECONDS * encoder.rate))
+        self._stream = stream
+        self._convert = FromBgr(encoder.colour, encoder.pixel_format)
+        self._last = -1
+        self.frames = 0
+
+    @property
+    def seconds(self) -> float:
+        """Until the last frame."""
+        return float(self._last * self._encoder.time_base)
+
+    def add(self, result: LiveResult) -> None:
+        """Encode one frame. Raises FFmpegError, OSError."""
+        frame = self._convert(_fitted(result.pixels, self._encoder.width, self._encoder.height))
+        ticks = round(Fraction(result.frame.captured - self._began) / self._encoder.time_base)
+        frame.pts = self._last = max(ticks, self._last + 1)
+        frame.time_base = self._encoder.time_base
+        self._output.mux(self._stream.encode(frame))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Write what the encoder still holds, and the end of the file. Raises FFmpegError, OSError."""
+        self._output.mux(self._stream.encode(None))
+        self._output.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def abandon(self) -> None:
+        """Close the file, whatever state it is in."""
+        with suppress(av.FFmpegError, OSError):
+            self._output.close()
+        with suppress(OSError):
+            self._file.close()
+
+
+def _fitted(picture: Picture, width: int, height: int) -> Picture:
+    """Of the size of the film: with an edge doubled to be even, or resized where the source has changed."""
+    h, w = picture.shape[:2]
+    if (w + w % 2, h + h % 2) != (width, height):
+        return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if (w, h) == (width, height):
+        return picture
+    return np.asarray(cv2.copyMakeBorder(picture, 0, height - h, 0, width - w, cv2.BORDER_REPLICATE), np.uint8)

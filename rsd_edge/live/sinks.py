@@ -1,0 +1,143 @@
+"""Where results go: nowhere, images, a window, a virtual camera; see `recording` for videos, `server` for browsers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd_edge.errors import MissingDependencyError, OutputError
+from rsd_edge.live.clock import Clock
+from rsd_edge.live.frames import LiveResult
+from rsd_edge.opencv import cv2
+from rsd_edge.stream.atomic import make_folder
+from rsd_edge.stream.images import write_image
+
+_DEFAULT_NAME = "%06d.png"
+_TITLE = "rsd-edge"
+_QUIT = (27, ord("q"))
+
+
+class NullSink:
+    """Takes everything and keeps nothing: for measuring."""
+
+    name = "null"
+
+    def write(self, result: LiveResult) -> None:
+        """See Sink."""
+
+    def close(self) -> None:
+        """See Sink."""
+
+
+class ImageSequenceSink:
+    """One image file for each result, numbered from 0; each appears whole or not at all."""
+
+    def __init__(self, target: Path) -> None:
+        """target: a folder, which gets 000000.png and so on, or a path with a number in printf's form such as %06d.
+        Raises OutputError."""
+        self._pattern = str(target if "%" in target.name else target / _DEFAULT_NAME)
+        try:
+            first = Path(self._pattern % 0)
+        except (TypeError, ValueError):
+            raise OutputError(f"cannot write {target}: its name needs one number such as %06d") from None
+        make_folder(first.parent)
+        self.name = self._pattern
+        self._next = 0
+
+    def write(self, result: LiveResult) -> None:
+        """See Sink."""
+        write_image(self._pattern % self._next, result.pixels)
+        self._next += 1
+
+    def close(self) -> None:
+        """See Sink."""
+
+
+class VirtualCameraSink:
+    """A camera that other programs see, through v4l2loopback."""
+
+    def __init__(self, device: str | None, rate: float) -> None:
+        """Raises MissingDependencyError without pyvirtualcam, OutputError where there is no such device."""
+        try:
+            import pyvirtualcam
+        except ModuleNotFoundError:
+            raise MissingDependencyError(
+                "--virtual-camera needs 'pyvirtualcam'; run: pip install 'rsd-edge[virtualcam]'"
+            ) from None
+        self.name = device or "virtual camera"
+        self._module: Any = pyvirtualcam
+        self._device, self._rate = device, rate
+        self._camera: Any = None
+        if sys.platform == "linux" and not Path("/sys/module/v4l2loopback").exists():
+            raise OutputError(
+                f"{self.name} cannot be opened: v4l2loopback is not loaded; run 'sudo apt-get install "
+                "v4l2loopback-dkms && sudo modprobe v4l2loopback'"
+            )
+
+    def write(self, result: LiveResult) -> None:
+        """See Sink."""
+        height, width = result.pixels.shape[:2]
+        if self._camera is None:
+            try:
+                self._camera = self._module.Camera(
+                    width=width, height=height, fps=self._rate, fmt=self._module.PixelFormat.BGR, device=self._device
+                )
+            except RuntimeError as error:
+                raise OutputError(f"{self.name} cannot be opened ({error}); run 'sudo modprobe v4l2loopback'") from None
+        if (self._camera.width, self._camera.height) == (width, height):
+            picture = result.pixels
+        else:
+            picture = np.asarray(cv2.resize(result.pixels, (self._camera.width, self._camera.height)), np.uint8)
+        self._camera.send(picture)
+
+    def close(self) -> None:
+        """See Sink."""
+        if self._camera is not None:
+            self._camera.close()
+
+
+class WindowSink:
+    """The newest result on the screen. `show` belongs to the main thread, as toolkits want it."""
+
+    name = "window"
+
+    def __init__(self, clock: Clock) -> None:
+        """Raises OutputError where there is no display or OpenCV has no windows."""
+        if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise OutputError("--window needs a display and there is none; use --serve 8080 and look with a browser")
+        try:
+            cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        except cv2.error:
+            raise OutputError(
+                "--window: this OpenCV has no windows; use --serve 8080, or install opencv-python without -headless"
+            ) from None
+        self._clock = clock
+        self._latest: LiveResult | None = None
+        self._sized = False
+
+    def write(self, result: LiveResult) -> None:
+        """See Sink."""
+        with self._clock.changing():
+            self._latest = result
+
+    def show(self) -> bool:
+        """Draw what came since the last call; False once the window has been closed, or Escape or q pressed."""
+        with self._clock.changing():
+            latest, self._latest = self._latest, None
+        if latest is not None:
+            if not self._sized:
+                height, width = latest.pixels.shape[:2]
+                cv2.resizeWindow(_TITLE, width, height)
+                self._sized = True
+            cv2.imshow(_TITLE, latest.pixels)
+        if cv2.waitKey(1) & 0xFF in _QUIT:
+            return False
+        return cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) >= 1
+
+    def close(self) -> None:
+        """See Sink."""
+        cv2.destroyAllWindows()

@@ -1,0 +1,103 @@
+"""The benchmarks of training, on tiny networks: that they run, resume and compare what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from rsd_edge.distill.config import DistillConfig, config_to_dict
+from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
+
+MakeConfig = Callable[..., DistillConfig]
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def as_before(one_torch_thread: None) -> Iterator[None]:
+    yield
+    torch.set_flush_denormal(False)
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def written(config: DistillConfig, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(dict(config_to_dict(config)), sort_keys=False))
+    return path
+
+
+def test_training_computes_algorithm_one(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused iteration and the plain transcription give the same losses, update after update."""
+    module = script("distill_step", monkeypatch)
+    config = tiny_config(distill_weight=1.0, gan_weight=0.1, fake_steps=2, lr=1e-3)
+    path = written(config, tmp_path / "tiny.yaml")
+    job = module.Job(False, str(path), ("student.lpips_windows=false",), "cpu", 2, 2, 1, 1)
+    ours, plain = (module.measure(replace(job, plain=which)) for which in (False, True))
+    document = module.report(ours, plain, job)
+    same, later = (document[f"loss_difference_{when}"] for when in ("at_equal_weights", "after_updates"))
+    assert same.keys() == later.keys() == set(module.LOSSES)
+    assert max(same.values()) < 1e-5  # float32 sums in other orders; the first student update is after two of the fake
+    assert max(later.values()) < 1e-3
+    assert len(ours["losses"]) == 3
+    assert len(ours["seconds"]) == 2
+    assert set(ours["breakdown_seconds"]) > {"encoder", "decoder", "student forward", "all backward passes"}
+    assert all(spent > 0 for spent in ours["breakdown_seconds"].values())
+
+
+def test_objectives_are_compared_and_resumed(
+    tiny_config: MakeConfig, tiny_weights: Checkpoint, hr_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("compare_objectives", monkeypatch)
+    path = written(tiny_config(fake_steps=1), tmp_path / "tiny.yaml")
+    teacher = tmp_path / "teacher.safetensors"
+    save_checkpoint(teacher, tiny_weights)
+    options: list[Any] = ["--config", path, "--teacher", teacher, "--train", hr_photos, "--val", hr_photos]
+    options += ["--set", "student.distill_weight=1", "--iterations", 1, "--samples", 4, "--work", tmp_path / "work"]
+    options = [str(word) for word in (*options, "--json", tmp_path / "rows.json")]
+    run = CliRunner().invoke(module.main, options, catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    document = json.loads((tmp_path / "rows.json").read_text())
+    objectives = ["rsd, N = 4", "rsd, N = 1", "vsd", "sinsr", "regression"]
+    assert list(document["rows"]) == [*objectives, *(f"{name} + GAN" for name in objectives)]
+    figures = [row["lpips_squeeze"] for runs in document["rows"].values() for row in runs]
+    assert len(set(figures)) > 5  # they do not all do the same
+    monkeypatch.setattr(module, "train", None)  # a finished row is not run again
+    assert CliRunner().invoke(module.main, options, catch_exceptions=False).exit_code == 0
+    assert json.loads((tmp_path / "rows.json").read_text()) == document
+    planned = CliRunner().invoke(module.main, [*options, "--plan"], catch_exceptions=False)
+    assert len(planned.output.splitlines()) == 11
+
+
+def test_cached_pairs_are_drawn_alike_from_anywhere(
+    tiny_config: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("compare_objectives", monkeypatch)
+    pairs = module.CachedPairs(tmp_path / "pairs.safetensors", tiny_config(), tiny_weights, 6)
+    batches = pairs.batches_from(0)
+    seen = [next(batches) for _ in range(6)]
+    assert all(torch.equal(a.z0, b.z0) for a, b in zip(seen[4:], pairs.batches_from(4), strict=False))
+    once = torch.cat([batch.z0 for batch in seen[:3]])
+    assert len({float(z.sum()) for z in once}) == 6  # every sample once each time round
+    assert seen[0].x0.shape == (2, 3, 64, 64)
+    assert float(seen[0].x0.abs().max()) <= 1

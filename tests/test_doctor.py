@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import pytest
+
+from rsd_edge import doctor
+from rsd_edge.bundle import BuildRecord, shipped_engines
+from rsd_edge.cli import main
+from rsd_edge.export.tensorrt_build import build_bundle
+from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.specs import Backend, EngineSpec, Precision
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["doctor", *map(str, arguments)])
+        return int(caught.value.code or 0), capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def engine(toy_graph: Path, toy_spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle for TensorRT 10.3 on the fake GPU."""
+    pytest.importorskip("onnx")
+    monkeypatch.setattr("rsd_edge.export.tensorrt_judge._ROUNDS", 1)
+    spec = replace(toy_spec, backend=Backend.TENSORRT, precision=Precision.FP16)
+    graphs = {"graph.onnx": toy_graph}
+    options = TensorRtOptions(tile=48)
+    fake_tensorrt.install(monkeypatch, "10.3.0")
+    return build_bundle(graphs, spec, tmp_path / "e", BuildRecord(), reference=graphs, options=options).path
+
+
+def facts_of(run: Run, *arguments: object) -> dict[str, Any]:
+    code, out = run("--json", *arguments)
+    assert code == 0
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_machine_without_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    facts = facts_of(run)
+    assert facts["backends"]["onnxruntime"] == {"usable": True, "problem": None}
+    assert "TensorRT is not installed here" in facts["backends"]["tensorrt"]["problem"]
+    assert facts["tensorrt"]["version"] is None
+    assert facts["gpu"]["problem"]
+    assert "mpeg4" in facts["pyav"]["encoders"]
+    assert isinstance(facts["opencv"]["gstreamer"], bool)
+    shipped = {engine["model"] for engine in facts["engines"] if engine["usable"]}
+    assert set(shipped_engines()) <= shipped
+    code, out = run()
+    assert code == 0
+    assert "tensorrt    TensorRT is not installed here" in out
+    assert run("--backend", "tensorrt")[0] == 2
+    assert run("--backend", "onnxruntime")[0] == 0
+
+
+def test_a_machine_with_one(run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "l4t_release", lambda: "R36.4.3")
+    facts = facts_of(run, engine.parent)
+    assert facts["gpu"]["name"] == "Orin"
+    assert facts["gpu"]["capability"] == "8.7"
+    assert facts["tensorrt"] == {"version": "10.3.0", "problem": None}
+    assert facts["backends"]["tensorrt"]["usable"]
+    (found,) = [item for item in facts["engines"] if item["path"] == str(engine)]
+    assert found["usable"]
+    code, out = run(engine, "--backend", "tensorrt")
+    assert code == 0
+    assert "gpu         Orin, capability 8.7, 8192 MiB (its own)" in out
+    assert f"{engine} (tensorrt fp16): usable" in out
+    assert "Jetson      R36.4.3" in out
+
+
+def test_engines_that_cannot_run_say_why(run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch, "11.4.0.106")
+    (found,) = [item for item in facts_of(run, engine)["engines"] if item["path"] == str(engine)]
+    assert not found["usable"]
+    assert found["why"] == ["TensorRT was 10.3.0 and is 11.4.0.106"]
+    (engine / "graph.plan").write_bytes(b"x")
+    assert "graph.plan has 1 bytes where the manifest says" in run(engine)[1]
+
+
+def test_cameras_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "video0").mkdir()
+    (tmp_path / "video0" / "name").write_text("vi-output, imx219\n")
+    monkeypatch.setattr(doctor, "_CAMERAS", tmp_path)
+    assert facts_of(run)["cameras"] == [{"device": "/dev/video0", "name": "vi-output, imx219"}]
+    assert "cameras     /dev/video0 (vi-output, imx219)" in run()[1]

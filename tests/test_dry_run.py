@@ -1,0 +1,104 @@
+"""Every configuration that ships builds and takes a step; the official ones here with small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import rsd_edge.distill
+from rsd_edge.cli import main
+from rsd_edge.distill.config import load_config
+from rsd_edge.distill.dry_run import rehearse
+from rsd_edge.distill.stage_config import StudentConfig
+
+CONFIGS = {path.stem: path for path in sorted((Path(rsd_edge.distill.__path__[0]) / "configs").glob("*.yaml"))}
+OFFICIAL = ("rsd-imagenet256", "rsd-lsdir512", "sinsr", "vsd")
+UNET = "model_channels: 32, channel_mult: [1, 2], num_res_blocks: [1, 1], attention_resolutions: [64, 32]"
+UNET += ", num_head_channels: 16, swin_embed_dim: 32"
+VQ = "{ch: 32, num_res_blocks: 1, n_embed: 64}"
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def small(name: str) -> list[str]:
+    """Overrides that make the networks of an official configuration small, and its crops."""
+    noise = 0 if name == "sinsr" else 1
+    return [
+        f"model.architecture={{unet: {{{UNET}, noise_channels: {noise}}}, vq: {VQ}}}",
+        f"roles.teacher.model.architecture={{unet: {{{UNET}}}, vq: {VQ}}}",
+        "roles.teacher.model.multiple_of=16",
+        "model.multiple_of=16",
+        "data.crop=64",
+        "roles.head_width=8",
+    ]
+
+
+def test_the_list_is_what_ships() -> None:
+    assert sorted(CONFIGS) == sorted((*OFFICIAL, "edge-n", "edge-s"))
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_configuration_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = small(name) if name in OFFICIAL else ["data.crop=64"]
+    config = load_config(CONFIGS[name], [*overrides, "student.fake_steps=1"])
+    where, teacher, networks, step, memory, time = rehearse("student", config, "cpu")
+    assert where == f"stage student of {name} on cpu in bf16, 1 process(es)"
+    assert "RANDOM weights" in teacher
+    assert "student (trained)" in networks
+    assert ("fake (trained)" in networks) == (name != "sinsr")
+    assert "distill" in step
+    assert "nan" not in step
+    assert memory.startswith("memory: ")
+    assert f"for {config.student.iterations} iterations" in time
+    assert not list(tmp_path.iterdir())  # nothing is written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_official_configuration_takes_a_step_at_full_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(CONFIGS[name], ["student.fake_steps=1"])
+    lines = list(rehearse("student", config, "cpu"))
+    assert "173." in lines[1]  # millions of parameters: 118.6 and 55.3
+    assert "distill" in lines[3]
+
+
+def test_the_command_prints_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--config",
+        "edge-n",
+        "--dry-run",
+        "--device",
+        "cpu",
+        "--set",
+        "data.crop=64",
+        "--set",
+        "student.fake_steps=1",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        main(["distill", *words])
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_rsd_is_the_papers_recipe() -> None:
+    """What the file says beside its rhythm is what the defaults say."""
+    config = load_config(CONFIGS["rsd-imagenet256"])
+    rhythm = ("accumulate", "log_every", "validate_every", "save_every", "lpips")
+    plain = {name: getattr(config.student, name) for name in StudentConfig.__dataclass_fields__ if name not in rhythm}
+    assert plain == {name: getattr(StudentConfig(), name) for name in plain}
+    assert config.data.crop == 256
+    assert config.data.degradations == {"real": 1.0}
+
+
+def test_vsd_differs_from_rsd_in_its_objective_alone() -> None:
+    rsd, vsd = (load_config(CONFIGS[name]).student for name in ("rsd-imagenet256", "vsd"))
+    different = {name for name in StudentConfig.__dataclass_fields__ if getattr(rsd, name) != getattr(vsd, name)}
+    assert different == {"objective"}

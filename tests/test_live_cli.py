@@ -1,0 +1,192 @@
+"""`rsd-edge run --camera` as a process: how it ends, what it leaves, what it tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from rsd_edge.cli import cli, main
+from rsd_edge.cli.live_options import table
+from rsd_edge.live.statistics import Statistics
+
+TEST = "test:32x24@60"
+
+
+def words(bundle: Path, *more: str) -> list[str]:
+    return ["run", "--camera", TEST, "--engine", str(bundle), "--threads", "1", *more]
+
+
+@contextmanager
+def running(bundle: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-P", "-c", "from rsd_edge.cli import main; main()", *words(bundle, *more)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def wait_for_part(folder: Path) -> None:
+    """Until a recording has begun to grow."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if any(path.stat().st_size > 0 for path in folder.glob(".rsd-edge-*")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing is being recorded")
+
+
+def run_here(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_a_bounded_run_reports_what_it_did(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, target = tmp_path / "report.json", tmp_path / "out.mkv"
+    more = ("-o", str(target), "--max-frames", "6", "--report", str(report), "--drop", "none", "--scale", "2")
+    assert run_here(*words(toy_bundle, *more)) == 0
+    found = json.loads(report.read_text())
+    assert (found["camera"], found["settings"]["drop"], found["settings"]["max_outage"]) == (TEST, "none", 30.0)
+    run = found["run"]
+    assert (run["delivered"], run["dropped"], run["source_size"], run["result_size"]) == (6, 0, [32, 24], [64, 48])
+    assert run["latency_ms"]["p50"] <= run["latency_ms"]["p95"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
+    assert all(run["stages_ms"][name]["p50"] >= 0 for name in ("capture", "pre", "engine", "post", "sink"))
+    assert frames_in(target) == 6
+    assert re.search(rf"{TEST}: 6 of \d+ frames at [\d.]+ fps, 0 dropped, latency p50", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_signals_leave_a_playable_file_and_nothing_else(
+    toy_bundle: Path, tmp_path: Path, kind: signal.Signals, code: int, suffix: str
+) -> None:
+    target = tmp_path / f"out{suffix}"
+    with running(toy_bundle, "-o", str(target)) as process:
+        wait_for_part(tmp_path)
+        time.sleep(0.5)
+        process.send_signal(kind)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == code
+    assert "Traceback" not in told
+    assert frames_in(target) > 3
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.mkv"
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150000, 150000)); "
+    command = [sys.executable, "-P", "-c", f"{limits}from rsd_edge.cli import main; main()"]
+    more = words(toy_bundle, "-o", str(target), "--crf", "0", "--max-frames", "4000")
+    ended = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("error:") == 1
+    assert "Traceback" not in ended.stderr
+    assert "s are kept there" in ended.stderr
+    assert frames_in(target) > 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
+
+
+def test_a_page_that_is_left_alone_ends_with_the_run(toy_bundle: Path) -> None:
+    pytest.importorskip("aiohttp")
+    with running(toy_bundle, "--serve", "0") as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[-1]
+        with urllib.request.urlopen(f"{url}stream.mjpg", timeout=20) as watching:
+            assert watching.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+
+
+@pytest.mark.skipif(shutil.which("Xvfb") is None, reason="Xvfb is not installed (Debian: apt-get install xvfb)")
+def test_a_window_that_is_closed_ends_the_run_well(toy_bundle: Path, tmp_path: Path) -> None:
+    if shutil.which("xdotool") is None:
+        pytest.skip("xdotool is not installed (Debian: apt-get install xdotool)")
+    screen = subprocess.Popen(["Xvfb", ":77", "-screen", "0", "640x480x24"], stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "DISPLAY": ":77"}
+    try:
+        time.sleep(1)
+        target = tmp_path / "out.mkv"
+        command = [sys.executable, "-P", "-c", "from rsd_edge.cli import main; main()"]
+        more = words(toy_bundle, "--window", "-o", str(target))
+        process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
+        wait_for_part(tmp_path)
+        find = ["xdotool", "search", "--sync", "--name", "^rsd-edge$", "key", "--window", "%1", "q"]
+        subprocess.run(find, env=environment, timeout=20, check=True)
+        _, told = process.communicate(timeout=20)
+        assert (process.returncode, "Traceback" in told) == (0, False)
+        assert frames_in(target) > 0
+    finally:
+        screen.terminate()
+        screen.wait()
+
+
+def test_mistakes_are_told_in_one_line(toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("--camera", "nonsense", "-o", "null"): "camera 'nonsense' is none of",
+        ("--camera", "test"): "nowhere to put the frames",
+        ("--camera", "test", "-o", str(tmp_path / "x.avi")): "whose frames have times",
+        ("--camera", "/dev/video99", "-o", "null"): "/dev/video99 does not exist",
+        ("--camera", "test", "--capture", "big", "-o", "null"): "give WxH or WxH@FPS",
+        ("--camera", "test", "photo.png", "-o", "null"): "exclude each other",
+        ("--camera", "test", "--max-outage", "0", "-o", "null"): "max-outage is 0",
+        ("--camera", "test", "--serve", "x", "-o", "null"): "serve is 'x'",
+        ("photo.png",): "Missing option '-o'",
+        ("photo.png", "-o", "out.png", "--serve", "8080"): "--serve: for cameras; add --camera, or leave it out",
+        ("-o", "out.png"): "Missing argument 'INPUT...'",
+    }
+    for arguments, message in cases.items():
+        assert run_here("run", "--engine", str(toy_bundle), *arguments) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert len(told.strip().splitlines()) == 1
+
+
+def test_help_names_the_sources() -> None:
+    told = CliRunner().invoke(cli, ["run", "--help"]).output
+    assert "--camera SOURCE" in told
+    assert "--serve [HOST:]PORT" in told
+
+
+def test_the_table_shows_rates_and_times() -> None:
+    clock = [0.0]
+    statistics = Statistics(lambda: clock[0])
+    statistics.open = True
+    for _ in range(5):
+        clock[0] += 0.05
+        statistics.captured(clock[0], 0.01, (160, 90))
+        statistics.stage("engine", 0.03)
+        statistics.delivered(clock[0] - 0.04, (640, 360))
+    console = Console(width=100, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table("test", statistics.now()))
+    told = captured.get()
+    assert "live  160x90 to 640x360  in 20.0 fps, out 20.0 fps" in told
+    assert re.search(r"latency\s+. 40\.0 . 40\.0 . 40\.0", told)
+    assert re.search(r"engine\s+. 30\.0", told)

@@ -1,0 +1,172 @@
+"""Videos, images, windows and virtual cameras as sinks, and what is left of them when something breaks."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import sys
+import types
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+import pytest
+
+from rsd_edge.errors import MissingDependencyError, OutputError
+from rsd_edge.live.clock import SystemClock
+from rsd_edge.live.frames import LiveFrame, LiveResult
+from rsd_edge.live.recording import VideoSink
+from rsd_edge.live.sinks import ImageSequenceSink, VirtualCameraSink, WindowSink
+from rsd_edge.stream.images import read_image
+from rsd_edge.video.settings import VideoSettings
+
+TIMES = (0.0, 0.04, 0.12, 0.16, 0.5, 0.54)
+
+
+def result(index: int, at: float, size: tuple[int, int] = (64, 48)) -> LiveResult:
+    width, height = size
+    pixels = np.full((height, width, 3), (40 * index) % 256, np.uint8)
+    pixels[:, : width // 2] = (200, 60, 30)
+    small = np.zeros((height // 4, width // 4, 3), np.uint8)
+    return LiveResult(LiveFrame(index, 100.0 + at, small), pixels)
+
+
+def frames_of(path: Path) -> list[tuple[float, av.VideoFrame]]:
+    with av.open(str(path)) as container:
+        return [(float(frame.time or 0), frame) for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])
+def test_a_recording_has_the_times_of_capture_and_the_right_colours(tmp_path: Path, suffix: str) -> None:
+    sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0)
+    for index, at in enumerate(TIMES):
+        sink.write(result(index, at))
+    sink.close()
+    found = frames_of(tmp_path / f"out{suffix}")
+    # Matroska and WebM count milliseconds.
+    assert [at for at, _ in found] == pytest.approx(TIMES, abs=0.001)
+    pixel = found[0][1].to_ndarray(format="bgr24")[24, 8]
+    assert np.abs(pixel.astype(int) - (200, 60, 30)).max() <= 4  # lossy, 4:2:0 and swscale's matrix
+    assert [path.name for path in tmp_path.iterdir()] == [f"out{suffix}"]
+
+
+def test_odd_sizes_and_sizes_that_change_fit_the_film(tmp_path: Path) -> None:
+    sink = VideoSink(tmp_path / "out.mkv", VideoSettings(), "test")
+    for index, size in enumerate([(63, 47), (63, 47), (80, 100)]):
+        sink.write(result(index, index / 10, size))
+    sink.close()
+    assert [(frame.width, frame.height) for _, frame in frames_of(tmp_path / "out.mkv")] == [(64, 48)] * 3
+
+
+def test_nothing_is_left_of_a_recording_without_frames(tmp_path: Path) -> None:
+    VideoSink(tmp_path / "out.mkv", VideoSettings(), "test").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_recorded_is_told_before_the_first_frame(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"whose frames have times; use one of \.mp4"):
+        VideoSink(tmp_path / "out.avi", VideoSettings(), "test")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="it is a file"):
+        VideoSink(tmp_path / "file" / "out.mkv", VideoSettings(), "test")
+
+
+class FullDisk:
+    """A file on a disk that has room for so many bytes more."""
+
+    def __init__(self, file: IO[bytes], room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, data: bytes) -> int:
+        if len(data) > self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._room -= len(data)
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_full_disk_leaves_what_can_be_played(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = builtins.open
+
+    def limited(path: Any, *arguments: Any, **options: Any) -> Any:
+        file = opened(path, *arguments, **options)
+        return FullDisk(file, 60000) if ".part" in str(path) else file
+
+    monkeypatch.setattr(builtins, "open", limited)
+    sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0)
+    rng = np.random.default_rng(0)
+
+    def record() -> None:
+        for index in range(400):
+            noise = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            sink.write(LiveResult(result(index, index / 25).frame, noise))
+
+    with pytest.raises(OutputError, match=r"the disk is full.*s are kept there") as raised:
+        record()
+    assert raised.value.errno == errno.ENOSPC
+    with pytest.raises(OutputError):
+        sink.close()
+    monkeypatch.undo()
+    found = frames_of(tmp_path / f"out{suffix}")
+    assert 5 < len(found) < 400
+    assert [path.name for path in tmp_path.iterdir()] == [f"out{suffix}"]
+    sink.close()  # once more does nothing
+
+
+def test_images_are_numbered(tmp_path: Path) -> None:
+    sink = ImageSequenceSink(tmp_path / "frames")
+    named = ImageSequenceSink(tmp_path / "named" / "x_%03d.jpg")
+    for index in range(3):
+        for each in (sink, named):
+            each.write(result(index * 7, index))
+    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [f"{k:06d}.png" for k in range(3)]
+    assert sorted(path.name for path in (tmp_path / "named").iterdir()) == [f"x_{k:03d}.jpg" for k in range(3)]
+    assert np.array_equal(read_image(tmp_path / "frames" / "000001.png"), result(7, 1).pixels)
+    with pytest.raises(OutputError, match="needs one number"):
+        ImageSequenceSink(tmp_path / "%d_%d.png")
+
+
+def test_a_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(OutputError, match=r"--window needs a display.*--serve 8080"):
+        WindowSink(SystemClock())
+
+
+def test_a_virtual_camera_needs_its_package_and_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'rsd-edge\[virtualcam\]'"):
+        VirtualCameraSink(None, 25.0)
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", types.ModuleType("pyvirtualcam"))
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(OutputError, match="modprobe v4l2loopback"):
+        VirtualCameraSink("/dev/video9", 25.0)
+
+
+def test_a_virtual_camera_gets_every_picture_in_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, ...]] = []
+
+    class Camera:
+        def __init__(self, width: int, height: int, fps: float, fmt: str, device: str | None) -> None:
+            assert (fps, fmt, device) == (25.0, "BGR", "/dev/video9")
+            self.width, self.height = width, height
+
+        def send(self, picture: Any) -> None:
+            sent.append(picture.shape)
+
+        def close(self) -> None:
+            sent.append(())
+
+    module: Any = types.ModuleType("pyvirtualcam")
+    module.Camera, module.PixelFormat = Camera, types.SimpleNamespace(BGR="BGR")
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", module)
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    sink = VirtualCameraSink("/dev/video9", 25.0)
+    sink.write(result(0, 0))
+    sink.write(result(1, 1, (32, 32)))
+    sink.close()
+    assert sent == [(48, 64, 3), (48, 64, 3), ()]

@@ -1,0 +1,172 @@
+"""What `--camera` takes, the test pattern, and real streams that die and come back."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from stream_server import mjpeg_server, ts_server
+from virtual_clock import VirtualClock
+
+from rsd_edge.errors import CameraError, InputError
+from rsd_edge.live import devices, gstreamer
+from rsd_edge.live.clock import SystemClock
+from rsd_edge.live.devices import StreamSource, V4l2Source, fourcc, without_password
+from rsd_edge.live.pattern import PatternSource
+from rsd_edge.live.sources import CaptureRequest, open_source
+
+
+def test_sources_are_told_apart() -> None:
+    clock = VirtualClock()
+    assert open_source("test", clock).name == "test:160x90@24"
+    assert open_source("test:64x48@5", clock).name == "test:64x48@5"
+    assert open_source("test", clock, CaptureRequest((320, 180), 12)).name == "test:320x180@12"
+    for text, device in (("0", "/dev/video0"), ("12", "/dev/video12"), ("/dev/cam", "/dev/cam")):
+        source = open_source(text, clock)
+        assert isinstance(source, V4l2Source)
+        assert source.name == device
+    for url in ("rtsp://10.0.0.2/live", "http://host/x.mjpg", "tcp://host:99", "udp://@:1234"):
+        assert isinstance(open_source(url, clock), StreamSource)
+    for text in ("", "test:4x4@1", "test:64x48@0", "gst:", "csi://x", "ftp://host/x", "rtsp://", "file.mp4", "-1"):
+        with pytest.raises(InputError):
+            open_source(text, clock)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert (
+        without_password("rtsp://me:secret@10.0.0.2:554/a?token=abc&x=1")
+        == "rtsp://me:***@10.0.0.2:554/a?token=***&x=1"
+    )
+    assert StreamSource("rtsp://me:secret@host/").name == "rtsp://me:***@host/"
+
+
+def test_the_pattern_comes_at_its_times_moves_and_leaves_out_what_is_late() -> None:
+    clock = VirtualClock()
+    capture = PatternSource(clock, 64, 48, 8.0).open()
+    pictures, times = [], []
+    for _ in range(4):
+        picture = capture.read()
+        assert picture is not None
+        pictures.append(picture)
+        times.append(clock.now())
+    assert times == [0.125, 0.25, 0.375, 0.5]
+    assert all(not np.array_equal(a, b) for a, b in pairwise(pictures))
+    clock.spend(1.05)
+    capture.read()
+    assert clock.now() == pytest.approx(1.55)  # the frame of 1.5 s, at once
+    capture.interrupt()
+    assert capture.read() is None
+
+
+def test_a_camera_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match="does not exist, there is no camera; plug it in, or try --camera test"):
+        V4l2Source(str(tmp_path / "video7")).open()
+    (tmp_path / "video0").write_bytes(b"")
+    with pytest.raises(CameraError, match=r"there are .*video0"):
+        V4l2Source(str(tmp_path / "video7")).open()
+    with pytest.raises(CameraError, match="another program may be using it"):
+        V4l2Source(str(tmp_path / "video0")).open()
+
+
+class FakeCapture:
+    """A camera that takes no MJPG and has one size."""
+
+    def __init__(self, target: str, api: int, options: list[int]) -> None:
+        self.asked = dict(zip(options[::2], options[1::2], strict=True))
+        self.given = {cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*"YUYV")), 3: 640.0, 4: 480.0}
+
+    def isOpened(self) -> bool:  # noqa: N802 (OpenCV's name)
+        return True
+
+    def get(self, key: int) -> float:
+        return self.given[key]
+
+    def set(self, key: int, value: float) -> bool:
+        self.asked[key] = value
+        return True
+
+    def read(self) -> tuple[bool, Any]:
+        raise cv2.error("unplugged")
+
+    def release(self) -> None:
+        pass
+
+
+def test_mjpg_is_asked_for_and_what_comes_instead_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[FakeCapture] = []
+    monkeypatch.setattr(devices.cv2, "VideoCapture", lambda *given: made.append(FakeCapture(*given)) or made[-1])
+    (tmp_path / "video0").write_bytes(b"")
+    source = V4l2Source(str(tmp_path / "video0"), (1280, 720), 30)
+    capture = source.open()
+    asked = made[0].asked
+    assert fourcc(asked[cv2.CAP_PROP_FOURCC]) == "MJPG"
+    assert (asked[3], asked[4], asked[cv2.CAP_PROP_FPS], asked[cv2.CAP_PROP_BUFFERSIZE]) == (1280, 720, 30, 1)
+    assert "gives YUYV and not MJPG" in caplog.text
+    assert "gives 640x480, the nearest that it has to 1280x720" in caplog.text
+    assert capture.read() is None
+    source.open()
+    assert caplog.text.count("YUYV") == 1
+
+
+def test_gstreamer_is_missing_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gstreamer, "opencv_has_gstreamer", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(CameraError, match=r"csi://0 needs GStreamer.*apt-get install gstreamer1.0-tools"):
+        open_source("csi://0", VirtualClock())
+
+
+def test_csi_cameras_are_asked_in_the_words_of_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "told"
+    launcher = tmp_path / "gst-launch-1.0"
+    launcher.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {told}\n')
+    launcher.chmod(launcher.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(gstreamer, "opencv_has_gstreamer", lambda: False)
+    with pytest.raises(CameraError, match="the pipeline gives no pictures"):
+        open_source("csi://1", VirtualClock(), CaptureRequest((1920, 1080), 30)).open()
+    words = told.read_text().split("\n")
+    assert "sensor-id=1" in words
+    assert "video/x-raw(memory:NVMM),width=1920,height=1080,framerate=30/1" in words
+    assert words[-3:-1] == ["fd=1", "sync=false"]
+
+
+@pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="gst-launch-1.0 is not installed")
+def test_a_pipeline_comes_through_a_pipe_and_ends_with_its_process() -> None:
+    source = open_source(
+        'gst:"videotestsrc pattern=smpte ! video/x-raw,width=64,height=48,framerate=30/1"', SystemClock()
+    )
+    capture = source.open()
+    try:
+        pictures = [capture.read() for _ in range(3)]
+    finally:
+        capture.close()
+    first = pictures[0]
+    assert first is not None
+    assert first.shape == (48, 64, 3)
+    # The first two of seven bars: white and yellow, BGR, to what limited range and 4:2:0 leave of them.
+    assert first[5, 3].min() > 230
+    assert first[5, 13, 0] < 40 < 200 < first[5, 13, 1:].min()
+    assert capture._process.poll() is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("serve", [mjpeg_server, ts_server])
+def test_streams_are_read_and_their_end_is_noticed(serve: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    with serve(frames=12) as url:
+        capture = StreamSource(url).open()
+        pictures = []
+        while (picture := capture.read()) is not None:
+            pictures.append(picture)
+        capture.close()
+    assert len(pictures) >= 10  # a decoder may keep the last ones
+    assert pictures[0].shape == (48, 64, 3)
+    with pytest.raises(CameraError, match="does not answer or sends no video"):
+        StreamSource(url).open()
+    assert capfd.readouterr().err == ""

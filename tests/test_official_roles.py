@@ -1,0 +1,216 @@
+"""Students of either architecture against a published teacher, at a small size with random weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsd_edge.distill.config import DistillConfig, RoleConfig, RolesConfig
+from rsd_edge.distill.data import Batch, validation_batch
+from rsd_edge.distill.data_config import DataConfig
+from rsd_edge.distill.discriminators import FakeModel, FeatureHead
+from rsd_edge.distill.loop import draws
+from rsd_edge.distill.roles import build_roles, random_teacher, takes_noise
+from rsd_edge.distill.stage_config import StageConfig, StudentConfig
+from rsd_edge.distill.stages import run_stage
+from rsd_edge.distill.stages.student import StudentStage
+from rsd_edge.errors import InputError, ModelError
+from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, state_of
+from rsd_edge.models.edge import EdgeGenerator
+from rsd_edge.models.edge_tile import edge_tile
+from rsd_edge.models.published import bicubic_up, published_model
+from rsd_edge.models.swin_unet import SwinUNet
+from rsd_edge.specs import (
+    EdgeArchitecture,
+    ModelSpec,
+    PublishedArchitecture,
+    ScheduleSpec,
+    SwinUNetArchitecture,
+    VqArchitecture,
+)
+
+MakeConfig = Callable[..., DistillConfig]
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+UNET = SwinUNetArchitecture(
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=(1, 1),
+    attention_resolutions=(64, 32),
+    num_head_channels=16,
+    swin_embed_dim=32,
+)
+VQ = VqArchitecture(ch=32, num_res_blocks=1, n_embed=64)
+TEACHER = ModelSpec("teacher", "resshift", steps=15, multiple_of=16, architecture=PublishedArchitecture(UNET, VQ))
+
+
+def student_of(family: str) -> ModelSpec:
+    if family == "edge":
+        architecture = EdgeArchitecture(3, 8, 1, (8, 12), (1, 1, 1), 8, 8, 1, 4, 4)
+        return ModelSpec("small", architecture=architecture)
+    unet = replace(UNET, noise_channels=1 if family == "rsd" else 0)
+    return ModelSpec("small", family, multiple_of=16, architecture=PublishedArchitecture(unet, VQ))
+
+
+@pytest.fixture
+def make(hr_photos: Path, tmp_path: Path) -> MakeConfig:
+    """Runs of one iteration against a teacher in a file."""
+
+    def config(family: str = "rsd", **settings: object) -> DistillConfig:
+        path = tmp_path / "teacher.safetensors"
+        common = {"iterations": 1, "batch": 2, "fake_steps": 1, "log_every": 1, "lr": 1e-3, **settings}
+        made = DistillConfig(
+            student_of(family),
+            str(tmp_path / "run"),
+            roles=RolesConfig(teacher=RoleConfig(str(path), TEACHER), head_width=8),
+            data=DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=0, val_crops=1),
+            student=StudentConfig(**common),  # type: ignore[arg-type]
+        )
+        if not path.is_file():
+            torch.manual_seed(3)
+            save_checkpoint(path, random_teacher(made))
+        return made
+
+    return config
+
+
+def pair(stage: StudentStage) -> Batch:
+    return validation_batch(replace(stage.config.data, val_crops=2), 64, 0)
+
+
+def moved(before: dict[str, Tensor], network: nn.Module) -> bool:
+    return any(not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_student_at_birth_is_its_teacher(make: MakeConfig) -> None:
+    """The noise channel's slice is zero: whatever the noise, the output is the teacher's."""
+    config = make()
+    roles = build_roles(config, load_checkpoint(Path(config.roles.teacher.weights)), 64)
+    assert isinstance(roles.student, SwinUNet)
+    assert takes_noise(roles.student)
+    assert not takes_noise(roles.teacher)
+    x, lq, eps = torch.randn(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.randn(2, 1, 16, 16)
+    t = torch.tensor([14, 3])
+    with torch.no_grad():
+        torch.testing.assert_close(roles.student(x, t, lq, eps), roles.teacher(x, t, lq), rtol=0, atol=1e-5)  # float32
+    first = roles.student.input_blocks[0][0].weight  # type: ignore[index, union-attr]
+    assert first.shape[1] == 7
+    assert not first[:, 6].any()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("objective", ["rsd", "vsd", "sinsr"])
+@pytest.mark.parametrize("family", ["rsd", "edge"])
+def test_a_student_of_any_architecture_is_trained(make: MakeConfig, family: str, objective: str) -> None:
+    stage = StudentStage(make(family, objective=objective))
+    assert isinstance(stage.student, SwinUNet if family == "rsd" else EdgeGenerator)
+    assert isinstance(stage.fake.denoiser, SwinUNet)
+    networks = {"student": stage.student, "fake": stage.fake, "teacher": stage.teacher, "latent": stage.latent}
+    before = {name: state_of(network) for name, network in networks.items()}
+    scalars = stage.step(0, draws(stage, itertools.repeat(pair(stage)), 0))
+    assert scalars.keys() == {"fake", "discriminator", "lpips", "distill", "gan", "gradient"}
+    assert {name for name, network in networks.items() if moved(before[name], network)} == {"student", "fake"}
+    assert all(torch.isfinite(value) for value in scalars.values())
+
+
+def test_a_run_leaves_a_model_that_runs(make: MakeConfig) -> None:
+    path = run_stage("student", make())
+    checkpoint = load_checkpoint(path)
+    assert set(checkpoint.parts) == {"generator", "autoencoder"}
+    model = published_model(checkpoint)
+    lq = torch.rand(1, 3, 16, 16)
+    image = model(lq, torch.randn(1, 4, 16, 16))
+    assert image.shape == (1, 3, 64, 64)
+    assert torch.isfinite(image).all()
+    assert (path.parent / "strips" / "000001.png").is_file()
+
+
+def test_an_edge_student_of_a_published_teacher_keeps_its_latent_space(make: MakeConfig) -> None:
+    path = run_stage("student", make("edge", gan_weight=0.0))
+    assert set(load_checkpoint(path).parts) == {"student", "autoencoder"}
+
+
+def test_an_edge_student_of_a_published_teacher_runs_without_its_autoencoder(make: MakeConfig) -> None:
+    """Stem and decoder learn the teacher's latents first; the student then is a model like those that ship."""
+    losses = {"pixel_weight": 1.0, "lpips_weight": 0.0, "lpips_windows": True}
+    config = make("edge", gan_weight=0.0, **losses)
+    config = replace(config, autoencoder=StageConfig(iterations=1, batch=2, **losses))
+    path = run_stage("autoencoder", config)
+    assert set(load_checkpoint(path).parts) == {"stem", "decoder"}
+    config = replace(config, roles=replace(config.roles, autoencoder=RoleConfig(str(path))))
+    joint = StudentConfig(**{**vars(config.student), "distill_weight": 0.0, "train_decoder": True})
+    config = replace(config, finetune=joint)
+    for stage in ("student", "finetune"):
+        checkpoint = load_checkpoint(run_stage(stage, config))
+        assert set(checkpoint.parts) == {"stem", "decoder", "student"}
+        detail = edge_tile(checkpoint)(torch.rand(1, 3, 16, 16), torch.randn(1, 4, 16, 16))
+        assert detail.shape == (1, 3, 64, 64)
+
+
+def test_a_student_goes_on_from_a_file(make: MakeConfig) -> None:
+    config = make()
+    weights = run_stage("student", config)
+    again = replace(config, roles=replace(config.roles, student=RoleConfig(str(weights))))
+    student = build_roles(again, load_checkpoint(Path(config.roles.teacher.weights)), 64).student
+    assert not moved(load_checkpoint(weights).parts["generator"], student)
+
+
+def test_the_latent_space_is_the_published_one(make: MakeConfig) -> None:
+    """Both images encoded at once give what each gives alone; decoding goes through the codes."""
+    stage = StudentStage(make())
+    x0, y0 = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)
+    autoencoder = stage.frozen["autoencoder"]
+    z0, z_y = stage.latent.encode(x0, y0)
+    torch.testing.assert_close(z0, autoencoder.encode(x0), rtol=0, atol=1e-5)  # type: ignore[operator]
+    torch.testing.assert_close(z_y, autoencoder.encode(bicubic_up(y0)), rtol=0, atol=1e-5)  # type: ignore[operator]
+    torch.testing.assert_close(z_y, stage.latent.condition(y0), rtol=0, atol=1e-5)
+    z0 = z0.requires_grad_()
+    detail = stage.latent.detail(z0, y0)
+    torch.testing.assert_close(detail + bicubic_up(y0), autoencoder.decode(z0), rtol=0, atol=1e-5)  # type: ignore[operator]
+    assert torch.autograd.grad(detail.sum(), z0)[0].abs().max() > 0  # straight through the codes
+
+
+@pytest.mark.parametrize("family", ["swin", "edge"])
+def test_one_pass_gives_both_the_denoiser_and_the_heads_features(family: str) -> None:
+    torch.manual_seed(0)
+    denoiser: nn.Module = (
+        SwinUNet(UNET) if family == "swin" else EdgeGenerator(EdgeArchitecture(3), noise_channel=False)
+    )
+    fake = FakeModel(denoiser, FeatureHead(denoiser.bottleneck_channels, 8))  # type: ignore[arg-type]
+    x, t, lq = torch.randn(3, 3, 16, 16), torch.tensor([5, 0, 0]), torch.rand(3, 3, 16, 16)
+    f_phi, logits = fake(x, t, lq, 1)
+    torch.testing.assert_close(f_phi, denoiser(x[:1], t[:1], lq[:1]), rtol=0, atol=1e-5)  # float32
+    torch.testing.assert_close(logits, fake(x[1:], t[1:], lq[1:], 0)[1], rtol=0, atol=1e-5)
+    assert fake(x, t, lq, 3)[1] is None
+
+
+def test_roles_that_do_not_suit_are_named(make: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path) -> None:
+    config = make("edge")
+    teacher = load_checkpoint(Path(config.roles.teacher.weights))
+    wide = replace(config.model, architecture=replace(config.model.edge, latent_channels=4))
+    with pytest.raises(InputError, match="latents of 4 channels and its teacher of 3"):
+        build_roles(replace(config, model=wide), teacher, 64)
+    other = replace(config.model, schedule=ScheduleSpec(kappa=1.0))
+    with pytest.raises(InputError, match="another schedule than its teacher"):
+        build_roles(replace(config, model=other), teacher, 64)
+    with pytest.raises(InputError, match="the crop is 96; teacher and student need a multiple of 64"):
+        build_roles(config, teacher, 96)
+    student = replace(teacher, spec=student_of("rsd"))
+    with pytest.raises(InputError, match="of family rsd; a teacher is edge or resshift"):
+        build_roles(config, student, 64)
+    path = tmp_path / "edge.safetensors"
+    save_checkpoint(path, tiny_weights)
+    roles = replace(config.roles, teacher=RoleConfig(str(path), TEACHER))
+    with pytest.raises(ModelError, match=r"edge.safetensors has another family than roles.teacher.model says"):
+        StudentStage(replace(config, roles=roles))
+    roles = replace(config.roles, autoencoder=RoleConfig(str(path)))  # of four channels
+    with pytest.raises(ModelError, match="another latent space than the teacher"):
+        build_roles(replace(config, roles=roles), teacher, 64)
+    with pytest.raises(InputError, match="train_decoder needs the compact decoder of an edge teacher"):
+        StudentStage(make("edge", train_decoder=True))
