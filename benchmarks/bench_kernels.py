@@ -165,6 +165,7 @@ def frame_cases(plan: TilePlan, where: str) -> dict[str, Case]:
     frame = torch.randint(0, 256, (plan.y.length, plan.x.length, 3), dtype=torch.uint8, device=where)
     detail = torch.randn((plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w), device=where, dtype=torch.float16)
     seeds, strength = seed_tensor([1] * plan.count, where), torch.ones(1, device=where)
+    flag = torch.zeros(1, dtype=torch.int32, device=where)
     starts = torch.tensor([plan.origin(i) for i in range(plan.count)], dtype=torch.int32, device=where)
     sides, half = (plan.tile_h, plan.tile_w), {"dtype": torch.float16}
     return {
@@ -180,8 +181,8 @@ def frame_cases(plan: TilePlan, where: str) -> dict[str, Case]:
             compiles=False,
         ),
         "merge_tiles": Case(
-            lambda: merge_tiles(detail, frame, strength, plan, **TRITON),
-            lambda: reference_frames.merge_tiles(detail, frame, strength, plan),
+            lambda: merge_tiles(detail, frame, strength, flag, plan, **TRITON),
+            lambda: reference_frames.merge_tiles(detail, frame, strength, flag, plan),
             traffic.merge_tiles(plan, 2),
             compiles=False,
         ),

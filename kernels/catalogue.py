@@ -227,12 +227,12 @@ def _frames() -> Iterator[KernelSpec]:
         yield KernelSpec(
             f"merge_tiles-x{block}", "frames", "merge_tiles",
             _arguments(
-                "DETAIL:*D FRAME:*u8 OUT:*i32 STRENGTH:*fp32 height:i32 width:i32 rows:i32 columns:i32 tile_h:i32 "
-                "tile_w:i32 stride_y:i32 stride_x:i32 halo:i32 feather:i32"
+                "DETAIL:*D FRAME:*u8 OUT:*i32 STRENGTH:*fp32 NOT_FINITE:*i32 height:i32 width:i32 rows:i32 columns:i32 "
+                "tile_h:i32 tile_w:i32 stride_y:i32 stride_x:i32 halo:i32 feather:i32"
             ),
             {"ROWS": rows, "COLUMNS": block},
             (Count(Factor("height", per=rows, times=2)), Count(Factor("columns"), Factor("stride_x", per=block))),
-            "DETAIL:tiles,3,4*tile_h,4*tile_w FRAME:height,width,3 OUT:4*height,3*width STRENGTH:1",
+            "DETAIL:tiles,3,4*tile_h,4*tile_w FRAME:height,width,3 OUT:4*height,3*width STRENGTH NOT_FINITE:1",
             least={"halo": 0, "feather": 0},
             products=((("tile_h", "tile_w"), _INT32 // 64),),
             scattered="20 bytes a channel of the frame for eight outputs, neighbours of each other and so from L1",

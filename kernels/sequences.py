@@ -5,11 +5,11 @@
     frame.cut(frame=..., tiles=...)            # uint8 (height, width, 3) -> (tiles, 3, tile_h, tile_w)
     frame.draw(noise=..., seeds=..., origins=..., table=..., channels=5)
     ...                                        # the network: detail (tiles, 3, 4 tile_h, 4 tile_w) from tiles and noise
-    frame.merge(detail=..., frame=..., strength=..., out=...)     # -> uint8 (4 height, 4 width, 3)
+    frame.merge(detail=..., frame=..., strength=..., not_finite=..., out=...)     # -> uint8 (4 height, 4 width, 3)
 
 All of these are device addresses of contiguous memory that the caller owns: `table` holds KernelPack.noise_table(),
 seeds int64 (tiles,) the same seed for every tile, origins int32 (tiles, 2) `FrameLaunches.origins`, strength float32
-(1,). Launches on one stream run in their order. Errors are those of KernelPack.launch.
+(1,), not_finite int32 (1,). Launches on one stream run in their order. Errors are those of KernelPack.launch.
 """
 
 from __future__ import annotations
@@ -73,8 +73,11 @@ class FrameLaunches:
             stream=self.stream,
         )  # fmt: skip
 
-    def merge(self, *, detail: int, frame: int, strength: int, out: int) -> None:
-        """bicubic x4 of the frame + strength x detail, BGR."""
+    def merge(self, *, detail: int, frame: int, strength: int, not_finite: int, out: int) -> None:
+        """bicubic x4 of the frame + strength x detail, BGR.
+
+        `not_finite` becomes 1 if a value of the detail that counts in it is an infinity or no number, and never 0.
+        """
         plan = self.plan
         numbers = {
             "height": plan.y.length, "width": plan.x.length, "rows": plan.y.count, "columns": plan.x.count,
@@ -83,7 +86,9 @@ class FrameLaunches:
         }  # fmt: skip
         self.pack.launch(
             f"merge_tiles-x{merge_columns(plan.x.stride)}", dtype=self.detail, sizes={},
-            arguments={"DETAIL": detail, "FRAME": frame, "OUT": out, "STRENGTH": strength, **numbers},
+            arguments={
+                "DETAIL": detail, "FRAME": frame, "OUT": out, "STRENGTH": strength, "NOT_FINITE": not_finite, **numbers
+            },
             stream=self.stream,
         )  # fmt: skip
 

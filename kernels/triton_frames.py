@@ -185,15 +185,16 @@ def with_bytes(words, levels, up: tl.constexpr, c: tl.constexpr):
 
 @triton.jit
 def merge_tiles(
-    DETAIL, FRAME, OUT, STRENGTH, height, width, rows, columns, tile_h, tile_w, stride_y, stride_x, halo, feather,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DETAIL, FRAME, OUT, STRENGTH, NOT_FINITE, height, width, rows, columns, tile_h, tile_w, stride_y, stride_x, halo,
+    feather, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of ROWS LR rows x 2, tile columns x blocks of COLUMNS LR columns of a core).
 
     A lane is an LR pixel, of whose four output rows it makes two, for which the same four LR rows count.
 
     DETAIL: (tiles, 3, 4 tile_h, 4 tile_w). OUT: the frame's bytes as int32 (4 height, 3 width), because byte by byte
-    three times as many stores would start.
+    three times as many stores would start. NOT_FINITE: a word that becomes 1 where any detail of the frame is no
+    number; all who write it write the same.
     """
     blocks = tl.cdiv(stride_x, COLUMNS)
     column = tl.program_id(1) // blocks
@@ -231,6 +232,9 @@ def merge_tiles(
                 across = tl.load(source + over + beside, mask=fading_x & fading_y[:, None], other=0.0)
                 faded += other_x * across.to(tl.float32)
                 value = own_y[:, None] * value + other_y[:, None] * faded
+            # Here, and not once at the end: what would be carried there makes registers spill.
+            sound = tl.abs(tl.sum(value, axis=1)) < float("inf")
+            tl.store(NOT_FINITE + tl.zeros_like(x), tl.full(x.shape, 1, tl.int32), mask=used & (sound == 0))
             # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
             level = (bicubic_base(lines, 2 * half + up).to(tl.float32) + gain * value + 12582912.0) - 12582912.0
             level = tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint32)

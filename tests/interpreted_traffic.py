@@ -151,7 +151,7 @@ def test_bytes_of_merging(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = torch.zeros((1, 60, 3), dtype=torch.uint8)
     detail = torch.zeros((PLAN.count, 3, 4 * PLAN.tile_h, 4 * PLAN.tile_w), dtype=torch.float16)
     meter = Meter(monkeypatch, table_tensor(torch.device("cpu")))
-    merge_tiles(detail, frame, torch.ones(1), PLAN, **TRITON)
+    merge_tiles(detail, frame, torch.ones(1), torch.zeros(1, dtype=torch.int32), PLAN, **TRITON)
     expected = traffic.merge_tiles(PLAN, 2)
     assert meter.minimum() == pytest.approx(expected.minimum, rel=SLACK)
     assert meter.counted() == pytest.approx(expected.counted, rel=SLACK)

@@ -348,14 +348,15 @@ def test_a_frame_is_launched_as_by_the_operators(
     frame = FrameLaunches(pack, plan, "fp16", "fp32", "fp16")  # type: ignore[arg-type]
     frame.cut(frame=16, tiles=32)
     frame.draw(noise=48, seeds=64, origins=80, table=96, channels=5)
-    frame.merge(detail=112, frame=16, strength=128, out=144)
+    frame.merge(detail=112, frame=16, strength=128, not_finite=132, out=144)
     image, detail = torch.zeros(height, width, 3, dtype=torch.uint8), torch.zeros(plan.count, 3, 4 * size, 4 * size)
     field = torch.zeros(plan.count, dtype=torch.int64), torch.tensor(frame.origins, dtype=torch.int32)
 
     def run() -> None:
         frame_ops.frame_tiles(image, plan, implementation="triton")
         noise_field.noise_field(*field, 5, size, size, implementation="triton")
-        frame_ops.merge_tiles(detail, image, torch.ones(1), plan, implementation="triton")
+        flag = torch.zeros(1, dtype=torch.int32)
+        frame_ops.merge_tiles(detail, image, torch.ones(1), flag, plan, implementation="triton")
 
     assert numbers(pack) == operator_launches(monkeypatch, run)
 

@@ -177,10 +177,11 @@ def test_frames_without_and_with_whole_vectors(height: int, width: int, spec: Ti
     for dtype in DTYPES:
         tiles = [frame_tiles(frame, plan, dtype=dtype, implementation=name) for name in ("triton", "reference")]
         assert torch.equal(*tiles)
-    strength = torch.full((1,), 0.7, device="cuda")
+    strength, flag = torch.full((1,), 0.7, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
     got, expected = (
-        merge_tiles(detail, frame, strength, plan, implementation=name) for name in ("triton", "reference")
+        merge_tiles(detail, frame, strength, flag, plan, implementation=name) for name in ("triton", "reference")
     )
+    assert not flag
     differences = (got.int() - expected.int()).abs()
     assert differences.max() <= 1
     assert differences.float().mean() < 1e-3
