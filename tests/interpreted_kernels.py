@@ -6,6 +6,7 @@ tests/test_kernels_interpreted.py runs this file in one of its own, with TRITON_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -270,6 +271,26 @@ def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
         differences = (got.int() - expected.int()).abs()
         assert differences.max() <= 1
         assert differences.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        # Seams reach four output pixels into what the neighbour decides, before a tile's core and behind it.
+        ((3, 0, 12, 12), math.nan, 1),
+        ((0, 2, 27, 27), math.inf, 1),
+        ((1, 1, 16, 11), math.nan, 0),  # in the halo, of which nothing is in the picture
+    ],
+)
+def test_merging_tells_of_a_single_value_that_is_not_finite(place: tuple[int, ...], value: float, told: int) -> None:
+    plan = plan_tiles(3, 3, TileSpec(size=10, halo=4, feather=1, fixed=True))  # four tiles with cores of two pixels
+    frame, detail = torch.zeros(3, 3, 3, dtype=torch.uint8), torch.zeros(4, 3, 40, 40)
+    detail[place] = value
+    for implementation in ("triton", "reference"):
+        flag = torch.zeros(1, dtype=torch.int32)
+        with np.errstate(invalid="ignore"):  # what NumPy says of such a value's pixel
+            merge_tiles(detail, frame, torch.ones(1), flag, plan, implementation=implementation)
+        assert int(flag) == told, implementation
 
 
 def test_opcheck_with_the_kernels() -> None:

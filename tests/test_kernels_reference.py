@@ -237,7 +237,10 @@ def one_operator_cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ..
         "rsd_terms": (lambda a, b, c: rsd_terms(a, b, c, **run), (x0, y, eps)),
         "group_norm_silu": (lambda a, w, b: group_norm_silu(a, w, b, 2, **run), (x0, *weights)),
         "frame_tiles": (lambda f: frame_tiles(f, plan, **run), (frame,)),
-        "merge_tiles": (lambda d, f, s: merge_tiles(d, f, s, plan, **run), (detail, frame, torch.ones(1))),
+        "merge_tiles": (
+            lambda d, f, s, flag: merge_tiles(d, f, s, flag, plan, **run),
+            (detail, frame, torch.ones(1), torch.zeros(1, dtype=torch.int32)),
+        ),
     }  # fmt: skip
 
 
@@ -306,7 +309,7 @@ def raw_operator_calls(implementation: str) -> dict[str, Callable[[], Any]]:
         "rsd_terms_backward": (x0, y, eps, torch.ones(3), torch.ones(3)),
         "group_norm_silu": (x0, torch.ones(4), torch.zeros(4), 2, 1e-6),
         "frame_tiles": (frame, numbers, torch.float32),
-        "merge_tiles": (detail, frame, torch.ones(1), numbers),
+        "merge_tiles": (detail, frame, torch.ones(1), torch.zeros(1, dtype=torch.int32), numbers),
     }
     return {name: partial(getattr(ops, name), *values, implementation) for name, values in arguments.items()}
 

@@ -159,6 +159,8 @@ class IExecutionContext(Object):
                 np.copyto(target, value)
                 if "not-finite" in world.faults:
                     target[0].reshape(-1)[: target[0].size // 2] = np.inf
+                if world.touch is not None:
+                    world.touch(target)
 
         return work
 

@@ -91,7 +91,7 @@ class FakeDriver:
         np.copyto(self._cudart.view(OUT, tiles.shape, dtype), tiles, casting="same_kind")
 
     def _merge_tiles(
-        self, grid: tuple[int, ...], dtype: Any, *, DETAIL: int, FRAME: int, OUT: int, STRENGTH: int, height: int,
+        self, grid: tuple[int, ...], dtype: Any, *, DETAIL: int, FRAME: int, OUT: int, STRENGTH: int, NOT_FINITE: int, height: int,
         width: int, rows: int, columns: int, tile_h: int, tile_w: int, stride_y: int, stride_x: int, halo: int,
         feather: int,
     ) -> None:  # fmt: skip
@@ -106,4 +106,7 @@ class FakeDriver:
         merger, compositor = TileMerger(plan), DetailCompositor(*plan.largest_region(), np.dtype(np.uint8))
         for index, tile in enumerate(detail):
             bgr = np.ascontiguousarray(tile[::-1].transpose(1, 2, 0), np.float32)
-            compositor.add(frame, plan.finished(index), merger.merge(index, bgr), strength, out)
+            merged = merger.merge(index, bgr)
+            if not np.isfinite(merged).all():
+                view(NOT_FINITE, (1,), np.int32)[0] = 1
+            compositor.add(frame, plan.finished(index), merged, strength, out)

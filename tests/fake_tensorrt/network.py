@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from fake_tensorrt.cudart import FakeCudart
@@ -23,6 +25,8 @@ class World:
     trt: Any
     cudart: FakeCudart
     faults: set[str] = field(default_factory=set)
+    touch: Callable[[np.ndarray], None] | None = None
+    """Changes what engines give, batch by batch."""
     """none, parse, out-of-memory, serialize, deserialize, context, execute, not-finite, wrong-shape, timing-cache."""
     built: list[dict[str, Any]] = field(default_factory=list)
     """What each call of the builder was given."""

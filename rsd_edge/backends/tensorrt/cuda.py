@@ -138,15 +138,12 @@ class Cuda:
     def download(self, staged: Staged, stream: int) -> None:
         """Bring what the device wrote to the host."""
         if staged.copied:
-            kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            done = self._api.cudaMemcpyAsync(staged.address, staged.device, staged.host.nbytes, kind, stream)
-            self._do("cudaMemcpyAsync", done)
+            self.fetch(staged.address, staged.device, staged.host.nbytes, stream)
 
-    def download_rows(self, target: int, source: int, row_bytes: int, every: int, rows: int, stream: int) -> None:
-        """Copy one row of `every` from the device to packed rows on the host."""
+    def fetch(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """Copy from the device to pinned memory on the host."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        done = self._api.cudaMemcpy2DAsync(target, row_bytes, source, every * row_bytes, row_bytes, rows, kind, stream)
-        self._do("cudaMemcpy2DAsync", done)
+        self._do("cudaMemcpyAsync", self._api.cudaMemcpyAsync(target, source, nbytes, kind, stream))
 
     def clear(self, address: int, nbytes: int, stream: int) -> None:
         """Fill device memory with zeros."""

@@ -4,8 +4,8 @@
                      noise_field ------^
 
 The three kernels come from a pack in the bundle (`rsd-edge build-engine --kernels FOLDER`); everything from the upload
-to the download is one CUDA graph for each size of frame. Frames of 16 bits, and frames whose tiles do not fit into
-memory at once, take the path over NumPy, which gives the same picture tile by tile.
+to the download is one CUDA graph for each size of frame. merge_tiles tells whether any detail was not finite; only then
+are the tiles looked at one by one.
 """
 
 from __future__ import annotations
@@ -18,39 +18,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.backends.base import Progress
+from rsd_edge.backends.device_frames import DeviceFrames, Space, warn_of_lost_tiles
 from rsd_edge.backends.tensorrt.cuda import Cuda
-from rsd_edge.backends.tensorrt.engine import TensorRtEngine
+from rsd_edge.backends.tensorrt.engine import REBUILD, TensorRtEngine
 from rsd_edge.backends.tensorrt.plan import Context
 from rsd_edge.errors import BackendError, RsdEdgeError
-from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
+from rsd_edge.frames import SCALE
 from rsd_edge.kernels.launch import CudaDriver, Driver, KernelPack
 from rsd_edge.kernels.sequences import FrameLaunches
-from rsd_edge.noise import NoiseField
-from rsd_edge.pipeline import NumpyFramePath, OneAtATime, check_strength
-from rsd_edge.resample import Bands
-from rsd_edge.tiling import TilePlan, plan_tiles
+from rsd_edge.tiling import TilePlan
 
 log = logging.getLogger(__name__)
 
-PROBED_ROW = 16
-"""One row of the detail in so many is looked at for numbers that are not finite. Four LR rows apart: what goes wrong
-within the network spreads by at least its last three convolutions before it comes out."""
-_SHARE_OF_MEMORY = 0.6
-"""Of what is free; the rest is left to decoders and encoders."""
 _DTYPES = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
 _SEED_SIGN = 1 << 63
 
 
-class DeviceFramePath:
-    """Enlarges uint8 frames with one plan and three kernels; see FramePath. Calls run one after the other."""
+class DeviceFramePath(DeviceFrames[TensorRtEngine]):
+    """Enlarges uint8 frames with one plan and three kernels."""
 
     def __init__(self, engine: TensorRtEngine, kernels: Path, driver: Driver | None = None) -> None:
         """kernels: a folder of `rsd-edge build-kernels`. driver: None for CUDA's.
 
         Raises ModelError for a pack that does not fit the GPU, BackendError for a plan whose detail is not in planes.
         """
-        self.engine = engine
+        super().__init__(engine)
         self._pack = KernelPack(kernels, engine.cuda.device.sm, driver or CudaDriver())
         self._context = engine.new_context()
         shape, dtypes = engine.detail_shape(self._context), _dtypes(engine)
@@ -59,89 +51,15 @@ class DeviceFramePath:
                 f"{engine.path} gives {shape} and works on {', '.join(map(str, dtypes))}, which the kernels of frames "
                 "do not know; build it with 'rsd-edge build-engine --kernels FOLDER'"
             )
-        self._numpy = NumpyFramePath(engine)
-        self._space: _Space | None = None
-        self.alone = OneAtATime()
-        engine.before_close(self.close)
 
-    def __call__(
-        self,
-        frame: NDArray[PixelT],
-        *,
-        seed: int = 0,
-        strength: float = 1.0,
-        out: NDArray[PixelT] | None = None,
-        progress: Progress | None = None,
-    ) -> NDArray[PixelT]:
-        """See FramePath; `progress` is called once where the device does the whole frame."""
-        frame = check_frame(frame)
-        height, width = frame.shape[:2]
-        field, strength = NoiseField(seed), check_strength(strength)
-        with self.alone():
-            space = self._space_for(height, width, frame.dtype) if strength else None
-            if space is None:
-                return self._numpy(frame, seed=seed, strength=strength, out=out, progress=progress)
-            out = check_out(out, frame, (SCALE * height, SCALE * width, 3))
-            np.copyto(out, space.enlarge(frame, field.seed, strength))
-        if progress is not None:
-            progress(space.plan.count, space.plan.count)
-        return out
+    def new_space(self, plan: TilePlan) -> Space:
+        """See DeviceFrames."""
+        return _Space(self.engine, self._context, self._pack, plan)
 
-    def bands(
-        self, frame: NDArray[PixelT], *, seed: int = 0, strength: float = 1.0, progress: Progress | None = None
-    ) -> Bands:
-        """See NumpyFramePath; the whole result is in memory where the device does the whole frame."""
-        frame = check_frame(frame)
-        field, strength = NoiseField(seed), check_strength(strength)
-        with self.alone():
-            fits = strength > 0 and self._space_for(frame.shape[0], frame.shape[1], frame.dtype) is not None
-        if not fits:
-            return self._numpy.bands(frame, seed=seed, strength=strength, progress=progress)
-        return self._bands(frame, field.seed, strength, progress)
-
-    def _bands(self, frame: NDArray[Any], seed: int, strength: float, progress: Progress | None) -> Bands:
-        with self.alone():
-            space = self._space_for(frame.shape[0], frame.shape[1], frame.dtype)
-            if space is None:  # memory went in the meantime
-                raise BackendError("the GPU is out of memory; close other programs, or use a smaller tile or batch")
-            result, plan = space.enlarge(frame, seed, strength), space.plan
-            for row in range(plan.y.count):
-                start, stop = (SCALE * edge for edge in plan.y.finished(row))
-                if progress is not None:
-                    progress((row + 1) * plan.x.count, plan.count)
-                yield result[start:stop]
-
-    def prepare(self, height: int, width: int, dtype: DType) -> None:
-        """Allocate buffers, warm the engine up and record the graph for frames of this kind."""
-        with self.alone():
-            if self._space_for(height, width, dtype) is None:
-                self._numpy.prepare(height, width, dtype)
-
-    def close(self) -> None:
-        """Free the buffers; the engine is closed by whoever opened it."""
-        if self._space is not None:
-            self._space.close()
-        self._space = None
-
-    def _space_for(self, height: int, width: int, dtype: DType) -> _Space | None:
-        """Buffers for a size of frame; None if it does not run on the device as a whole."""
-        self.engine.check_open()
-        if dtype != np.uint8:
-            return None
-        plan = plan_tiles(height, width, self.engine.tile)
-        if self._space is not None and self._space.plan == plan:
-            return self._space
-        self.close()
+    def memory(self, plan: TilePlan) -> tuple[int, int]:
+        """See DeviceFrames."""
         self.engine.cuda.make_current()
-        wanted, free = _bytes(self.engine, plan), self.engine.cuda.free_bytes()
-        if wanted > _SHARE_OF_MEMORY * free:
-            log.info(
-                "frames of %dx%d take %d MiB at once and %d are free: they are done tile by tile",
-                width, height, wanted >> 20, free >> 20,
-            )  # fmt: skip
-            return None
-        self._space = _Space(self.engine, self._context, self._pack, plan)
-        return self._space
+        return _bytes(self.engine, plan), self.engine.cuda.free_bytes()
 
 
 class _Space:
@@ -174,9 +92,8 @@ class _Space:
         else:
             cuda.launch(self._graph, stream)
         cuda.drain(stream)
-        bad = self._not_finite()
-        if bad:
-            self._leave_out(bad)
+        if self._not_finite.host[0]:
+            self._leave_out()
         return self._result.host
 
     def close(self) -> None:
@@ -197,10 +114,8 @@ class _Space:
         self._lq, self._noise, self._detail = (cuda.device_memory(count * size) for size in self._bytes)
         for address, size in zip((self._lq, self._noise), self._bytes, strict=False):
             cuda.clear(address, count * size, engine.stream)  # where the last batch has room to spare
-        self._row = SCALE * plan.tile_w
-        rows = count * 3 * SCALE * plan.tile_h // PROBED_ROW
-        self._probe, self._probed = cuda.pinned((rows, self._row), engine.plan.outputs[engine.output].dtype)
-        for staged in (self._origins, self._table):
+        self._not_finite = cuda.staged((1,), np.int32)
+        for staged in (self._origins, self._table, self._not_finite):
             cuda.upload(staged, engine.stream)
 
     def _record(self) -> None:
@@ -242,34 +157,38 @@ class _Space:
                 }
             )
             self._context.enqueue(engine.stream)
-        bytes_of_row = self._probe.itemsize * self._row
-        cuda.download_rows(self._probed, self._detail, bytes_of_row, PROBED_ROW, len(self._probe), engine.stream)
         self._merge()
 
     def _merge(self) -> None:
         self._launch.merge(
-            detail=self._detail, frame=self._frame.device, strength=self._strength.device, out=self._result.device
+            detail=self._detail,
+            frame=self._frame.device,
+            strength=self._strength.device,
+            not_finite=self._not_finite.device,
+            out=self._result.device,
         )
-        self._cuda.download(self._result, self._engine.stream)
+        for staged in (self._result, self._not_finite):
+            self._cuda.download(staged, self._engine.stream)
 
-    def _not_finite(self) -> list[int]:
-        sums = self._probe.sum(axis=1, dtype=np.float64)
-        rows = np.flatnonzero(~np.isfinite(sums)) * PROBED_ROW
-        tiles = {int(row) // (3 * SCALE * self.plan.tile_h) for row in rows}
-        return sorted(tile for tile in tiles if tile < self.plan.count)
-
-    def _leave_out(self, tiles: list[int]) -> None:
-        """Merge again without the detail of some tiles."""
-        size = self._bytes[2]
-        for tile in tiles:
-            self._cuda.clear(self._detail + tile * size, size, self._engine.stream)
+    def _leave_out(self) -> None:
+        """Merge again without the detail of tiles that are not finite. It is rare, so that time does not matter."""
+        cuda, stream, size = self._cuda.child(), self._engine.stream, self._bytes[2]
+        shape = (3, SCALE * self.plan.tile_h, SCALE * self.plan.tile_w)
+        detail, address = cuda.pinned(shape, self._engine.plan.outputs[self._engine.output].dtype)
+        lost = 0
+        for tile in range(self.plan.count):
+            cuda.fetch(address, self._detail + tile * size, size, stream)
+            cuda.drain(stream)
+            if not np.isfinite(detail).all():
+                cuda.clear(self._detail + tile * size, size, stream)
+                lost += 1
+        self._not_finite.host[0] = 0
+        cuda.upload(self._not_finite, stream)
         self._merge()
-        self._cuda.drain(self._engine.stream)
-        log.warning(
-            "%d of %d tiles from %s were not finite and became plain bicubic; build the engine again in another "
-            "precision if it happens often",
-            len(tiles), self.plan.count, self._engine.path,
-        )  # fmt: skip
+        cuda.drain(stream)
+        cuda.close()
+        if lost:
+            warn_of_lost_tiles(lost, self.plan.count, str(self._engine.path), REBUILD)
 
 
 def _padded(engine: TensorRtEngine, plan: TilePlan) -> int:
