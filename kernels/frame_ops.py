@@ -51,9 +51,8 @@ def merge_tiles(
     if strength.shape != (1,) or strength.dtype != torch.float32 or strength.device != frame.device:
         raise InputError(f"strength is {strength.dtype} {tuple(strength.shape)}; it must be float32 (1,) beside frame")
     if not_finite.shape != (1,) or not_finite.dtype != torch.int32 or not_finite.device != frame.device:
-        raise InputError(
-            f"not_finite is {not_finite.dtype} {tuple(not_finite.shape)}; it must be int32 (1,) beside frame"
-        )
+        found = f"{not_finite.dtype} {tuple(not_finite.shape)}"
+        raise InputError(f"not_finite is {found}; it must be int32 (1,) beside frame")
     check_implementation(implementation, frame.device)
     numbers = _numbers(plan)
     result: Tensor = torch.ops.rsd_edge.merge_tiles(detail, frame, strength, not_finite, numbers, implementation)

@@ -30,7 +30,8 @@ def check_implementation(implementation: str, device: torch.device) -> None:
         return
     if implementation != TRITON:
         raise InputError(f"implementation is '{implementation}'; it must be one of {', '.join(IMPLEMENTATIONS)}")
-    if device.type != "cuda" and not _interpreted(triton_kernels("noising").forward_noise_backward):
+    kernels = triton_kernels("noising")
+    if device.type != "cuda" and not _interpreted(kernels.forward_noise_backward):
         raise BackendError(
             f"implementation 'triton' needs tensors on a CUDA device, not on '{device}'; "
             "move them there, or ask for implementation 'reference'"
@@ -74,7 +75,8 @@ def triton_kernels(name: str) -> ModuleType:
         if error.name != "triton":
             raise
         raise MissingDependencyError(
-            "implementation 'triton' needs the package triton; run: pip install 'rsd-edge[kernels]'"
+            "implementation 'triton' needs the package triton; run: pip install 'rsd-edge[kernels]', or ask "
+            "for 'reference'"
         ) from error
 
 

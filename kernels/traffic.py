@@ -1,8 +1,9 @@
 """Bytes of device memory that each operator moves, so that a time says how near to the bandwidth a kernel is.
 
 `minimum`: every byte of the operands read or written once. `counted`: once for each program that touches it, which is
-what leaves the L1 caches. Left out: seeds, timesteps, coefficients and block sums, the word that merge_tiles sets, and the
-table of the noise field, which stays in the caches. tests/interpreted_traffic.py counts both while the kernels run in Triton's interpreter.
+what leaves the L1 caches. Left out: seeds, timesteps, coefficients and block sums, the word that merge_tiles sets, and
+the table of the noise field, which stays in the caches. tests/interpreted_traffic.py counts both while the kernels run
+in Triton's interpreter.
 """
 
 from __future__ import annotations

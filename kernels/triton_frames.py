@@ -232,11 +232,12 @@ def merge_tiles(
                 across = tl.load(source + over + beside, mask=fading_x & fading_y[:, None], other=0.0)
                 faded += other_x * across.to(tl.float32)
                 value = own_y[:, None] * value + other_y[:, None] * faded
-            # Here, and not once at the end: what would be carried there makes registers spill.
-            sound = tl.abs(tl.sum(value, axis=1)) < float("inf")
-            tl.store(NOT_FINITE + tl.zeros_like(x), tl.full(x.shape, 1, tl.int32), mask=used & (sound == 0))
             # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
-            level = (bicubic_base(lines, 2 * half + up).to(tl.float32) + gain * value + 12582912.0) - 12582912.0
+            level = bicubic_base(lines, 2 * half + up).to(tl.float32) + gain * value + 12582912.0
+            # Here, and not once at the end: what would be carried there makes registers spill.
+            sound = tl.abs(tl.sum(level, axis=1)) < float("inf")
+            tl.store(NOT_FINITE + tl.zeros_like(x), tl.full(x.shape, 1, tl.int32), mask=used & (sound == 0))
+            level -= 12582912.0
             level = tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint32)
             words = with_bytes(words, four_columns(level), up, c)
     for up in tl.static_range(2):

@@ -62,6 +62,7 @@ class DeviceFrames(ABC, Generic[EngineT]):
         self.engine = engine
         self._numpy = NumpyFramePath(engine)
         self._space: Space | None = None
+        self._told: TilePlan | None = None
         self.alone = OneAtATime()
         engine.before_close(self.close)
 
@@ -143,10 +144,12 @@ class DeviceFrames(ABC, Generic[EngineT]):
         self.close()
         wanted, free = self.memory(plan)
         if wanted > _SHARE_OF_MEMORY * free:
-            log.info(
-                "frames of %dx%d take %d MiB at once and %d are free: they are done tile by tile",
-                width, height, wanted >> 20, free >> 20,
-            )  # fmt: skip
+            if self._told != plan:  # once, not for each frame of a film
+                log.warning(
+                    "frames of %dx%d take %d MiB of the GPU at once and %d are free: they are done tile by tile",
+                    width, height, wanted >> 20, free >> 20,
+                )  # fmt: skip
+            self._told = plan
             return None
         self._space = self.new_space(plan)
         return self._space

@@ -91,9 +91,9 @@ class FakeDriver:
         np.copyto(self._cudart.view(OUT, tiles.shape, dtype), tiles, casting="same_kind")
 
     def _merge_tiles(
-        self, grid: tuple[int, ...], dtype: Any, *, DETAIL: int, FRAME: int, OUT: int, STRENGTH: int, NOT_FINITE: int, height: int,
-        width: int, rows: int, columns: int, tile_h: int, tile_w: int, stride_y: int, stride_x: int, halo: int,
-        feather: int,
+        self, grid: tuple[int, ...], dtype: Any, *, DETAIL: int, FRAME: int, OUT: int, STRENGTH: int, NOT_FINITE: int,
+        height: int, width: int, rows: int, columns: int, tile_h: int, tile_w: int, stride_y: int, stride_x: int,
+        halo: int, feather: int,
     ) -> None:  # fmt: skip
         plan = TilePlan(AxisPlan(height, stride_y, halo, feather), AxisPlan(width, stride_x, halo, feather))
         assert (plan.y.count, plan.x.count) == (rows, columns)
