@@ -131,22 +131,17 @@ def torch_frame_path(engine: TorchEngine) -> WholeFramePath:
 
     Raises MissingDependencyError or BackendError for kernels that cannot run here; nothing takes their place unasked.
     """
-    if engine.frame_path is FramePathKind.NUMPY or engine.network.tile is None:
+    network, kind = engine.network, engine.frame_path
+    if kind is FramePathKind.NUMPY or network.tile is None:
         return NumpyFramePath(engine)
     from rsd_edge.kernels.frame_path import CudaFramePath
 
-    network = engine.network
+    device, dtype = network.device, network.dtype
     try:
-        path = CudaFramePath(
-            engine,
-            engine.network.tile,
-            implementation=engine.frame_path.value,
-            device=network.device,
-            dtype=network.dtype,
-        )
+        path = CudaFramePath(engine, network.tile, implementation=kind.value, device=device, dtype=dtype)
     except MissingDependencyError as error:
         raise MissingDependencyError(f"{error} or 'numpy' with --frame-path") from error
-    log.info("frames of %s: path '%s' on %s", engine.spec.model.name, engine.frame_path.value, network.device)
+    log.info("frames of %s: path '%s' on %s", engine.spec.model.name, kind.value, device)
     return path
 
 
