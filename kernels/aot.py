@@ -67,7 +67,7 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            options = {"num_warps": spec.warps(aligned)}
+            options = {"num_warps": spec.warps(aligned), "maxnreg": spec.registers}
             built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(

@@ -17,6 +17,8 @@ LATENT_CHANNELS = (3, 4)
 MERGE_LANES = 128
 """LR pixels of one program of merge_tiles: rows x columns."""
 MERGE_COLUMNS = (16, 32, 64, 128)
+MERGE_REGISTERS = 168
+"""Three programs in a multiprocessor."""
 GROUP_SIZE_MOST = 64
 """Channels of a group that the compiled merge_stats takes; the VQ networks have at most 16."""
 _INT32 = (1 << 31) - 1
@@ -74,6 +76,9 @@ class KernelSpec:
     odd_warps: int = 8
     """For sizes that are no multiple of 16. Without vectors each element has an address of its own: more threads share
     them, or registers spill."""
+
+    registers: int | None = None
+    """That a thread may have. Where it says nothing, ptxas may spill a few bytes rather than use more than 128."""
 
     def warps(self, aligned: bool) -> int:
         """Of one program of a build."""
@@ -237,4 +242,5 @@ def _frames() -> Iterator[KernelSpec]:
             products=((("tile_h", "tile_w"), _INT32 // 64),),
             scattered="20 bytes a channel of the frame for eight outputs, neighbours of each other and so from L1",
             odd_warps=4,  # a lane each; more threads would do the same work twice
+            registers=MERGE_REGISTERS,
         )  # fmt: skip

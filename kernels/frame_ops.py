@@ -8,7 +8,7 @@ from torch import Tensor
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
 from rsd_edge.kernels import reference_frames
-from rsd_edge.kernels.catalogue import MERGE_LANES, merge_columns
+from rsd_edge.kernels.catalogue import MERGE_LANES, MERGE_REGISTERS, merge_columns
 from rsd_edge.kernels.implementation import DTYPES, check_implementation, launch, runs_reference
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 from rsd_edge.tiling import AxisPlan, TilePlan
@@ -115,6 +115,7 @@ def _merge_tiles(
         "frames", "merge_tiles", (2 * -(-height // rows), plan.x.count * -(-plan.x.stride // block)),
         detail, frame, words, strength, not_finite, height, width, plan.y.count, plan.x.count, plan.tile_h,
         plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, ROWS=rows, COLUMNS=block,
+        maxnreg=MERGE_REGISTERS,
     )  # fmt: skip
     return words.view(torch.uint8).view(SCALE * height, SCALE * width, 3)
 

@@ -129,7 +129,7 @@ class _Space:
     def close(self) -> None:
         """See Space: the graph, whose memory is its own, and what torch frees when nothing refers to it."""
         self._graph = None
-        del self._detail, self._enlarged
+        self._detail = self._enlarged = torch.empty(0)
 
     def _allocate(self) -> None:
         plan, device, on_gpu = self.plan, self._device, self._device.type == "cuda"
