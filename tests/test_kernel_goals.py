@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from kernel_goals import judge
 
 from rsd_edge.kernels import traffic
 from rsd_edge.specs import TileSpec
 from rsd_edge.tiling import plan_tiles
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernel_goals.py"
 GPU = {"device": "a GPU", "minimum_mb": 400.0, "l2_mb": 50.0}
-
-
-@pytest.fixture
-def goals(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kernel_goals", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "kernel_goals", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -43,13 +28,13 @@ def goals(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("bench_frame[1]", {"share_of_frame": 0.021}, ["missed"]),
     ],
 )
-def test_verdicts(goals: ModuleType, name: str, info: dict[str, Any], verdicts: list[str]) -> None:
-    assert [goal.verdict for goal in goals.judge([(name, {**GPU, **info})])] == verdicts
+def test_verdicts(name: str, info: dict[str, Any], verdicts: list[str]) -> None:
+    assert [goal.verdict for goal in judge([(name, {**GPU, **info})])] == verdicts
 
 
-def test_nothing_is_claimed_without_a_gpu(goals: ModuleType) -> None:
+def test_nothing_is_claimed_without_a_gpu() -> None:
     info = {"of_copy": 1.0, "times_eager": 9.0, "minimum_mb": 400.0}
-    assert goals.judge([("bench_training[forward_noise-torch.float32]", info)]) == []
+    assert judge([("bench_training[forward_noise-torch.float32]", info)]) == []
 
 
 def test_the_large_frame_is_beyond_the_cache_of_an_h200() -> None:
