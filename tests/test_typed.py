@@ -121,6 +121,23 @@ def test_scales_are_fp16_symmetric_and_by_channel_for_weights() -> None:
     np.testing.assert_allclose(constant(model, kernel.input[1]), largest / 127, rtol=1e-3)  # FP16 rounds by 2^-11
 
 
+def test_biases_fit_the_integers_that_a_default_session_makes_of_them() -> None:
+    """ONNX Runtime computes them in FP16: a bias of more than 65504 steps would become infinite."""
+    weights: dict[str, NDArray[Any]] = {}
+    nodes = [relu("first"), conv("middle", "first_r", weights), relu("middle"), conv("after", "middle_r", weights)]
+    weights["middle_w"][0] *= np.float32(1e-3)  # all that this channel gives is its bias
+    weights["middle_b"][0] = 3
+    model, batch = int8(between_convs(nodes, "after", weights)).model, feeds(1)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    plain, meant = np.asarray(session.run(None, batch[0])[0]), run_graph(rounded(model), batch)
+    assert 20 * np.log10(meant.std() / np.abs(plain - meant).std()) > 40  # roundings
+    kernel = maker_of(model, input_of(model, "middle", 1))
+    assert kernel is not None
+    scales, step = constant(model, kernel.input[1]).astype(np.float32), float(constant(model, "first_r_scale_fp16"))
+    assert 3 / (step * scales[0]) < 33000  # 32768, but for the rounding of the scales
+    np.testing.assert_allclose(scales[1:], np.abs(weights["middle_w"][1:]).max(axis=(1, 2, 3)) / 127, rtol=1e-3)
+
+
 def test_of_a_residual_sum_the_skip_is_quantised_and_the_convolution_is_not() -> None:
     weights: dict[str, NDArray[Any]] = {}
     nodes = [
