@@ -13,19 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 
 from rsd_edge import __version__
 from rsd_edge.bundle import BuildRecord, Bundle, replace_folder
 from rsd_edge.errors import BackendError
+from rsd_edge.export.gate import Gate, closeness
 from rsd_edge.export.lint import lint
+from rsd_edge.export.rounding import run_by_default, run_graph
 from rsd_edge.export.tensorrt_build import build_bundle, open_site
 from rsd_edge.export.tensorrt_network import BuildProgress
 from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
 from rsd_edge.export.torch_tensorrt import torch_parts
 from rsd_edge.export.typed import TypedGraph, typed_graph
 from rsd_edge.export.typed_prepare import with_sizes
-from rsd_edge.export.typed_sources import Part, model_parts
+from rsd_edge.export.typed_sources import Part, Parts, model_parts
 from rsd_edge.specs import Backend, EngineSpec, Precision, to_dict
 from rsd_edge.stream.atomic import make_folder, output_error
 
@@ -79,17 +82,14 @@ def build_tensorrt(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = model_parts(model, folder, options, lookup=lookup, calibration=calibration)
-        typed = {name: _typed(name, part, precision) for name, part in source.parts.items()}
-        reports = {name: graph.report for name, graph in typed.items()}
-        record = replace(source.record, versions=_versions(), parity=_worst(typed))
-        graphs = _saved(typed, folder / precision.value)
+        graphs, reports = _saved(source, precision, folder / precision.value)
+        record = replace(source.record, versions=_versions(), parity=_worst(reports))
         spec = EngineSpec(source.model, Backend.TENSORRT, precision)
         if onnx_only:
             return _write(output, spec, graphs, record, options, reports)
         rival = None
         if precision is Precision.INT8:
-            halves = {name: _typed(name, part, Precision.FP16) for name, part in source.parts.items()}
-            rival = _saved(halves, folder / "rival")
+            rival, _ = _saved(source, Precision.FP16, folder / "rival")
         return build_bundle(
             graphs,
             spec,
@@ -123,21 +123,40 @@ def _versions() -> dict[str, str]:
     return {"rsd-edge": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
-def _worst(typed: Mapping[str, TypedGraph]) -> dict[str, Any]:
+def _worst(reports: Mapping[str, Any]) -> dict[str, Any]:
     """Of all parts, the figures of the one that is least close."""
-    figures = [graph.report["closeness"] for graph in typed.values()]
-    return {
-        "psnr_db": min(item["psnr_db"] for item in figures),
-        "detail_snr_db": min(item["detail_snr_db"] for item in figures),
-        "reference": "fp32 on held-out crops",
-    }
+
+    def least(key: str) -> dict[str, float]:
+        return {name: min(report[key][name] for report in reports.values()) for name in ("psnr_db", "detail_snr_db")}
+
+    return {**least("closeness"), "default_session": least("default_session"), "reference": "fp32 on held-out crops"}
 
 
-def _saved(typed: Mapping[str, TypedGraph], folder: Path) -> dict[str, Path]:
+def _saved(source: Parts, precision: Precision, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The files of all parts, and their reports. Raises BackendError as `build_tensorrt` does."""
     folder.mkdir()
-    for name, graph in typed.items():
-        onnx.save(graph.model, folder / name)
-    return {name: folder / name for name in typed}
+    graphs, reports = {}, {}
+    for name, part in source.parts.items():
+        typed = _typed(name, part, precision)
+        graphs[name] = folder / name
+        onnx.save(typed.model, graphs[name])
+        reports[name] = typed.report | {"default_session": _by_default(graphs[name], part, typed)}
+    return graphs, reports
+
+
+def _by_default(graph: Path, part: Part, typed: TypedGraph) -> dict[str, float]:
+    """How close the file is in a session such as anybody would open it with. Raises BackendError beyond the gate."""
+    reference = run_graph(onnx.load(part.graph), part.at_size)
+    span = float(np.ptp(reference)) if part.span is None else part.span
+    found = closeness(run_by_default(graph, part.at_size), reference, span)
+    gate = Gate(**typed.report["gate"], lpips=0)
+    if not found.passes(gate):
+        raise BackendError(
+            f"{graph.name} in {typed.precision} differs from fp32 by {found.psnr_db} dB, detail {found.detail_snr_db} "
+            f"dB, in a default session of ONNX Runtime (at least {gate.psnr_db:.0f} and {gate.detail_snr_db:.0f} are "
+            "needed); nothing was written; try another version of onnxruntime, or another --precision"
+        )
+    return found.record()
 
 
 def _write(

@@ -49,11 +49,7 @@ class ICudaEngine(Object):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        # It would make integer, by one scale, what lies between integer layers; TensorRT keeps to the graph.
-        unwanted = ["WeightBiasQuantization"]
-        self._session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
-        )
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     @property
     def num_io_tensors(self) -> int:
