@@ -21,7 +21,8 @@ from rsd_edge.backends.tensorrt.engine import TensorRtEngine
 from rsd_edge.backends.tensorrt.parts import TensorRtPartsEngine
 from rsd_edge.bundle import GRAPH, plan_name
 from rsd_edge.errors import BackendError
-from rsd_edge.export.probe import probe
+from rsd_edge.export.calibration import held_out_tiles
+from rsd_edge.export.graphs_only import Reference
 from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.frames import SCALE
 from rsd_edge.machine import usable_cores
@@ -55,22 +56,21 @@ def judge(
     folder: Path,
     spec: EngineSpec,
     options: TensorRtOptions,
-    reference: Mapping[str, Path],
+    reference: Reference,
     rivals: Mapping[Precision, Path],
     *,
     stripped: bool,
 ) -> dict[str, Any]:
     """Parity and speed of the plans in a folder, for a manifest.
 
-    reference: float graphs. rivals: folders of plans that they have to be faster than. Raises BackendError if they are
+    rivals: folders of plans that they have to be faster than. Raises BackendError if they are
     not, or stray too far.
     """
     tile = TileSpec.of(spec.model, options.tile_of(spec.model), options.batch[1])
-    lq, noise = probe(spec.model, tile.batch, tile.size)
-    wanted = _reference(reference, spec, options.threads, lq, noise)
+    lq, noise = reference.lq, reference.noise
     with ExitStack() as stack:
         engine = stack.enter_context(open_plans(folder, spec, tile, stripped=stripped))
-        parity = closeness(run_once(engine, lq, noise), wanted)
+        parity = closeness(run_once(engine, lq, noise), reference.detail)
         check_gate(parity, spec)
         others = [stack.enter_context(open_plans(path, spec, tile, stripped=stripped)) for path in rivals.values()]
         times = dict(zip([*rivals, spec.precision], median_ms([*others, engine], lq, noise), strict=True))
@@ -113,7 +113,7 @@ def closeness(detail: Array, wanted: Array) -> dict[str, Any]:
         "psnr_db": round(10 * math.log10(4 / max(error, 1e-24)), 1),
         "detail_db": round(10 * math.log10(max(power, 1e-24) / max(error, 1e-24)), 1),
         "max_abs": float(f"{np.abs(detail - wanted).max():.2e}"),
-        "reference": "float in ONNX Runtime, on this device",
+        "reference": "fp32 in ONNX Runtime, on held-out crops",
     }
 
 
@@ -144,13 +144,15 @@ def median_ms(engines: Sequence[TileEngine], lq: Array, noise: Array) -> list[fl
     return [float(np.median(times)) for times in taken]
 
 
-def _reference(graphs: Mapping[str, Path], spec: EngineSpec, threads: int | None, lq: Array, noise: Array) -> Array:
+def made_by_float(graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions) -> Reference:
+    """What float graphs make of held-out crops in ONNX Runtime, for one batch."""
+    lq, noise = held_out_tiles(spec.model, options.tile_of(spec.model), options.batch[1])
     tile = TileSpec.of(spec.model, lq.shape[2])
     if spec.model.family == EDGE_FAMILY:
-        with OnnxRuntimeEngine(graphs[GRAPH], spec, threads, tile=tile) as engine:
-            return run_once(engine, lq, noise)
+        with OnnxRuntimeEngine(graphs[GRAPH], spec, options.threads, tile=tile) as engine:
+            return Reference(lq, noise, run_once(engine, lq, noise))
     with tempfile.TemporaryDirectory() as scratch:
         for name, path in graphs.items():
             (Path(scratch) / name).symlink_to(path.resolve())
-        with OnnxPartsEngine(scratch, spec, threads, tile=tile) as parts:
-            return run_once(parts, lq, noise)
+        with OnnxPartsEngine(scratch, spec, options.threads, tile=tile) as parts:
+            return Reference(lq, noise, run_once(parts, lq, noise))

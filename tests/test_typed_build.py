@@ -21,17 +21,18 @@ from rsd_edge.backends import open_engine
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, GRAPH, Bundle
 from rsd_edge.cli import main
 from rsd_edge.errors import BackendError, InputError
-from rsd_edge.export import tensorrt_judge, typed_build, typed_sources
+from rsd_edge.export import graphs_only, tensorrt_judge, typed_build, typed_sources
 from rsd_edge.export.calibration import Samples
 from rsd_edge.export.gate import Gate
+from rsd_edge.export.graphs_only import LACKS, MANIFEST, REFERENCE, GraphsOnly
 from rsd_edge.export.islands import fp32_islands
 from rsd_edge.export.lint import lint
 from rsd_edge.export.parts import export_parts, parts_of
 from rsd_edge.export.placement import place
 from rsd_edge.export.rounding import rounded, run_graph
-from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.export.tensorrt_options import REPORT, TensorRtOptions
 from rsd_edge.export.typed import halved
-from rsd_edge.export.typed_build import LINTED, MANIFEST, REPORT, GraphsOnly, build_tensorrt
+from rsd_edge.export.typed_build import LINTED, build_tensorrt
 from rsd_edge.export.typed_prepare import prepared, with_sizes
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint, state_of
 from rsd_edge.models.official import for_family
@@ -121,21 +122,25 @@ def test_graphs_are_written_with_the_command_that_compiles_them(
     assert report["lint"] == {version: [] for version in LINTED}
     assert report["closeness"]["psnr_db"] >= 60
     shapes = [f"--{limit}Shapes=lq:{n}x3x64x64,noise:{n}x5x64x64" for limit, n in (("min", 1), ("opt", 2), ("max", 4))]
-    old, new = manifest["trtexec"]["10.x"], manifest["trtexec"]["11.x"]
-    start = ["trtexec", "--onnx=graph.onnx", "--saveEngine=graph.plan"]
-    assert old[0].split()[:7] == [*start, "--stronglyTyped", *shapes]
-    assert new[0].split()[:6] == [*start, *shapes]
+    lines = manifest["trtexec"]
+    assert list(lines) == [
+        f"{version}, {device}" for version in ("10.3 to 10.15", "10.16", "11.x") for device in ("Jetson", "other GPUs")
+    ]
+    old, new = lines["10.3 to 10.15, Jetson"], lines["11.x, other GPUs"]
+    start = ["trtexec", "--onnx=graph.onnx", "--saveEngine=graph.plan", "--skipInference"]
+    assert old[0].split()[:8] == [*start, "--stronglyTyped", *shapes]
+    assert new[0].split()[:7] == [*start, *shapes]
     assert "--memPoolSize=workspace:512" in old[0]
     assert not [word for word in new[0].split() if word in ("--stronglyTyped", "--fp16", "--int8")]
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == f"note: {LACKS}\n"
     assert out.splitlines() == [
         f"{folder}: {report['closeness']['psnr_db']} dB, detail {report['closeness']['detail_snr_db']} dB "
         "against fp32 on held-out crops; in a default session of ONNX Runtime "
         f"{report['default_session']['psnr_db']} dB, detail {report['default_session']['detail_snr_db']} dB",
         "On the device, in that folder:",
-        f"  TensorRT 10.x: {old[0]}",
-        f"  TensorRT 11.x: {new[0]}",
+        *(f"  TensorRT {family}: {line}" for family, (line,) in lines.items()),
+        f"Then: rsd-edge build-engine --backend tensorrt --from-plan {folder.name}",
     ]
 
 
@@ -166,9 +171,9 @@ def published(path: Path, output: Path, precision: Precision, **options: Any) ->
 @pytest.mark.parametrize("precision", [Precision.FP16, pytest.param(Precision.INT8, marks=pytest.mark.slow)])
 def test_a_published_model_is_three_graphs(published_file: Path, tmp_path: Path, precision: Precision) -> None:
     made = published(published_file, tmp_path, precision)
-    assert {path.name for path in made.path.iterdir()} == {MANIFEST, *PARTS}
+    assert {path.name for path in made.path.iterdir()} == {MANIFEST, REFERENCE, *PARTS}
     assert made.manifest["licence"] == "L"
-    assert "Shapes=" not in made.manifest["trtexec"]["10.x"][0]  # one tile at once leaves nothing open
+    assert "Shapes=" not in made.manifest["trtexec"]["10.16, Jetson"][0]  # one tile at once leaves nothing open
     for name in PARTS:
         model = onnx.load(made.path / name)
         assert lint(model, "10.3") == []
@@ -195,7 +200,7 @@ def test_a_published_model_is_three_graphs(published_file: Path, tmp_path: Path,
 @pytest.mark.usefixtures("few_tiles")
 def test_several_tiles_at_once_leave_the_batch_open(published_file: Path, tmp_path: Path) -> None:
     made = published(published_file, tmp_path, Precision.FP16, batch=(1, 2, 2))
-    words = dict(zip(PARTS, made.manifest["trtexec"]["11.x"], strict=True))
+    words = dict(zip(PARTS, made.manifest["trtexec"]["11.x, Jetson"], strict=True))
     assert f"--maxShapes=z_t:2x3x{SIDE}x{SIDE},lq:2x3x{SIDE}x{SIDE},eps:2x1x{SIDE}x{SIDE}" in words[GENERATOR]
     for name in PARTS:
         assert lint(onnx.load(made.path / name), "10.3") == []
@@ -212,6 +217,12 @@ def test_several_tiles_at_once_leave_the_batch_open(published_file: Path, tmp_pa
         (("--level", "9"), "level is 9; it must be from 0 to 5"),
         (("--onnx-only", "--no-lookup"), "code-book lookup is an option of published models"),
         (("--onnx-only", "--model", "edge-z"), "'edge-z' is neither a shipped engine"),
+        (("--onnx-only", "--compiler", "torch-tensorrt"), "--compiler serves engines that are built here"),
+        (("--onnx-only", "--kernels", "."), "--kernels serves engines that are built here"),
+        (("--rival", "."), "--rival goes with --from-plan"),
+        (("--from-plan", ".", "--tile", "64"), "--tile was settled when the graphs were written"),
+        (("--from-plan", ".", "--level", "1"), "--level was settled when the graphs were written"),
+        (("--from-plan", "."), "has no graphs.json; name a folder that"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(
@@ -232,7 +243,14 @@ def test_what_cannot_be_built_is_one_line(
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("onnx-only", []), ("batch", ["1,1,2"]), ("workspace", ["9"]), ("engine-flag", ["refit"]), ("level", ["1"])],
+    [
+        ("onnx-only", []),
+        ("from-plan", ["."]),
+        ("batch", ["1,1,2"]),
+        ("workspace", ["9"]),
+        ("engine-flag", ["refit"]),
+        ("level", ["1"]),
+    ],
 )
 def test_options_of_tensorrt_serve_no_other_backend(
     name: str, values: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -270,12 +288,18 @@ def test_the_very_file_is_judged_as_anybody_would_open_it(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_takes_no_files_is_told_before_the_work(edge_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="is a file; choose a folder"):  # at once: nothing here is made quick
+        build_tensorrt(str(edge_file), tmp_path / "file" / "out", precision=Precision.INT8, onnx_only=True)
+
+
 @pytest.mark.usefixtures("few_tiles")
 def test_a_failed_write_leaves_nothing(edge_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(typed_build.shutil, "copyfile", full)
+    monkeypatch.setattr(graphs_only.shutil, "copyfile", full)
     with pytest.raises(OSError, match="the disk is full"):
         build_tensorrt(str(edge_file), tmp_path / "out", onnx_only=True)
     assert not list((tmp_path / "out").iterdir())
@@ -335,5 +359,5 @@ def test_full_size_parts_can_be_typed(tmp_path: Path) -> None:
 def test_shipped_models_keep_their_detail_in_a_default_session(name: str, tmp_path: Path) -> None:
     made = build_tensorrt(name, tmp_path, precision=Precision.INT8, onnx_only=True)
     parity = made.manifest["parity"]
-    # Integers of ONNX Runtime's own making cost less than one of the 24 dB.
-    assert parity["default_session"]["detail_snr_db"] > parity["detail_snr_db"] - 1.5 > 20
+    # What ONNX Runtime makes of the biases costs up to 2 of 25 dB; infinite ones left 12 and 21.
+    assert parity["default_session"]["detail_snr_db"] > 22

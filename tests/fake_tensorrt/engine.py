@@ -18,6 +18,7 @@ SCRATCH = 4096
 
 class Runtime(Object):
     def __init__(self, logger: Any) -> None:
+        self._fail("no-runtime")
         self._logger = logger
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
@@ -58,6 +59,10 @@ class ICudaEngine(Object):
     @property
     def num_layers(self) -> int:
         return 7
+
+    @property
+    def hardware_compatibility_level(self) -> Any:
+        return getattr(self._world.trt.HardwareCompatibilityLevel, self._header["compatibility"])
 
     def get_tensor_name(self, index: int) -> str:
         return [*self._inputs, *self._outputs][index]
@@ -161,6 +166,7 @@ class IExecutionContext(Object):
 
 class Refitter(Object):
     def __init__(self, engine: Any, logger: Any) -> None:
+        self._fail("no-refitter")
         self._engine = engine
 
     def refit_cuda_engine(self) -> bool:
