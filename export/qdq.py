@@ -72,19 +72,21 @@ def _integer_branch(node: ir.Node, skip: int, layers: Collection[str]) -> bool:
 def _joined(graph: ir.Graph, readers: dict[str, list[tuple[ir.Node, int]]]) -> dict[str, set[str]]:
     """Tensors that meet in a concatenation whose result is quantised share a range, whatever else reads them.
 
-    If nothing but integer layers reads the result, its inputs get pairs too, and `readers` is extended by them.
+    If nothing but integer layers reads the result, and all its inputs are computed, they get pairs too, and `readers`
+    is extended by them.
     """
     groups: dict[str, set[str]] = {}
     for node in reversed(list(graph)):
         result = node.outputs[0]
         if node.op_type != "Concat" or _name(result) not in readers:
             continue
-        parts = {_name(value) for value in node.inputs if value is not None and not value.is_initializer()}
-        group = set[str]().union(*(groups.get(name, {name}) for name in {*parts, _name(result)}))
+        computed = [value for value in node.inputs if value is not None and value.producer() is not None]
+        group = set[str]().union(*(groups.get(_name(value), {_name(value)}) for value in (*computed, result)))
         groups.update(dict.fromkeys(group, group))
-        if len(result.uses()) == len(readers[_name(result)]):
+        # Inputs and constants have no pairs, and integers are not joined with floats.
+        if len(result.uses()) == len(readers[_name(result)]) and len(computed) == len(node.inputs):
             for position, value in enumerate(node.inputs):
-                if value is not None and not value.is_initializer() and not value.is_graph_input():
+                if value is not None:
                     readers.setdefault(_name(value), []).append((node, position))
     return groups
 

@@ -222,6 +222,21 @@ def test_what_is_joined_shares_a_scale(read_twice: bool) -> None:
         assert values["small_scale_fp16"] == values["joined_scale_fp16"]
 
 
+def test_what_is_joined_with_an_input_stays_float() -> None:
+    """Inputs have no pairs; the result has one for the layer that reads it."""
+    weights: dict[str, NDArray[Any]] = {}
+    nodes = [
+        conv("small", "first", weights),
+        helper.make_node("Concat", ["small", "x"], ["joined"], name="joined", axis=1),
+        conv("merge", "joined", weights, inputs=2 * WIDTH),
+        relu("merge"),
+        conv("after", "merge_r", weights),
+    ]
+    model = int8(between_convs(nodes, "after", weights)).model
+    assert [quantised_source(model, name) for name in node_named(model, "joined").input] == [None, None]
+    assert quantised_source(model, input_of(model, "merge")) == "joined"
+
+
 def attention(weights: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
     """From (n, 16, h, w) `first` to the same shape `mixed`, with a residual-free head of 16."""
     rng = np.random.default_rng(0)
