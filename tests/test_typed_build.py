@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -330,6 +331,45 @@ def test_typed_graphs_become_engines(
         expected = run_graph(rounded(onnx.load(made.path / GRAPH)), [{"lq": lq, "noise": noise}])
         # The library rounds less than the graph means; an integer may then be the next one here and there.
         assert 20 * np.log10(expected.std() / np.abs(detail - expected).std()) > 25
+
+
+def test_engines_of_bundles_need_no_torch(toy_bundle: Path, tmp_path: Path) -> None:
+    """The extras `jetson` and `graphs` have onnx and onnx-ir, beside the core dependencies and TensorRT."""
+    code = f"""
+import sys
+for name in ("torch", "onnxscript", "safetensors", "accelerate", "scipy"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import fake_tensorrt, pytest
+from pathlib import Path
+from rsd_edge.export import tensorrt_judge
+from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.export.typed_build import build_tensorrt
+fake_tensorrt.install(pytest.MonkeyPatch(), "10.3.0")
+tensorrt_judge._ROUNDS = 1
+options = TensorRtOptions(tile=48, threads=1)
+for onnx_only in (True, False):
+    print(build_tensorrt({str(toy_bundle)!r}, Path({str(tmp_path)!r}), options=options, onnx_only=onnx_only).path.name)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=False, timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    graphs, engine = done.stdout.split()
+    assert (tmp_path / graphs / MANIFEST).is_file()
+    assert (tmp_path / engine / "graph.plan").is_file()
+
+
+@pytest.mark.parametrize(("module", "extra"), [("onnx_ir", "graphs"), ("safetensors", "export")])
+def test_what_is_missing_is_told_with_its_extra(
+    module: str, extra: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    monkeypatch.setattr(typed_build, "build_tensorrt", lacking)
+    assert run("--onnx-only", "-o", tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"error: rsd-edge build-engine needs '{module}'; run: pip install 'rsd-edge[{extra}]'\n"
+    )
 
 
 def test_tiles_that_a_model_cannot_take_are_refused(published_file: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from rsd_edge.backends.tensorrt.device import check_device
 from rsd_edge.bundle import Bundle
-from rsd_edge.cli import missing_package
+from rsd_edge.cli import missing_for_tensorrt, missing_package
 from rsd_edge.cli.build_progress import TerminalProgress
 from rsd_edge.cli.tensorrt_options import Asked, take_tensorrt_options, tensorrt_options
 from rsd_edge.errors import InputError, RsdEdgeError
@@ -96,6 +96,8 @@ def command(
             published=PartsOptions(tile or DEFAULT_TILE, lookup=not no_lookup) if tile or no_lookup else None,
         )
     except ModuleNotFoundError as error:
+        if runtime is Backend.TENSORRT:
+            raise missing_for_tensorrt("build-engine", error) from error
         raise missing_package("build-engine", "export", error) from error
     if why:
         click.echo(f"built for onnxruntime, not for tensorrt: {why}", err=True)
