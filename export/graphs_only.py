@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ Io = dict[str, dict[str, dict[str, Any]]]
 """By `inputs` and `outputs`, by name: `dtype` as NumPy calls it, and `shape`, -1 where it depends on the batch."""
 
 
+Exchange = tuple[dict[str, NDArray[Any]], Array]
+"""What one part is given, by the names of its inputs, and what it gives."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """Held-out tiles lq (n, 3, s, s), noise (n, c, s, s), and the detail (n, 4s, 4s, 3) that fp32 makes of them."""
@@ -50,6 +54,25 @@ class Reference:
     lq: Array
     noise: Array
     detail: Array
+    parts: Mapping[str, Exchange] = field(default_factory=dict)
+    """Of a published model, what its graphs exchanged on the way, for the first step."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """By names that `of` reads."""
+        named = {"lq": self.lq, "noise": self.noise, "detail": self.detail}
+        for part, (inputs, output) in self.parts.items():
+            named |= {f"{part}:{name}": value for name, value in inputs.items()} | {f"{part}:": output}
+        return named
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Reference:
+        """What was saved. Raises KeyError."""
+        parts: dict[str, Exchange] = {}
+        for part in dict.fromkeys(name.partition(":")[0] for name in arrays if ":" in name):
+            inputs = {name.partition(":")[2]: value for name, value in arrays.items() if name.startswith(f"{part}:")}
+            output = inputs.pop("")
+            parts[part] = inputs, output
+        return cls(arrays["lq"], arrays["noise"], arrays["detail"], parts)
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class GraphsOnly:
         _check(path, self.manifest["reference"]["sha256"])
         try:
             with np.load(path) as arrays:
-                return Reference(*(arrays[name] for name in ("lq", "noise", "detail")))
+                return Reference.of(dict(arrays))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise _damaged(path, "cannot be read") from error
 
@@ -128,7 +151,7 @@ def write_graphs(
             fresh.mkdir()
             for name, path in graphs.items():
                 shutil.copyfile(path, fresh / name)
-            np.savez_compressed(fresh / REFERENCE, lq=reference.lq, noise=reference.noise, detail=reference.detail)
+            np.savez_compressed(fresh / REFERENCE, **reference.arrays())  # type: ignore[arg-type]
             manifest["reference"] = {"file": REFERENCE, "sha256": hash_file(fresh / REFERENCE)}
             (fresh / MANIFEST).write_text(f"{json.dumps(manifest, indent=2)}\n", encoding="utf-8")
             replace_folder(fresh, target, aside=Path(temporary) / "old")

@@ -78,7 +78,7 @@ def build_tensorrt(
         spec = EngineSpec(source.model, Backend.TENSORRT, precision)
         if onnx_only:
             reference = made_by_float({name: part.graph for name, part in source.parts.items()}, spec, options)
-            return write_graphs(output, spec, graphs, _io(graphs), record, options, reference, reports)
+            return write_graphs(output, spec, graphs, io_of(graphs), record, options, reference, reports)
         rival = None
         if precision is Precision.INT8:
             rival, _ = _saved(source, Precision.FP16, folder / "rival")
@@ -151,7 +151,7 @@ def _by_default(graph: Path, part: Part, typed: TypedGraph) -> dict[str, float]:
     return found.record()
 
 
-def _io(graphs: Mapping[str, Path]) -> dict[str, Io]:
+def io_of(graphs: Mapping[str, Path]) -> dict[str, Io]:
     """What plans of these graphs take and give."""
     found = {}
     for name, path in graphs.items():

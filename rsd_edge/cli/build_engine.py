@@ -128,7 +128,8 @@ def _tensorrt(
     lookup: bool,
     onnx_only: bool,
 ) -> int:
-    from rsd_edge.export.typed_build import GraphsOnly, build_tensorrt
+    from rsd_edge.export.graphs_only import GraphsOnly
+    from rsd_edge.export.typed_build import build_tensorrt
 
     with TerminalProgress() as progress:
         made = build_tensorrt(
