@@ -1,75 +1,259 @@
-"""`rsd-edge eval`: upscaled images against their references."""
+"""`rsd-edge eval`: results of any tool, of a model or of an engine, against their references."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn
 
+from rsd_edge.cli.evaluate_tables import print_evaluations, print_published
+from rsd_edge.cli.run import load_resolver
 from rsd_edge.errors import InputError
-from rsd_edge.evaluate.folder import METRICS, Evaluation, evaluate_folders
-from rsd_edge.stream.atomic import make_folder, write_json
+from rsd_edge.evaluate.catalogue import FID, PAPER_GROUP, choose_metrics
+from rsd_edge.evaluate.folder import EvaluationSettings, Progress, Results, evaluate
+from rsd_edge.evaluate.image_sets import TestSet, check_test_set, folder_images
+from rsd_edge.evaluate.presets import PRESETS, open_preset
+from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
+from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation, comparison, worst_stems, write_csv
+from rsd_edge.evaluate.sheet import draw_sheet
+from rsd_edge.evaluate.upscaling import BICUBIC, upscale_with
+from rsd_edge.specs import Backend
+from rsd_edge.stream.atomic import check_writable, folder_for, make_folder, write_json
+from rsd_edge.stream.batch import RunSettings
+from rsd_edge.stream.images import write_image
+from rsd_edge.stream.results import check_suffix
 
-_FOLDER = click.Path(path_type=Path)
-_DECIMALS = {"psnr_y": 3}
-_DEFAULT_DECIMALS = 4
-_CURES = {
-    "lattice_spread": "lattice not measured: give the upscaled images' sources with --lr",
-    "niqe": "NIQE not measured: it needs images of two 96x96 patches or more that are not flat",
-    "spectrum_db": "spectrum not measured: it needs sides of at least 64 pixels",
-}
-"""What to say of a metric that no image has."""
-_PIPE_WIDTH = 140
-"""Holds all metrics beside stems of about 30 characters where there is no terminal to ask."""
+_PATH = click.Path(path_type=Path)
+_WORST_BY = ("lpips_squeeze", "psnr_y", "niqe")
+"""What the sheet goes by if nothing is said: the first of these that was measured."""
+_ENGINE_OPTIONS = ("precision", "backend", "steps", "device", "tile", "batch")
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Files to write once everything is known."""
+
+    json: Path | None
+    csv: Path | None
+    sheet: Path | None
+    worst: int
+    worst_by: str | None
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.json, self.csv, self.sheet) if path is not None]
 
 
 @click.command("eval")
-@click.option("--pred", required=True, metavar="DIR", type=_FOLDER, help="Upscaled images.")
-@click.option("--ref", required=True, metavar="DIR", type=_FOLDER, help="References of the same stems and sizes.")
-@click.option("--lr", metavar="DIR", type=_FOLDER, help="Images that were upscaled; needed for the lattice metric.")
-@click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write all scores here.")
+@click.option(
+    "--pred", "folders", multiple=True, metavar="DIR", type=_PATH, help="Results of any tool; may be repeated."
+)
+@click.option(
+    "--model",
+    "--engine",
+    "models",
+    multiple=True,
+    metavar="NAME|BUNDLE|FILE",
+    help=f"Upscale the LR images with this first, as `run` does, or with '{BICUBIC}'; may be repeated.",
+)
+@click.option("--save", metavar="DIR", type=_PATH, help="Keep the results of --model here.")
+@click.option("--ref", metavar="DIR", type=_PATH, help="References of the same stems and sizes.")
+@click.option(
+    "--lr", metavar="DIR", type=_PATH, help="Images that were upscaled: for --model, --sheet and the lattice."
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="A test set of the literature, looked for in --data.")
+@click.option("--data", metavar="DIR", type=_PATH, help="Folder of the preset.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="The first N images only, to try things out.")
+@click.option("--no-reference", is_flag=True, help="Leave the references alone.")
+@click.option("--metrics", metavar="NAME,...", help="Metrics; 'default' and 'paper' are groups. See below.")
+@click.option("--border", type=int, help="Pixels to cut off at each side before measuring; 0 if not given.")
+@click.option("--resize", type=click.Choice(list(RESIZES)), help="For results of another size, which none refuses.")
+@click.option("--rounding", type=click.Choice(ROUNDINGS), help="luma: whole levels for PSNR-Y and SSIM-Y, as pyiqa.")
+@click.option("--force-fid", is_flag=True, help="FID of sets that are too small for it.")
+@click.option("--json", "json_path", metavar="FILE", type=_PATH, help="Write all scores, protocol and versions here.")
+@click.option("--csv", "csv_path", metavar="FILE", type=_PATH, help="Write the scores of each image here.")
+@click.option("--sheet", "sheet_path", metavar="FILE", type=_PATH, help="Draw the worst images here.")
+@click.option("--worst", default=4, show_default=True, type=click.IntRange(min=1), help="How many are on the sheet.")
+@click.option("--worst-by", metavar="METRIC", help=f"What the worst are bad at; of {', '.join(_WORST_BY)} the first.")
+@click.option("--published", is_flag=True, help="Print the paper's table of the preset beside this; alone, all tables.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "int8"]), help="Of --model.")
+@click.option("--backend", type=click.Choice([backend.value for backend in Backend]), help="Of --model.")
+@click.option("--steps", type=int, help="Of a checkpoint.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a checkpoint and of pyiqa; cpu if not given.")
+@click.option("--tile", type=int, help="Side of the tiles of --model in LR pixels, which papers call chop.")
+@click.option("--batch", default=1, show_default=True, type=int, help="Tiles at once.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Of the noise of --model.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
-def command(pred: Path, ref: Path, lr: Path | None, json_path: Path | None, threads: int | None) -> None:
-    """Score upscaled images: PSNR-Y, SSIM-Y, LPIPS-squeeze, NIQE, power spectrum, and with --lr the lattice metric.
+def command(
+    folders: tuple[Path, ...],
+    models: tuple[str, ...],
+    json_path: Path | None,
+    csv_path: Path | None,
+    sheet_path: Path | None,
+    worst: int,
+    worst_by: str | None,
+    published: bool,
+    **options: Any,
+) -> None:
+    """Score results of any tool (--pred), or of a model or an engine (--model), on a test set.
 
-    Files are matched by stem. The JSON file states the protocol: luma, borders, windows, versions.
+    Files are matched by stem. With several methods, the differences to the first are told, image by image, with 95 %
+    bootstrap intervals. The JSON file states the protocol.
+
+    Metrics: psnr_y, ssim_y, psnr_rgb, ssim_rgb, lpips_squeeze, lattice_spread, lattice_mean, niqe, spectrum_db,
+    spectrum_bias_db; with the extra pyiqa, which downloads weights: lpips_alex, dists, fid, niqe_pyiqa, musiq, clipiqa,
+    maniqa. 'default' are those of this package, 'paper' those that the paper measured on the preset.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1")
-    if json_path is not None:
-        make_folder(json_path.parent)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("scoring", total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        evaluation = evaluate_folders(pred, ref, lq=lr, threads=threads, progress=advance)
-    if json_path is not None:
-        write_json(json_path, evaluation.to_json())
-    _print(evaluation)
-
-
-def _print(evaluation: Evaluation) -> None:
-    measured = [metric for metric in METRICS if evaluation.mean(metric) is not None]
-    table = Table("image", *measured, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in evaluation.rows:
-        table.add_row(row.stem, *(_format(metric, getattr(row, metric)) for metric in measured))
-    table.add_section()
-    means = (_format(metric, evaluation.mean(metric)) for metric in measured)
-    table.add_row(f"mean of {len(evaluation.rows)}", *means)
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
-    console.print(table)
-    for metric, cure in _CURES.items():
-        if metric not in measured:
-            console.print(cure)
+    if published and not folders and not models:
+        print_published([], options["preset"])
+        return
+    _check(folders, models, options)
+    test_set = _test_set(options)
+    outputs = _Outputs(json_path, csv_path, sheet_path, worst, worst_by)
+    settings = _settings(test_set, options)
+    _check_outputs(outputs, settings.metrics)
+    with ExitStack() as stack:
+        for path in outputs.files:
+            stack.enter_context(folder_for(path))
+        results = [_folder_results(folder, options["preset"]) for folder in folders]
+        if models:
+            check_test_set(test_set, settings.protocol)
+        results += [_model_results(model, models, test_set, options, stack) for model in models]
+        evaluations = [_evaluate(result, test_set, settings) for result in results]
+        _write(outputs, results, evaluations, test_set, options)
+    print_evaluations(evaluations)
+    if published:
+        print_published(evaluations, options["preset"])
 
 
-def _format(metric: str, value: float | None) -> str:
-    return "" if value is None else f"{value:.{_DECIMALS.get(metric, _DEFAULT_DECIMALS)}f}"
+def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, Any]) -> None:
+    """Raises InputError for options that contradict each other or do nothing."""
+    if not folders and not models:
+        raise InputError("there is nothing to score; give results with --pred, or a model with --model")
+    if len({*map(str, folders), *models}) < len(folders) + len(models):
+        raise InputError("the same --pred or --model is given twice; leave one of them out")
+    if options["threads"] is not None and options["threads"] < 1:
+        raise InputError(f"threads is {options['threads']}; it must be at least 1")
+    if (options["preset"] is None) != (options["data"] is None):
+        raise InputError("--preset and --data belong together: the test set, and the folder that holds it")
+    if options["preset"] is not None and options["ref"] is not None:
+        raise InputError("--preset brings its references; leave --ref out")
+    if not models and options["save"] is not None:
+        raise InputError("--save keeps the results of --model, and there is none; leave it out")
+
+
+def _test_set(options: dict[str, Any]) -> TestSet:
+    """References and LR images, as far as they are given."""
+    lr: Path | None = options["lr"]
+    if options["preset"] is not None:
+        test_set = open_preset(options["preset"], options["data"], sources=lr, limit=options["limit"])
+    else:
+        parts = (None if folder is None else folder_images(folder) for folder in (options["ref"], lr))
+        test_set = TestSet(*parts).first(options["limit"])
+    return TestSet(None, test_set.sources) if options["no_reference"] else test_set
+
+
+def _settings(test_set: TestSet, options: dict[str, Any]) -> EvaluationSettings:
+    preset = PRESETS[options["preset"]] if options["preset"] is not None else None
+    usual = preset.protocol if preset is not None else PLAIN
+    border = usual.border if options["border"] is None else options["border"]
+    protocol = Protocol(border, options["resize"] or usual.resize, options["rounding"] or usual.rounding)
+    names = [name.strip() for name in (options["metrics"] or "").split(",") if name.strip()]
+    paper = preset.metrics if preset is not None else ()
+    if PAPER_GROUP in names and not paper:
+        raise InputError("--metrics paper needs a --preset that the paper measured; name the metrics instead")
+    metrics = choose_metrics(
+        names, reference=test_set.references is not None, source=test_set.sources is not None, paper=paper
+    )
+    device = options["device"] or "cpu"
+    return EvaluationSettings(
+        metrics, protocol, options["threads"], device, options["force_fid"], subset=options["limit"] is not None
+    )
+
+
+def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:
+    """Before the work: names, places, and what the sheet goes by."""
+    for path in outputs.files:
+        check_writable(path.parent)
+    if outputs.sheet is not None:
+        check_suffix(outputs.sheet)
+        _sheet_metric(outputs, metrics)
+
+
+def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
+    single = [metric for metric in metrics if metric != FID]
+    if outputs.worst_by is None:
+        return next((metric for metric in (*_WORST_BY, *single) if metric in single), "")
+    if outputs.worst_by not in single:
+        raise InputError(f"--worst-by is '{outputs.worst_by}', which is not measured; use one of {', '.join(single)}")
+    return outputs.worst_by
+
+
+def _folder_results(folder: Path, preset: str | None) -> Results:
+    endings = PRESETS[preset].endings() if preset is not None else ()
+    return Results(str(folder), folder_images(folder, endings), dict(UNKNOWN_METHOD))
+
+
+def _model_results(
+    model: str, models: Sequence[str], test_set: TestSet, options: dict[str, Any], stack: ExitStack
+) -> Results:
+    """Made now, into --save or a folder that goes away with the stack."""
+    assert test_set.sources is not None  # check_test_set has seen to it
+    save: Path | None = options["save"]
+    if save is None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsd-edge-eval-")))
+    else:
+        folder = save if len(models) == 1 else save / Path(model).name
+        make_folder(folder)
+    with ExitStack() as engine:
+        resolver = None
+        if model != BICUBIC:
+            wanted = {name: options[name] for name in _ENGINE_OPTIONS}
+            resolver = engine.enter_context(
+                load_resolver(RunSettings(engine=model, threads=options["threads"], **wanted))
+            )
+        with _bar(f"upscaling with {model}") as progress:
+            return upscale_with(resolver, test_set.sources, folder, name=model, seed=options["seed"], progress=progress)
+
+
+def _evaluate(results: Results, test_set: TestSet, settings: EvaluationSettings) -> Evaluation:
+    with _bar(f"scoring {results.name}") as progress:
+        return evaluate(results, test_set, settings, progress)
+
+
+def _write(
+    outputs: _Outputs,
+    results: Sequence[Results],
+    evaluations: Sequence[Evaluation],
+    test_set: TestSet,
+    options: dict[str, Any],
+) -> None:
+    if outputs.sheet is not None:
+        metric = _sheet_metric(outputs, evaluations[0].metrics)
+        stems = worst_stems(evaluations[0], metric, outputs.worst)
+        if not stems:
+            raise InputError(f"no image has a value of {metric}, by which --sheet goes; choose another --worst-by")
+        write_image(outputs.sheet, draw_sheet(stems, results, evaluations, test_set, metric))
+    if outputs.csv is not None:
+        write_csv(outputs.csv, evaluations)
+    if outputs.json is not None:
+        sets = {"preset": options["preset"], "limit": options["limit"]}
+        write_json(outputs.json, {**comparison(evaluations), **sets})
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; what it yields takes (done, total)."""
+    columns = (TextColumn("{task.description}", markup=False), *Bar.get_default_columns()[1:])
+    with Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,116 @@
+"""Metrics of the optional package pyiqa: LPIPS on AlexNet, DISTS, FID, NIQE, MUSIQ, CLIPIQA and MANIQA.
+
+Their weights do not ship with this project: pyiqa downloads them when a metric is made for the first time, and keeps
+them in its own cache. Most of it is for non-commercial use.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd_edge.errors import FetchError, InputError, MissingDependencyError
+from rsd_edge.evaluate.catalogue import CATALOGUE, FID
+from rsd_edge.evaluate.metrics import Image
+
+log = logging.getLogger(__name__)
+
+FID_IMAGES = 2048
+"""As many as Inception has features: with fewer images their covariance is singular and FID is far too large."""
+_FID_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+"""What pyiqa takes for an image wherever it is; it would pass others over in silence."""
+_SEED = 0
+
+
+class PyiqaMetric:
+    """One metric of pyiqa, with its weights."""
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        """`name` is one of CATALOGUE. Raises MissingDependencyError, or FetchError if weights cannot be had."""
+        self._name = name
+        pyiqa = _pyiqa(name)
+        import torch
+
+        self._torch: Any = torch
+        log.info("%s: pyiqa downloads its weights if it does not have them yet", name)
+        try:
+            self._metric: Any = pyiqa.create_metric(CATALOGUE[name].pyiqa, device=torch.device(device))
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; torch raises RuntimeError for devices
+            raise FetchError(
+                f"pyiqa cannot make {name} on {device} ({error}); check the connection and the device, or leave it out "
+                "of --metrics"
+            ) from error
+
+    def __call__(self, image: Image, reference: Image | None = None) -> float:
+        """The score of a uint8 (h, w, 3) BGR image. Raises InputError if pyiqa cannot score it, as for tiny ones."""
+        images = [self._tensor(item) for item in (image, reference) if item is not None]
+        self._restart()
+        try:
+            with self._torch.no_grad():
+                return float(self._metric(*images).item())
+        except (RuntimeError, ValueError, AssertionError) as error:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise InputError(f"pyiqa cannot score {size} with {self._name} ({error}); use other images") from error
+
+    def of_folders(self, results: Path, references: Path) -> float:
+        """The score of all images of a folder against those of another, for FID."""
+        self._restart()
+        return float(self._metric(str(results), str(references), num_workers=0, verbose=False))
+
+    def _restart(self) -> None:
+        """MANIQA looks at random crops; the same image is to have the same score whatever came before."""
+        random.seed(_SEED)
+        np.random.seed(_SEED)
+        self._torch.manual_seed(_SEED)
+
+    def _tensor(self, image: Image) -> Any:
+        """uint8 (h, w, 3) BGR -> float32 (1, 3, h, w) RGB in [0, 1]."""
+        planes = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)[np.newaxis])
+        return self._torch.from_numpy(planes).float() / 255
+
+
+def check_fid(images: int, *, force: bool) -> None:
+    """Raises InputError for sets that are too small for FID, unless forced."""
+    if images < FID_IMAGES and not force:
+        raise InputError(
+            f"FID of {images} images means little: below {FID_IMAGES} the covariance of its features is singular; "
+            "leave fid out of --metrics, or add --force-fid to have the number all the same"
+        )
+
+
+def fid(results: Mapping[str, Path], references: Mapping[str, Path], device: str = "cpu") -> float:
+    """FID of whole files. Raises InputError for formats that pyiqa passes over."""
+    metric = PyiqaMetric(FID, device)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [Path(folder, name) for name in ("results", "references")]
+        for side, paths in zip(sides, (results, references), strict=True):
+            side.mkdir()
+            for stem, path in paths.items():
+                if path.suffix.lower() not in _FID_SUFFIXES:
+                    raise InputError(f"{path}: FID takes {' '.join(_FID_SUFFIXES)} only; convert it to PNG")
+                (side / f"{stem}{path.suffix.lower()}").symlink_to(path.resolve())
+        return metric.of_folders(*sides)
+
+
+def pyiqa_version(name: str) -> str:
+    """Of the package, for reports."""
+    return str(getattr(_pyiqa(name), "__version__", "unknown"))
+
+
+def _pyiqa(name: str) -> Any:
+    """The package. It drags in torchvision, which fails in ways of its own beside another build of torch."""
+    try:
+        import pyiqa
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MissingDependencyError(
+            f"{name} needs the package pyiqa, which cannot be imported ({reason}); run: pip install 'rsd-edge[pyiqa]', "
+            "with torchvision from the same index as torch"
+        ) from error
+    return pyiqa
