@@ -17,15 +17,18 @@ from rich.progress import TextColumn
 
 from rsd_edge.cli.evaluate_tables import print_evaluations, print_published
 from rsd_edge.cli.run import load_resolver
-from rsd_edge.errors import InputError
-from rsd_edge.evaluate.catalogue import FID, PAPER_GROUP, choose_metrics
-from rsd_edge.evaluate.folder import EvaluationSettings, Progress, Results, evaluate
-from rsd_edge.evaluate.image_sets import TestSet, check_test_set, folder_images
+from rsd_edge.errors import InputError, OutputError
+from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
+from rsd_edge.evaluate.folder import Progress, Results, evaluate
+from rsd_edge.evaluate.image_sets import Images, TestSet, check_sources, folder_images
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
+from rsd_edge.evaluate.pyiqa_metrics import check_fid
 from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation, comparison, worst_stems, write_csv
+from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
 from rsd_edge.evaluate.sheet import draw_sheet
 from rsd_edge.evaluate.upscaling import BICUBIC, upscale_with
+from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend
 from rsd_edge.stream.atomic import check_writable, folder_for, make_folder, write_json
 from rsd_edge.stream.batch import RunSettings
@@ -35,7 +38,7 @@ from rsd_edge.stream.results import check_suffix
 _PATH = click.Path(path_type=Path)
 _WORST_BY = ("lpips_squeeze", "psnr_y", "niqe")
 """What the sheet goes by if nothing is said: the first of these that was measured."""
-_ENGINE_OPTIONS = ("precision", "backend", "steps", "device", "tile", "batch")
+_MODEL_OPTIONS = ("save", "precision", "backend", "steps", "tile")
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,12 @@ def command(
         for path in outputs.files:
             stack.enter_context(folder_for(path))
         results = [_folder_results(folder, options["preset"]) for folder in folders]
-        if models:
-            check_test_set(test_set, settings.protocol)
-        results += [_model_results(model, models, test_set, options, stack) for model in models]
-        evaluations = [_evaluate(result, test_set, settings) for result in results]
+        sources = check_sources(test_set, settings.protocol) if models else None
+        scorer = _scorer(settings)
+        if sources is not None:
+            targets = _targets(models, options["save"], stack, test_set)
+            results += [_upscaled(model, target, sources, options) for model, target in targets.items()]
+        evaluations = [_evaluate(result, test_set, scorer) for result in results]
         _write(outputs, results, evaluations, test_set, options)
     print_evaluations(evaluations)
     if published:
@@ -147,8 +152,9 @@ def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, An
         raise InputError("--preset and --data belong together: the test set, and the folder that holds it")
     if options["preset"] is not None and options["ref"] is not None:
         raise InputError("--preset brings its references; leave --ref out")
-    if not models and options["save"] is not None:
-        raise InputError("--save keeps the results of --model, and there is none; leave it out")
+    idle = [f"--{name}" for name in _MODEL_OPTIONS if options[name] is not None]
+    if idle and not models:
+        raise InputError(f"{', '.join(idle)}: for --model, and there is none; leave it out")
 
 
 def _test_set(options: dict[str, Any]) -> TestSet:
@@ -159,6 +165,8 @@ def _test_set(options: dict[str, Any]) -> TestSet:
     else:
         parts = (None if folder is None else folder_images(folder) for folder in (options["ref"], lr))
         test_set = TestSet(*parts).first(options["limit"])
+    if options["limit"] is not None and test_set.anything is None:
+        raise InputError("--limit counts references or LR images, and there are none; give --ref, --lr or a --preset")
     return TestSet(None, test_set.sources) if options["no_reference"] else test_set
 
 
@@ -174,6 +182,8 @@ def _settings(test_set: TestSet, options: dict[str, Any]) -> EvaluationSettings:
     metrics = choose_metrics(
         names, reference=test_set.references is not None, source=test_set.sources is not None, paper=paper
     )
+    if FID in metrics and test_set.references is not None:
+        check_fid(len(test_set.references.paths), force=options["force_fid"])
     device = options["device"] or "cpu"
     return EvaluationSettings(
         metrics, protocol, options["threads"], device, options["force_fid"], subset=options["limit"] is not None
@@ -190,9 +200,12 @@ def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:
 
 
 def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
+    """Raises InputError for a metric that single images do not have, or that is not measured."""
     single = [metric for metric in metrics if metric != FID]
+    if not single:
+        raise InputError("--sheet shows the worst images by a metric of single images; add one to --metrics")
     if outputs.worst_by is None:
-        return next((metric for metric in (*_WORST_BY, *single) if metric in single), "")
+        return next(metric for metric in (*_WORST_BY, *single) if metric in single)
     if outputs.worst_by not in single:
         raise InputError(f"--worst-by is '{outputs.worst_by}', which is not measured; use one of {', '.join(single)}")
     return outputs.worst_by
@@ -203,31 +216,44 @@ def _folder_results(folder: Path, preset: str | None) -> Results:
     return Results(str(folder), folder_images(folder, endings), dict(UNKNOWN_METHOD))
 
 
-def _model_results(
-    model: str, models: Sequence[str], test_set: TestSet, options: dict[str, Any], stack: ExitStack
-) -> Results:
-    """Made now, into --save or a folder that goes away with the stack."""
-    assert test_set.sources is not None  # check_test_set has seen to it
-    save: Path | None = options["save"]
+def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, test_set: TestSet) -> dict[str, Path]:
+    """A folder for the results of each model, below --save or gone when the stack closes."""
     if save is None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsd-edge-eval-")))
-    else:
-        folder = save if len(models) == 1 else save / Path(model).name
-        make_folder(folder)
-    with ExitStack() as engine:
+        return {
+            model: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsd-edge-eval-"))) for model in models
+        }
+    targets = {model: save if len(models) == 1 else save / Path(model).name for model in models}
+    if len(set(targets.values())) < len(models):
+        raise InputError(f"two models would share a folder in {save}; score them one after the other")
+    parts = [part.paths.values() for part in (test_set.references, test_set.sources) if part is not None]
+    read = {path.parent.resolve() for paths in parts for path in paths}
+    for target in targets.values():
+        if target.resolve() in read:
+            raise OutputError(f"{target} holds images that are read and might be replaced; choose another --save")
+        make_folder(target)
+    return targets
+
+
+def _upscaled(model: str, folder: Path, sources: Images, options: dict[str, Any]) -> Results:
+    with ExitStack() as stack:
         resolver = None
         if model != BICUBIC:
-            wanted = {name: options[name] for name in _ENGINE_OPTIONS}
-            resolver = engine.enter_context(
-                load_resolver(RunSettings(engine=model, threads=options["threads"], **wanted))
-            )
-        with _bar(f"upscaling with {model}") as progress:
-            return upscale_with(resolver, test_set.sources, folder, name=model, seed=options["seed"], progress=progress)
+            resolver = stack.enter_context(load_resolver(_run_settings(model, options)))
+        progress = stack.enter_context(_bar(f"upscaling with {model}"))
+        return upscale_with(resolver, sources, folder, name=model, seed=options["seed"], progress=progress)
 
 
-def _evaluate(results: Results, test_set: TestSet, settings: EvaluationSettings) -> Evaluation:
+def _scorer(settings: EvaluationSettings) -> Scorer:
+    """Before anything is upscaled, since pyiqa or its weights may be missing."""
+    downloading = [metric for metric in settings.metrics if CATALOGUE[metric].pyiqa]
+    if downloading:
+        click.echo(f"{', '.join(downloading)}: pyiqa downloads their weights where it does not have them", err=True)
+    return Scorer(settings)
+
+
+def _evaluate(results: Results, test_set: TestSet, scorer: Scorer) -> Evaluation:
     with _bar(f"scoring {results.name}") as progress:
-        return evaluate(results, test_set, settings, progress)
+        return evaluate(results, test_set, scorer, progress)
 
 
 def _write(
@@ -248,6 +274,12 @@ def _write(
     if outputs.json is not None:
         sets = {"preset": options["preset"], "limit": options["limit"]}
         write_json(outputs.json, {**comparison(evaluations), **sets})
+
+
+def _run_settings(model: str, options: dict[str, Any]) -> RunSettings:
+    names = ("precision", "backend", "steps", "tile", "batch", "threads")
+    device = options["device"] if model.endswith(CHECKPOINT_SUFFIX) else None  # elsewhere it is of pyiqa alone
+    return RunSettings(engine=model, device=device, **{name: options[name] for name in names})
 
 
 @contextmanager

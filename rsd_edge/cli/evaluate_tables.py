@@ -48,7 +48,8 @@ def print_published(evaluations: Sequence[Evaluation], preset: str | None) -> No
         return
     paper = published.table(preset) if preset is not None else None
     if preset is None or paper is None:
-        console.print("Nothing stands beside this: the paper's tables are of test sets; choose one with --preset")
+        why = "choose a test set with --preset" if preset is None else f"it has no table of {preset}"
+        console.print(f"No table of the paper stands beside this: {why}")
         return
     _print_table(console, paper, [(item.name, published.beside(item, preset, paper)) for item in evaluations])
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd_edge.evaluate.catalogue import FID, METRICS
-from rsd_edge.evaluate.image_sets import Images, Pair, TestSet, check_pairs, folder_images, match
-from rsd_edge.evaluate.protocol import PLAIN, Protocol
-from rsd_edge.evaluate.pyiqa_metrics import check_fid, fid
+from rsd_edge.evaluate.image_sets import Images, TestSet, check_pairs, folder_images, match
 from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation
-from rsd_edge.evaluate.scoring import Scorer
+from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
 
 Progress = Callable[[int, int], None]
 
@@ -24,20 +21,6 @@ class Results:
     name: str
     images: Images
     method: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured, and how."""
-
-    metrics: tuple[str, ...] = METRICS
-    protocol: Protocol = PLAIN
-    threads: int | None = None
-    device: str = "cpu"
-    """Of pyiqa's metrics."""
-    force_fid: bool = False
-    subset: bool = False
-    """Of the results, only those that the set names count."""
 
 
 def evaluate_folders(
@@ -56,31 +39,21 @@ def evaluate_folders(
     """
     test_set = TestSet(folder_images(references), None if lq is None else folder_images(lq))
     results = Results(str(predictions), folder_images(predictions), dict(UNKNOWN_METHOD))
-    return evaluate(results, test_set, EvaluationSettings(threads=threads), progress)
+    return evaluate(results, test_set, Scorer(EvaluationSettings(threads=threads)), progress)
 
 
-def evaluate(
-    results: Results, test_set: TestSet, settings: EvaluationSettings, progress: Progress | None = None
-) -> Evaluation:
+def evaluate(results: Results, test_set: TestSet, scorer: Scorer, progress: Progress | None = None) -> Evaluation:
     """Score the results of one method; every file is read once before the first is scored.
 
-    Raises InputError that names and counts what has no partner, cannot be read or does not fit, MissingDependencyError
-    for metrics of pyiqa where it is not installed, FetchError where their weights cannot be had.
+    Raises InputError that names and counts what has no partner, cannot be read or does not fit.
     """
+    settings = scorer.settings
     pairs = match(results.images, test_set, subset=settings.subset)
-    if FID in settings.metrics:
-        check_fid(len(pairs), force=settings.force_fid)
-    scorer = Scorer(settings.metrics, settings.protocol, threads=settings.threads, device=settings.device)
     check_pairs(pairs, settings.protocol)
     rows = []
     for pair in pairs:
         rows.append(scorer(pair))
         if progress is not None:
             progress(len(rows), len(pairs))
-    whole = {FID: _fid(pairs, settings.device)} if FID in settings.metrics else {}
+    whole = scorer.whole(pairs)
     return Evaluation(tuple(rows), settings.metrics, settings.protocol, results.name, results.method, whole)
-
-
-def _fid(pairs: Sequence[Pair], device: str) -> float:
-    references = {pair.stem: pair.reference for pair in pairs if pair.reference is not None}
-    return fid({pair.stem: pair.result for pair in pairs}, references, device)

@@ -116,8 +116,8 @@ def check_pairs(pairs: Sequence[Pair], protocol: Protocol) -> None:
     _raise(faults, len(pairs))
 
 
-def check_test_set(test_set: TestSet, protocol: Protocol) -> None:
-    """The same before anything is upscaled: can every LR image be read, and will its x4 fit its reference?"""
+def check_sources(test_set: TestSet, protocol: Protocol) -> Images:
+    """The LR images of a set, after the same check before anything is upscaled: can all be read, does x4 fit?"""
     if test_set.sources is None:
         raise InputError("there are no LR images to upscale; give them with --lr")
     if test_set.references is not None:
@@ -139,6 +139,7 @@ def check_test_set(test_set: TestSet, protocol: Protocol) -> None:
         except InputError as error:
             faults.append(error)
     _raise(faults, len(test_set.sources.paths))
+    return test_set.sources
 
 
 def load_result(path: Path) -> Image:

@@ -6,8 +6,9 @@ them in its own cache. Most of it is for non-commercial use.
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import random
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,8 @@ from typing import Any
 import numpy as np
 
 from rsd_edge.errors import FetchError, InputError, MissingDependencyError
-from rsd_edge.evaluate.catalogue import CATALOGUE, FID
+from rsd_edge.evaluate.catalogue import CATALOGUE
 from rsd_edge.evaluate.metrics import Image
-
-log = logging.getLogger(__name__)
 
 FID_IMAGES = 2048
 """As many as Inception has features: with fewer images their covariance is singular and FID is far too large."""
@@ -38,9 +37,9 @@ class PyiqaMetric:
         import torch
 
         self._torch: Any = torch
-        log.info("%s: pyiqa downloads its weights if it does not have them yet", name)
         try:
-            self._metric: Any = pyiqa.create_metric(CATALOGUE[name].pyiqa, device=torch.device(device))
+            with _prints_apart():
+                self._metric: Any = pyiqa.create_metric(CATALOGUE[name].pyiqa, device=torch.device(device))
         except (OSError, RuntimeError) as error:  # URLError is an OSError; torch raises RuntimeError for devices
             raise FetchError(
                 f"pyiqa cannot make {name} on {device} ({error}); check the connection and the device, or leave it out "
@@ -52,7 +51,7 @@ class PyiqaMetric:
         images = [self._tensor(item) for item in (image, reference) if item is not None]
         self._restart()
         try:
-            with self._torch.no_grad():
+            with self._torch.no_grad(), _prints_apart():
                 return float(self._metric(*images).item())
         except (RuntimeError, ValueError, AssertionError) as error:
             size = f"{image.shape[1]}x{image.shape[0]}"
@@ -61,7 +60,8 @@ class PyiqaMetric:
     def of_folders(self, results: Path, references: Path) -> float:
         """The score of all images of a folder against those of another, for FID."""
         self._restart()
-        return float(self._metric(str(results), str(references), num_workers=0, verbose=False))
+        with _prints_apart():
+            return float(self._metric(str(results), str(references), num_workers=0, verbose=False))
 
     def _restart(self) -> None:
         """MANIQA looks at random crops; the same image is to have the same score whatever came before."""
@@ -84,9 +84,8 @@ def check_fid(images: int, *, force: bool) -> None:
         )
 
 
-def fid(results: Mapping[str, Path], references: Mapping[str, Path], device: str = "cpu") -> float:
+def fid(metric: PyiqaMetric, results: Mapping[str, Path], references: Mapping[str, Path]) -> float:
     """FID of whole files. Raises InputError for formats that pyiqa passes over."""
-    metric = PyiqaMetric(FID, device)
     with tempfile.TemporaryDirectory() as folder:
         sides = [Path(folder, name) for name in ("results", "references")]
         for side, paths in zip(sides, (results, references), strict=True):
@@ -101,6 +100,11 @@ def fid(results: Mapping[str, Path], references: Mapping[str, Path], device: str
 def pyiqa_version(name: str) -> str:
     """Of the package, for reports."""
     return str(getattr(_pyiqa(name), "__version__", "unknown"))
+
+
+def _prints_apart() -> contextlib.AbstractContextManager[Any]:
+    """pyiqa prints what it loads; stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _pyiqa(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Scores of single images."""
+"""Scores of single images, and of whole sets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsd_edge.errors import InputError
-from rsd_edge.evaluate.catalogue import CATALOGUE, FID
+from rsd_edge.evaluate.catalogue import CATALOGUE, FID, METRICS
 from rsd_edge.evaluate.image_sets import Pair, load_pair
 from rsd_edge.evaluate.lattice import measure_lattice
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.evaluate.metrics import Image, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from rsd_edge.evaluate.niqe import niqe
-from rsd_edge.evaluate.protocol import Protocol
-from rsd_edge.evaluate.pyiqa_metrics import PyiqaMetric
+from rsd_edge.evaluate.protocol import PLAIN, Protocol
+from rsd_edge.evaluate.pyiqa_metrics import PyiqaMetric, check_fid, fid
 from rsd_edge.evaluate.spectrum import measure_spectrum
 from rsd_edge.stream.images import read_image
 
@@ -34,17 +34,33 @@ class Row:
     """None where a metric has no value: the lattice without an LR image, NIQE and spectrum of too small images."""
 
 
-class Scorer:
-    """Measures the chosen metrics of CATALOGUE but FID, which single images do not have."""
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured, and how."""
 
-    def __init__(
-        self, metrics: Sequence[str], protocol: Protocol, *, threads: int | None = None, device: str = "cpu"
-    ) -> None:
-        """threads: for LPIPS-squeeze. device: for pyiqa. Raises MissingDependencyError or FetchError."""
-        self._metrics = tuple(name for name in metrics if name != FID)
-        self._protocol = protocol
-        self._lpips = LpipsMetric(threads) if "lpips_squeeze" in metrics else None
-        self._pyiqa = {name: PyiqaMetric(name, device) for name in self._metrics if CATALOGUE[name].pyiqa}
+    metrics: tuple[str, ...] = METRICS
+    protocol: Protocol = PLAIN
+    threads: int | None = None
+    """For LPIPS-squeeze; None for all cores."""
+    device: str = "cpu"
+    """Of the metrics of pyiqa."""
+    force_fid: bool = False
+    subset: bool = False
+    """Of the results, only those that the test set names count."""
+
+
+class Scorer:
+    """Measures the chosen metrics, image by image, and FID of whole sets."""
+
+    def __init__(self, settings: EvaluationSettings) -> None:
+        """Loads networks. Raises MissingDependencyError where pyiqa is missing, FetchError where its weights are."""
+        self.settings = settings
+        self._metrics = tuple(name for name in settings.metrics if name != FID)
+        self._protocol = settings.protocol
+        self._lpips = LpipsMetric(settings.threads) if "lpips_squeeze" in settings.metrics else None
+        networks = {name: PyiqaMetric(name, settings.device) for name in settings.metrics if CATALOGUE[name].pyiqa}
+        self._fid = networks.pop(FID, None)
+        self._pyiqa = networks
 
     def __call__(self, pair: Pair) -> Row:
         """Read the files of one image and score it. Raises InputError and ImageReadError with the name of the file."""
@@ -63,6 +79,14 @@ class Scorer:
             raise InputError(f"{pair.result}: {error}") from error
         height, width = image.shape[:2]
         return Row(pair.stem, width, height, {name: scores.get(name) for name in self._metrics})
+
+    def whole(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """What the images have together only. Raises InputError for sets that are too small, unless that is forced."""
+        if self._fid is None:
+            return {}
+        check_fid(len(pairs), force=self.settings.force_fid)
+        references = {pair.stem: pair.reference for pair in pairs if pair.reference is not None}
+        return {FID: fid(self._fid, {pair.stem: pair.result for pair in pairs}, references)}
 
     def _lattice(self, image: Image, source: Path | None) -> Scores:
         if source is None or not set(_LATTICE) & set(self._metrics):

@@ -13,7 +13,7 @@ from rsd_edge.evaluate.folder import Results
 from rsd_edge.evaluate.image_sets import TestSet, load_result
 from rsd_edge.evaluate.metrics import Image, to_y
 from rsd_edge.evaluate.report import Evaluation
-from rsd_edge.evaluate.upscaling import bicubic
+from rsd_edge.evaluate.upscaling import BICUBIC, bicubic
 from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.images import read_image
@@ -47,7 +47,7 @@ def draw_sheet(
     test_set: TestSet,
     metric: str,
 ) -> Image:
-    """uint8 (h, w, 3) BGR: a row of 256x256 windows for each stem, its scores in `metric` below.
+    """uint8 (h, w, 3) BGR: a row of 256x256 windows for each stem, with `metric` and another score below.
 
     The window is where the luma of the first result is furthest from that of the reference, or without reference from
     the bicubic base, or else the middle. Raises ImageReadError for files that are gone.
@@ -55,7 +55,9 @@ def draw_sheet(
     rows = [_row(stem, results, evaluations, test_set, metric) for stem in stems]
     width = max(row.shape[1] for row in rows)
     gap = np.full((_GAP, width, 3), _WHITE, np.uint8)
-    return np.concatenate([part for row in rows for part in (_padded(row, width), gap)])
+    head = np.full((_LINE, width, 3), _WHITE, np.uint8)
+    _write(head, f"the {len(stems)} worst of {len(evaluations[0].rows)} in {metric}", _LINE - 5, _BLACK)
+    return np.concatenate([head, gap, *(part for row in rows for part in (_padded(row, width), gap))])
 
 
 def _row(
@@ -71,11 +73,13 @@ def _row(
     cells = []
     if lq is not None and base is not None:
         pixels = np.repeat(np.repeat(window.of(lq, SCALE), SCALE, axis=0), SCALE, axis=1)
-        cells += [_cell(pixels, "LR", f"{lq.shape[1]}x{lq.shape[0]}"), _cell(window.of(base), "bicubic", stem)]
+        cells.append(_cell(pixels, "LR", f"{stem}  {lq.shape[1]}x{lq.shape[0]}"))
+        if BICUBIC not in {result.name for result in results}:
+            cells.append(_cell(window.of(base), BICUBIC, "the base of the results"))
     for image, evaluation in zip(images, evaluations, strict=True):
         cells.append(_cell(window.of(image), _short(evaluation.name), _score(evaluation, stem, metric)))
     if reference is not None:
-        cells.append(_cell(window.of(reference), "reference", stem))
+        cells.append(_cell(window.of(reference), "reference", f"{stem}  {reference.shape[1]}x{reference.shape[0]}"))
     return np.concatenate([part for cell in cells for part in (cell, _space())][:-1], axis=1)
 
 
