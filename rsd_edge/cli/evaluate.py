@@ -230,7 +230,6 @@ def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, test_se
     for target in targets.values():
         if target.resolve() in read:
             raise OutputError(f"{target} holds images that are read and might be replaced; choose another --save")
-        make_folder(target)
     return targets
 
 
@@ -239,6 +238,7 @@ def _upscaled(model: str, folder: Path, sources: Images, options: dict[str, Any]
         resolver = None
         if model != BICUBIC:
             resolver = stack.enter_context(load_resolver(_run_settings(model, options)))
+        make_folder(folder)
         progress = stack.enter_context(_bar(f"upscaling with {model}"))
         return upscale_with(resolver, sources, folder, name=model, seed=options["seed"], progress=progress)
 

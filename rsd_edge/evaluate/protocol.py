@@ -76,6 +76,7 @@ class Protocol:
             "matching": "by file stem; " + self._size_words(),
             **{name: CATALOGUE[name].words.format_map(choices) for name in metrics},
             "means": "over the images that have the value",
+            "colour": "as each metric says: Y is BT.601 luma in studio range, all others see RGB",
             "border": choices["border"],
             "resize": self.resize,
             "rounding": self.rounding,

@@ -117,9 +117,7 @@ def _own(evaluation: Evaluation, column: str, expected: Preset) -> list[str]:
 
 def _notes(evaluation: Evaluation, expected: Preset) -> list[str]:
     """What does not forbid a comparison, and should be known."""
-    tile = evaluation.method.get("tile")
-    made = f"the network sees tiles of {tile} LR pixels" if tile else str(evaluation.method.get("results", "no tiles"))
-    notes = [f"how results are made: {made} here; there, {expected.notes}"]
+    notes = [f"chop: {evaluation.chop} here; {expected.notes}"]
     if any(CATALOGUE[metric].pyiqa for metric in evaluation.metrics if metric not in METRICS):
         notes.append("pyiqa: its version is not stated there, and its models have changed between versions")
     return notes

@@ -22,7 +22,7 @@ from rsd_edge.opencv import cv2
 from rsd_edge.ort import ort
 from rsd_edge.stream.atomic import atomic_file
 
-UNKNOWN_METHOD = {"results": "files of another program or an earlier run: how they were made is not known here"}
+UNKNOWN_METHOD = {"results": "files; how they were made is not known here"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Evaluation:
         """95 % bootstrap interval of the mean; None where single images have no value, or fewer than two."""
         return mean_interval(list(self.values(metric).values()))
 
+    @property
+    def chop(self) -> str:
+        """In which parts the method saw its inputs, in words."""
+        if "tile" not in self.method:
+            return "not known: the results are files of another program or an earlier run"
+        tile = self.method["tile"]
+        return "whole images" if tile is None else f"tiles of {tile} LR pixels, halo included"
+
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: the means under the names of the metrics, then what they mean, then each image.
 
@@ -65,7 +73,7 @@ class Evaluation:
             "method": dict(self.method),
             "intervals": {metric: self.interval(metric) for metric in self.metrics},
             "bootstrap": settings(),
-            "protocol": self.protocol.words(self.metrics),
+            "protocol": {**self.protocol.words(self.metrics), "chop": self.chop},
             "versions": self._versions(),
             "rows": [
                 {
