@@ -104,7 +104,7 @@ def test_methods_are_compared_with_the_first(toy_bundle: Path, capsys: pytest.Ca
     assert low <= toy["psnr_y"]["mean"] <= high
     assert same["psnr_y"] == {"mean": 0, "interval": [0, 0], "images": 3}
     assert data["preset"] == "imagenet-test"
-    assert data["protocol"]["rounding"] == "luma"  # the paper's
+    assert data["protocol"]["rounding"] == "pyiqa"  # the paper's
     assert len(Path("out/x.csv").read_text().splitlines()) == 1 + 3 * 3
     assert read_image("out/x.png").shape[1] == 5 * 256 + 4 * 8  # LR, three results, reference; bicubic not twice
     out = capsys.readouterr().out

@@ -211,9 +211,10 @@ def test_what_differs_is_said_and_leaves_its_cell_empty() -> None:
     assert paper is not None
     scores = {"psnr_y": 25.0, "ssim_y": 0.7, "lpips_squeeze": 0.3, "musiq": 60.0}
     found = published.beside(scored({str(i): scores for i in range(100)}), "realsr", paper)
-    assert found.cells == (None, None, None, None, None, pytest.approx(60.0))  # the last is MUSIQ
+    assert found.cells == (None, pytest.approx(25.0), None, None, None, pytest.approx(60.0))
     words = " ".join(found.differences)
-    assert "PSNR does not compare: luma is not rounded here" in words
+    assert "PSNR does not" not in words  # nothing is rounded, there neither
+    assert "SSIM does not compare: BT.601 studio-range luma, not rounded, 11x11" in words
     assert "LPIPS does not compare: lpips_squeeze 0.3000 measured on SqueezeNet here, on AlexNet there" in words
     assert "CLIPIQA was not measured; --metrics clipiqa does" in words
     few = published.beside(scored({"a": scores, "b": scores}), "realsr", paper)
@@ -225,7 +226,7 @@ def test_protocols_that_cut_or_resize_do_not_compare() -> None:
     paper = published.table("realset65")
     assert paper is not None
     rows = scored({str(i): {"clipiqa": 0.7, "musiq": 69.0} for i in range(65)})
-    for protocol, words in ((Protocol(4, "none", "luma"), "4 pixels cut"), (Protocol(0, "area", "luma"), "resized")):
+    for protocol, words in ((Protocol(4, "none", "pyiqa"), "4 pixels cut"), (Protocol(0, "area", "pyiqa"), "resized")):
         found = published.beside(replace(rows, protocol=protocol), "realset65", paper)
         assert set(found.cells) == {None}
         assert any(words in text for text in found.differences)

@@ -17,6 +17,14 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # gaussian_filter (sigma 1.5, radius 5), from code that shares nothing with the package.
 EXPECTED = {"a": (29.78625930703722, 0.8849890048395038), "b": (29.526494976480375, 0.9024545717232209)}
 
+# The same crops by the functions of pyiqa 0.1.13 and 0.1.16 (both give these digits), test_y_channel=True and
+# color_space='ycbcr' as in the official script of RSD. In `negative` the reference of `a` is inverted.
+PYIQA = {
+    "a": (29.786216735839844, 0.8844898136345222),
+    "b": (29.52645492553711, 0.9020199549608899),
+    "negative": (9.190768241882324, 0.11519176631766698),
+}
+
 Image = npt.NDArray[np.uint8]
 
 
@@ -122,3 +130,15 @@ def test_ssim_rounded_is_that_of_rounded_planes() -> None:
 def test_channels_of_other_shapes_are_refused(metric: Callable[[Image, Image], float]) -> None:
     with pytest.raises(InputError, match="different shape"):
         metric(flat(0, 16), flat(0, 17))
+
+
+@pytest.mark.parametrize("name", PYIQA)
+def test_scores_of_pyiqa(name: str) -> None:
+    psnr, ssim = PYIQA[name]
+    image, reference = pair("a" if name == "negative" else name)
+    reference = 255 - reference if name == "negative" else reference
+    assert psnr_y(image, reference) == pytest.approx(
+        psnr, abs=1e-4
+    )  # it computes in float32 and adds 1e-8 to the error
+    # Its luma is rounded in float32, which may go the other way at a half.
+    assert ssim_y(image, reference, rounded=True, clipped=True) == pytest.approx(ssim, abs=1e-6)

@@ -50,10 +50,16 @@ def test_unknown_choices_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_words_tell_every_choice() -> None:
-    plain, other = PLAIN.words(tuple(CATALOGUE)), Protocol(4, "area", "luma").words(tuple(CATALOGUE))
+    plain, other, pyiqa = (
+        protocol.words(tuple(CATALOGUE))
+        for protocol in (PLAIN, Protocol(4, "area", "luma"), Protocol(rounding="pyiqa"))
+    )
     assert set(CATALOGUE) <= set(plain)
     assert "not rounded, peak 255, no border cut" in plain["psnr_y"]
     assert "rounded to whole levels, peak 255, 4 pixels cut off at each side" in other["psnr_y"]
+    assert pyiqa["psnr_y"] == plain["psnr_y"]
+    assert "rounded to whole levels, 11x11" in other["ssim_y"]
+    assert "negative structure counted as 0" in pyiqa["ssim_y"]
     assert "up to 3 pixels larger" in plain["matching"]
     assert "resized" in other["matching"]
     assert not any("{" in text or "}" in text for text in (*plain.values(), *other.values()))

@@ -1,4 +1,4 @@
-"""pyiqa does not run here: what stands for it has its API, create_metric(name, device=...) and calls with tensors."""
+"""pyiqa does not run here: what stands for it has the API of 0.1.13 to 0.1.16, as their sources show it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_names_are_those_of_pyiqa(fake: list[FakeMetric]) -> None:
 def test_random_numbers_begin_anew_with_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = PyiqaMetric("maniqa")
     drawn = []
-    monkeypatch.setattr(FakeMetric, "__call__", lambda *_: drawn.append(torch.rand(1).item()) or torch.zeros(1))
+    monkeypatch.setattr(FakeMetric, "__call__", lambda *_: drawn.append(np.random.rand()) or torch.zeros(1))
     metric(image(1))
     metric(image(2))
     assert drawn[0] == drawn[1]
@@ -161,11 +161,3 @@ def test_scores_of_pairs_and_of_the_set(pairs: list[Pair]) -> None:
     assert data["versions"]["pyiqa"] == "0.1.14"
     assert "fid" not in data["rows"][0]
     assert data["musiq"] == pytest.approx(0.5, abs=1e-6)
-
-
-@pytest.mark.usefixtures("fake")
-def test_fid_refuses_what_pyiqa_would_pass_over(pairs: list[Pair], tmp_path: Path) -> None:
-    odd = Pair("c", tmp_path / "c.tif", pairs[0].reference, None)
-    scorer = Scorer(EvaluationSettings(("fid",), force_fid=True))
-    with pytest.raises(InputError, match=r"c\.tif: FID takes \.png"):
-        scorer.whole([*pairs, odd])

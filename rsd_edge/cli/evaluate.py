@@ -23,7 +23,7 @@ from rsd_edge.evaluate.folder import Progress, Results, evaluate
 from rsd_edge.evaluate.image_sets import Images, TestSet, check_sources, folder_images
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
-from rsd_edge.evaluate.pyiqa_metrics import check_fid
+from rsd_edge.evaluate.pyiqa_metrics import check_fid, pyiqa_version
 from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation, comparison, worst_stems, write_csv
 from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
 from rsd_edge.evaluate.sheet import draw_sheet
@@ -80,7 +80,7 @@ class _Outputs:
 @click.option("--metrics", metavar="NAME,...", help="Metrics; 'default' and 'paper' are groups. See below.")
 @click.option("--border", type=int, help="Pixels to cut off at each side before measuring; 0 if not given.")
 @click.option("--resize", type=click.Choice(list(RESIZES)), help="For results of another size, which none refuses.")
-@click.option("--rounding", type=click.Choice(ROUNDINGS), help="luma: whole levels for PSNR-Y and SSIM-Y, as pyiqa.")
+@click.option("--rounding", type=click.Choice(ROUNDINGS), help="Of luma: whole levels, as MATLAB; or as pyiqa has it.")
 @click.option("--force-fid", is_flag=True, help="FID of sets that are too small for it.")
 @click.option("--json", "json_path", metavar="FILE", type=_PATH, help="Write all scores, protocol and versions here.")
 @click.option("--csv", "csv_path", metavar="FILE", type=_PATH, help="Write the scores of each image here.")
@@ -247,7 +247,8 @@ def _scorer(settings: EvaluationSettings) -> Scorer:
     """Before anything is upscaled, since pyiqa or its weights may be missing."""
     downloading = [metric for metric in settings.metrics if CATALOGUE[metric].pyiqa]
     if downloading:
-        click.echo(f"{', '.join(downloading)}: pyiqa downloads their weights where it does not have them", err=True)
+        version = pyiqa_version(downloading[0])
+        click.echo(f"{', '.join(downloading)}: pyiqa {version} downloads the weights that it does not have", err=True)
     return Scorer(settings)
 
 

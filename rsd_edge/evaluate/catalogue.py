@@ -24,7 +24,7 @@ FID = "fid"
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. In `words`, {luma} and {border} stand for the protocol's choices."""
+    """One metric. In `words`, what is in braces stands for the protocol's choices."""
 
     words: str
     lower_better: bool = True
@@ -38,11 +38,13 @@ class Metric:
     decimals: int = 4
 
 
-_LUMA = "BT.601 studio-range luma, {luma}"
-
 CATALOGUE = {
-    "psnr_y": Metric(f"dB, {_LUMA}, peak 255, {{border}}", lower_better=False, decimals=3),
-    "ssim_y": Metric(f"{_LUMA}, 11x11 Gaussian window of sigma 1.5, where the window fits, {{border}}", False),
+    "psnr_y": Metric("dB, BT.601 studio-range luma, {psnr_luma}, peak 255, {border}", False, decimals=3),
+    "ssim_y": Metric(
+        "BT.601 studio-range luma, {ssim_luma}, 11x11 Gaussian window of sigma 1.5, where the window fits{structure}, "
+        "{border}",
+        lower_better=False,
+    ),
     "psnr_rgb": Metric("dB, over the three channels, peak 255, {border}", lower_better=False, decimals=3),
     "ssim_rgb": Metric("mean over the three channels, otherwise as ssim_y", lower_better=False),
     "lpips_squeeze": Metric("LPIPS 0.1 on SqueezeNet 1.1, RGB in [-1, 1], {border}; lower is better"),

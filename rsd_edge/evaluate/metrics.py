@@ -30,7 +30,7 @@ def to_y(image: Image, *, rounded: bool = False) -> Plane:
 def psnr_y(image: Image, reference: Image, *, rounded: bool = False) -> float:
     """PSNR in dB of the luma of two uint8 (h, w, 3) BGR images, peak 255, no border cut. Infinite if they are equal.
 
-    rounded: luma in whole levels, as MATLAB and pyiqa have it. Raises InputError if the shapes differ.
+    rounded: luma in whole levels, as MATLAB has it. Raises InputError if the shapes differ.
     """
     check_pair(image, reference)
     return _psnr(to_y(image, rounded=rounded), to_y(reference, rounded=rounded))
@@ -42,14 +42,15 @@ def psnr_rgb(image: Image, reference: Image) -> float:
     return _psnr(image.astype(np.float64), reference.astype(np.float64))
 
 
-def ssim_y(image: Image, reference: Image, *, rounded: bool = False) -> float:
+def ssim_y(image: Image, reference: Image, *, rounded: bool = False, clipped: bool = False) -> float:
     """Mean SSIM of the luma of two uint8 (h, w, 3) BGR images (Wang et al. 2004).
 
     Gaussian window 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, dynamic range 255, averaged where the window fits inside
-    the image. rounded: as in `psnr_y`. Raises InputError if the shapes differ or a side is below 11.
+    the image. rounded: as in `psnr_y`. clipped: where contrast and structure make a negative factor, it counts as 0, as
+    in pyiqa. Raises InputError if the shapes differ or a side is below 11.
     """
     _check_ssim(image, reference)
-    return _ssim(to_y(image, rounded=rounded), to_y(reference, rounded=rounded))
+    return _ssim(to_y(image, rounded=rounded), to_y(reference, rounded=rounded), clipped=clipped)
 
 
 def ssim_rgb(image: Image, reference: Image) -> float:
@@ -71,14 +72,14 @@ def _check_ssim(image: Image, reference: Image) -> None:
         raise InputError(f"SSIM needs sides of at least {_SSIM_WINDOW} pixels, not {width}x{height}; use larger images")
 
 
-def _ssim(x: Plane, y: Plane) -> float:
+def _ssim(x: Plane, y: Plane, *, clipped: bool = False) -> float:
     mean_x, mean_y = _window_mean(x), _window_mean(y)
     var_x = _window_mean(x * x) - mean_x**2
     var_y = _window_mean(y * y) - mean_y**2
     covariance = _window_mean(x * y) - mean_x * mean_y
-    numerator = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
-    denominator = (mean_x**2 + mean_y**2 + _SSIM_C1) * (var_x + var_y + _SSIM_C2)
-    return float(np.mean(numerator / denominator))
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    structure = (2 * covariance + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
+    return float(np.mean(luminance * (np.maximum(structure, 0) if clipped else structure)))
 
 
 def _window_mean(plane: Plane) -> Plane:

@@ -14,8 +14,8 @@ from rsd_edge.evaluate.image_sets import Images, TestSet, by_stem, folder_images
 from rsd_edge.evaluate.protocol import PLAIN, Protocol
 from rsd_edge.stream.results import IMAGE_SUFFIXES
 
-PAPER_PROTOCOL = Protocol(rounding="luma")
-"""What the official script has pyiqa do: luma rounded to whole levels, nothing cut, nothing resized."""
+PAPER_PROTOCOL = Protocol(rounding="pyiqa")
+"""What the official script has pyiqa do; nothing is cut or resized."""
 _FULL_SIZE = ("psnr_y", "ssim_y", "lpips_alex", "clipiqa", "musiq")
 _CROPS = ("psnr_y", "ssim_y", "lpips_alex", "dists", "niqe_pyiqa", "musiq", "maniqa", "clipiqa", "fid")
 

@@ -14,7 +14,7 @@ from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2
 
 RESIZES = {"none": None, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
-ROUNDINGS = ("none", "luma")
+ROUNDINGS = ("none", "luma", "pyiqa")
 LARGEST_CUT = SCALE - 1
 """An LR image of whole pixels cannot stand for more of a reference."""
 
@@ -30,7 +30,8 @@ class Protocol:
     resize: str = "none"
     """What becomes of a result of another size than its reference: none refuses it, the others resize it."""
     rounding: str = "none"
-    """luma: PSNR-Y and SSIM-Y see whole grey levels."""
+    """luma: PSNR-Y and SSIM-Y see whole grey levels, as in MATLAB. pyiqa: as in pyiqa 0.1.13 to 0.1.16, where SSIM-Y
+    alone does, and counts negative structure as 0."""
 
     def __post_init__(self) -> None:
         if self.border < 0:
@@ -40,9 +41,19 @@ class Protocol:
                 raise InputError(f"{name} is '{value}'; it must be one of {', '.join(known)}")
 
     @property
-    def rounded(self) -> bool:
-        """Whether luma is rounded."""
+    def psnr_rounded(self) -> bool:
+        """Whether PSNR-Y sees whole levels."""
         return self.rounding == "luma"
+
+    @property
+    def ssim_rounded(self) -> bool:
+        """Whether SSIM-Y does."""
+        return self.rounding != "none"
+
+    @property
+    def ssim_clipped(self) -> bool:
+        """Whether SSIM-Y counts negative structure as 0."""
+        return self.rounding == "pyiqa"
 
     def fits(self, result: Size, reference: Size) -> bool:
         """Whether a result and a reference of these (width, height) can be compared."""
@@ -69,7 +80,9 @@ class Protocol:
     def words(self, metrics: Sequence[str]) -> dict[str, str]:
         """What each metric is, and the rules for all of them, for reports."""
         choices = {
-            "luma": "rounded to whole levels" if self.rounded else "not rounded",
+            "psnr_luma": _rounding_words(self.psnr_rounded),
+            "ssim_luma": _rounding_words(self.ssim_rounded),
+            "structure": ", negative structure counted as 0" if self.ssim_clipped else "",
             "border": f"{self.border} pixels cut off at each side" if self.border else "no border cut",
         }
         return {
@@ -87,6 +100,10 @@ class Protocol:
         if self.resize == "none":
             return f"a reference is cut at the right and bottom if it is up to {LARGEST_CUT} pixels larger"
         return f"results of another size are resized to that of their reference ({self.resize}, 8 bits)"
+
+
+def _rounding_words(rounded: bool) -> str:
+    return "rounded to whole levels" if rounded else "not rounded"
 
 
 PLAIN = Protocol()

@@ -106,9 +106,8 @@ def _own(evaluation: Evaluation, column: str, expected: Preset) -> list[str]:
         return []
     metric = COLUMNS[column]
     if metric in evaluation.metrics:
-        if column in ("PSNR", "SSIM") and evaluation.protocol.rounding != expected.protocol.rounding:
-            return [f"{column} does not compare: luma is not rounded here, to whole levels there; use --rounding luma"]
-        return []
+        words, there = (protocol.words([metric])[metric] for protocol in (evaluation.protocol, expected.protocol))
+        return [] if words == there else [f"{column} does not compare: {words} here, {there} there"]
     near, reason = _NEAR.get(column, ("", ""))
     if near in evaluation.metrics and (value := evaluation.mean(near)) is not None:
         return [f"{column} does not compare: {near} {value:.4f} {reason}; --metrics {metric} measures the paper's"]

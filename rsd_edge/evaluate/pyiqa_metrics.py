@@ -1,13 +1,12 @@
 """Metrics of the optional package pyiqa: LPIPS on AlexNet, DISTS, FID, NIQE, MUSIQ, CLIPIQA and MANIQA.
 
 Their weights do not ship with this project: pyiqa downloads them when a metric is made for the first time, and keeps
-them in its own cache. Most of it is for non-commercial use.
+them in its own cache. It is for non-commercial use (0.1.16: PolyForm Noncommercial 1.0.0).
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,8 +21,6 @@ from rsd_edge.evaluate.metrics import Image
 
 FID_IMAGES = 2048
 """As many as Inception has features: with fewer images their covariance is singular and FID is far too large."""
-_FID_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-"""What pyiqa takes for an image wherever it is; it would pass others over in silence."""
 _SEED = 0
 
 
@@ -64,8 +61,7 @@ class PyiqaMetric:
             return float(self._metric(str(results), str(references), num_workers=0, verbose=False))
 
     def _restart(self) -> None:
-        """MANIQA looks at random crops; the same image is to have the same score whatever came before."""
-        random.seed(_SEED)
+        """MANIQA draws crops from NumPy's global generator; an image is to have one score whatever came before."""
         np.random.seed(_SEED)
         self._torch.manual_seed(_SEED)
 
@@ -85,20 +81,18 @@ def check_fid(images: int, *, force: bool) -> None:
 
 
 def fid(metric: PyiqaMetric, results: Mapping[str, Path], references: Mapping[str, Path]) -> float:
-    """FID of whole files. Raises InputError for formats that pyiqa passes over."""
+    """FID of whole files, which pyiqa opens itself."""
     with tempfile.TemporaryDirectory() as folder:
         sides = [Path(folder, name) for name in ("results", "references")]
         for side, paths in zip(sides, (results, references), strict=True):
             side.mkdir()
             for stem, path in paths.items():
-                if path.suffix.lower() not in _FID_SUFFIXES:
-                    raise InputError(f"{path}: FID takes {' '.join(_FID_SUFFIXES)} only; convert it to PNG")
                 (side / f"{stem}{path.suffix.lower()}").symlink_to(path.resolve())
         return metric.of_folders(*sides)
 
 
 def pyiqa_version(name: str) -> str:
-    """Of the package, for reports."""
+    """Of the package, for reports. `name` is a metric that needs it. Raises MissingDependencyError."""
     return str(getattr(_pyiqa(name), "__version__", "unknown"))
 
 

@@ -101,10 +101,10 @@ class Scorer:
 
     def _compared(self, image: Image, reference: Image) -> Scores:
         """What needs one."""
-        rounded = self._protocol.rounded
+        rules = self._protocol
         measures: dict[str, Callable[[], float]] = {
-            "psnr_y": lambda: psnr_y(image, reference, rounded=rounded),
-            "ssim_y": lambda: ssim_y(image, reference, rounded=rounded),
+            "psnr_y": lambda: psnr_y(image, reference, rounded=rules.psnr_rounded),
+            "ssim_y": lambda: ssim_y(image, reference, rounded=rules.ssim_rounded, clipped=rules.ssim_clipped),
             "psnr_rgb": lambda: psnr_rgb(image, reference),
             "ssim_rgb": lambda: ssim_rgb(image, reference),
         }

@@ -56,7 +56,8 @@ def draw_sheet(
     width = max(row.shape[1] for row in rows)
     gap = np.full((_GAP, width, 3), _WHITE, np.uint8)
     head = np.full((_LINE, width, 3), _WHITE, np.uint8)
-    _write(head, f"the {len(stems)} worst of {len(evaluations[0].rows)} in {metric}", _LINE - 5, _BLACK)
+    title = f"{len(stems)} of {len(evaluations[0].rows)} images, the worst of {_short(evaluations[0].name)} in {metric}"
+    _write(head, title, _LINE - 5, _BLACK)
     return np.concatenate([head, gap, *(part for row in rows for part in (_padded(row, width), gap))])
 
 
