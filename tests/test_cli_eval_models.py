@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,12 +41,15 @@ def folder(tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setitem(presets.PRESETS, "imagenet-test", replace(PRESETS["imagenet-test"], count=3))
     for name in ("gt", "lq", "sr"):
         Path(name).mkdir()
+    Path("few").mkdir()
     for stem, width in (("a", 24), ("b", 28), ("c", 32)):
         image = photo(24, width)
         lr = np.ascontiguousarray(image[::4, ::4])
         write_image(Path(f"gt/{stem}.png"), image)
         write_image(Path(f"lq/{stem}.png"), lr)
         write_image(Path(f"sr/{stem}.png"), bicubic(lr))
+    for stem in ("a", "b"):
+        shutil.copy(f"sr/{stem}.png", "few")
     return tmp_path
 
 
@@ -103,7 +107,8 @@ def test_methods_are_compared_with_the_first(toy_bundle: Path, capsys: pytest.Ca
     low, high = toy["psnr_y"]["interval"]
     assert low <= toy["psnr_y"]["mean"] <= high
     assert same["psnr_y"] == {"mean": 0, "interval": [0, 0], "images": 3}
-    assert data["preset"] == "imagenet-test"
+    assert data["test_set"]["preset"] == "imagenet-test"
+    assert "fid" in data["test_set"]["paper_measures"]
     assert data["protocol"]["rounding"] == "pyiqa"  # the paper's
     assert len(Path("out/x.csv").read_text().splitlines()) == 1 + 3 * 3
     assert read_image("out/x.png").shape[1] == 5 * 256 + 4 * 8  # LR, three results, reference; bicubic not twice
@@ -180,6 +185,7 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("--pred sr --ref gt --border -1", "border is -1; it must be at least 0"),
         ("--pred sr --ref gt --border 12", "sr/a.png: a border of 12 leaves nothing of 24x24"),
         ("--pred sr --ref gt --threads 0", "threads is 0"),
+        ("--pred sr --pred few --metrics niqe", "1 images of sr have no partner in few (c)"),
         ("--pred sr --limit 1", "--limit counts references or LR images"),
         ("--pred sr --preset realsr --data gt", "gt does not hold realsr: expected HR_x4/* (100 images) and"),
     ],

@@ -20,7 +20,7 @@ from rsd_edge.cli.run import load_resolver
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
 from rsd_edge.evaluate.folder import Progress, Results, evaluate
-from rsd_edge.evaluate.image_sets import Images, TestSet, check_sources, folder_images
+from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, check_sources, folder_images
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
 from rsd_edge.evaluate.pyiqa_metrics import check_fid, pyiqa_version
@@ -128,6 +128,9 @@ def command(
         for path in outputs.files:
             stack.enter_context(folder_for(path))
         results = [_folder_results(folder, options["preset"]) for folder in folders]
+        if test_set.anything is None:  # then nothing else tells which images there are
+            for other in results[1:]:
+                check_same(results[0].images, other.images)
         sources = check_sources(test_set, settings.protocol) if models else None
         scorer = _scorer(settings)
         if sources is not None:
@@ -273,8 +276,17 @@ def _write(
     if outputs.csv is not None:
         write_csv(outputs.csv, evaluations)
     if outputs.json is not None:
-        sets = {"preset": options["preset"], "limit": options["limit"]}
-        write_json(outputs.json, {**comparison(evaluations), **sets})
+        write_json(outputs.json, {**comparison(evaluations), "test_set": _described(options)})
+
+
+def _described(options: dict[str, Any]) -> dict[str, Any]:
+    """The test set, for the JSON file."""
+    given: dict[str, Any] = {name: options[name] for name in ("preset", "limit", "no_reference")}
+    given |= {name: None if options[name] is None else str(options[name]) for name in ("data", "ref", "lr")}
+    if options["preset"] is not None:
+        preset = PRESETS[options["preset"]]
+        given |= {"title": preset.title, "paper_measures": preset.metrics, "paper_notes": preset.notes}
+    return given
 
 
 def _run_settings(model: str, options: dict[str, Any]) -> RunSettings:

@@ -103,6 +103,12 @@ def match(results: Images, test_set: TestSet, *, subset: bool = False) -> list[P
     ]
 
 
+def check_same(these: Images, those: Images) -> None:
+    """Raises InputError if one of two folders of results has an image that the other has not."""
+    _check_partners(these, those)
+    _check_partners(those, these)
+
+
 def check_pairs(pairs: Sequence[Pair], protocol: Protocol) -> None:
     """Read every file once. Raises InputError that counts and names the images that cannot be compared."""
     faults = []
@@ -121,8 +127,7 @@ def check_sources(test_set: TestSet, protocol: Protocol) -> Images:
     if test_set.sources is None:
         raise InputError("there are no LR images to upscale; give them with --lr")
     if test_set.references is not None:
-        _check_partners(test_set.sources, test_set.references)
-        _check_partners(test_set.references, test_set.sources)
+        check_same(test_set.sources, test_set.references)
     faults = []
     for stem, path in test_set.sources.paths.items():
         try:

@@ -37,10 +37,10 @@ class PyiqaMetric:
         try:
             with _prints_apart():
                 self._metric: Any = pyiqa.create_metric(CATALOGUE[name].pyiqa, device=torch.device(device))
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; torch raises RuntimeError for devices
+        except Exception as error:  # what downloads raise depends on the library that pyiqa uses for them
             raise FetchError(
-                f"pyiqa cannot make {name} on {device} ({error}); check the connection and the device, or leave it out "
-                "of --metrics"
+                f"pyiqa cannot make {name} on {device} ({_reason(error)}); check the connection and the device, or "
+                "leave it out of --metrics"
             ) from error
 
     def __call__(self, image: Image, reference: Image | None = None) -> float:
@@ -106,9 +106,12 @@ def _pyiqa(name: str) -> Any:
     try:
         import pyiqa
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise MissingDependencyError(
-            f"{name} needs the package pyiqa, which cannot be imported ({reason}); run: pip install 'rsd-edge[pyiqa]', "
-            "with torchvision from the same index as torch"
+            f"{name} needs the package pyiqa, which cannot be imported ({_reason(error)}); run: pip install "
+            "'rsd-edge[pyiqa]', with torchvision from the same index as torch"
         ) from error
     return pyiqa
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
