@@ -124,8 +124,11 @@ def test_the_paper_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     assert "arXiv 2503.13358" in out
     rows = {line.split("  ")[0].strip(): line.split() for line in out.splitlines()}
     assert rows["RSD"][1:] == ["1", "24.31", "0.657", "0.193", "0.681", "58.947", "25.46"]
+    assert rows["SUPIR"][-1] == "24.70"
     mean = next(line for line in out.splitlines() if line.strip().startswith("mean of 3")).split()[3]
-    assert rows["here: sr"] == ["here:", "sr", mean]  # PSNR with the paper's protocol; all else is empty
+    assert rows["here: sr"][:2] == ["here:", "sr"]
+    assert float(rows["here: sr"][2]) == pytest.approx(float(mean), abs=0.0051)  # in the paper's two decimals
+    assert len(rows["here: sr"]) == 3  # PSNR has the paper's protocol; all else was not measured, or in another way
     assert "LPIPS does not compare: lpips_squeeze" in out
     assert "FID was not measured; --metrics fid does" in out
 

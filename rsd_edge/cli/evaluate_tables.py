@@ -86,13 +86,12 @@ def _print_table(
     console.print(f"\n{paper.title}", markup=False)
     table = _table("method", paper.columns)
     for method, cells in paper.rows.items():
-        table.add_row(method, *("" if cell is None else str(cell) for cell in cells))
+        table.add_row(method, *(_published(paper, *pair) for pair in zip(paper.columns, cells, strict=True)))
     table.add_section()
     words = []
     for name, beside in evaluations:
         pairs = zip(paper.columns, beside.cells, strict=True)
-        shown = ("" if value is None else _format(published.COLUMNS[column], value) for column, value in pairs)
-        table.add_row(f"here: {name}", *shown)
+        table.add_row(f"here: {name}", *(_published(paper, *pair) for pair in pairs))
         words += [f"{name}: {text}" for text in beside.differences]
     console.print(table)
     for text in words:
@@ -120,6 +119,11 @@ def _table(first: str, columns: Iterable[str]) -> Table:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def _published(paper: published.Table, column: str, cell: published.Cell) -> str:
+    """In the paper's decimals."""
+    return f"{cell:.{paper.decimals(column)}f}" if isinstance(cell, float) else str(cell or "")
 
 
 def _format(metric: str, value: float | None, sign: str = "") -> str:

@@ -19,6 +19,10 @@ PAPER_PROTOCOL = Protocol(rounding="pyiqa")
 _FULL_SIZE = ("psnr_y", "ssim_y", "lpips_alex", "clipiqa", "musiq")
 _CROPS = ("psnr_y", "ssim_y", "lpips_alex", "dists", "niqe_pyiqa", "musiq", "maniqa", "clipiqa", "fid")
 
+_CROPS_NOTE = (
+    "there, the official scripts do not cover these crops: that luma and borders are as in its other tables is assumed"
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -95,42 +99,42 @@ PRESETS = {
         100,
         (_pair("LR_x4", "HR_x4"), _REALSR),
         _FULL_SIZE,
-        "the official script uses parts of 512 LR pixels (--chop_size 512)",
+        "parts of 512 LR pixels there (--chop_size 512)",
     ),
     "realset65": Preset(
         "RealSet65, as ResShift ships it in testdata/RealSet65; no references",
         65,
         (Layout(Part((".",)), None),),
         ("clipiqa", "musiq"),
-        "the official script uses parts of 512 LR pixels (--chop_size 512)",
+        "parts of 512 LR pixels there (--chop_size 512)",
     ),
     "realsr-crop": Preset(
         "RealSR, StableSR's crops (RealSRVal_crop128): 128x128 to 512x512",
         100,
         _REALSR_CROPS,
         _CROPS,
-        "the official scripts of RSD do not cover these crops of 128 LR pixels",
+        _CROPS_NOTE,
     ),
     "drealsr": Preset(
         "DRealSR, StableSR's crops (DrealSRVal_crop128): 128x128 to 512x512",
         93,
         (_pair("test_LR", "test_HR"),),
         _CROPS,
-        "the official scripts of RSD do not cover these crops of 128 LR pixels",
+        _CROPS_NOTE,
     ),
     "div2k-val": Preset(
         "DIV2K validation, StableSR's degraded crops (DIV2K_V2_val): 128x128 to 512x512",
         3000,
         (_pair("lq", "gt"),),
         _CROPS,
-        "the official scripts of RSD do not cover these crops of 128 LR pixels",
+        _CROPS_NOTE,
     ),
     "imagenet-test": Preset(
         "ImageNet-Test of ResShift (imagenet256): 64x64 to 256x256",
         3000,
         (_pair("lq", "gt"),),
         (*_FULL_SIZE, "fid"),
-        "whole images there, which are smaller than the parts of the official script (--chop_size 512)",
+        "whole images there",
     ),
     "kodak24": Preset(
         "the 24 Kodak photographs; the set has no LR images: put some of your own into LR, or give them with --lr",

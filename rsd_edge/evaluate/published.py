@@ -46,6 +46,11 @@ class Table:
     columns: tuple[str, ...]
     rows: Mapping[str, Sequence[Cell]]
 
+    def decimals(self, column: str) -> int:
+        """With how many the paper has a column."""
+        cells = [row[self.columns.index(column)] for row in self.rows.values()]
+        return max((len(str(cell).partition(".")[2]) for cell in cells if isinstance(cell, float)), default=0)
+
 
 @dataclass(frozen=True)
 class Beside:

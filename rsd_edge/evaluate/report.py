@@ -57,7 +57,7 @@ class Evaluation:
     def chop(self) -> str:
         """In which parts the method saw its inputs, in words."""
         if "tile" not in self.method:
-            return "not known: the results are files of another program or an earlier run"
+            return "not known (files of another program or an earlier run)"
         tile = self.method["tile"]
         return "whole images" if tile is None else f"tiles of {tile} LR pixels, halo included"
 
