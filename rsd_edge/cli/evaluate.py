@@ -20,7 +20,7 @@ from rsd_edge.cli.run import load_resolver
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
 from rsd_edge.evaluate.folder import Progress, Results, evaluate
-from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, check_sources, folder_images
+from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, check_sources, folder_images, match
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
 from rsd_edge.evaluate.pyiqa_metrics import check_fid, pyiqa_version
@@ -128,9 +128,7 @@ def command(
         for path in outputs.files:
             stack.enter_context(folder_for(path))
         results = [_folder_results(folder, options["preset"]) for folder in folders]
-        if test_set.anything is None:  # then nothing else tells which images there are
-            for other in results[1:]:
-                check_same(results[0].images, other.images)
+        _check_partners(results, test_set, settings)
         sources = check_sources(test_set, settings.protocol) if models else None
         scorer = _scorer(settings)
         if sources is not None:
@@ -197,16 +195,18 @@ def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:
     """Before the work: names, places, and what the sheet goes by."""
     for path in outputs.files:
         check_writable(path.parent)
+    if outputs.sheet is None and outputs.worst_by is not None:
+        raise InputError("--worst-by is for --sheet, and there is none; leave it out")
     if outputs.sheet is not None:
         check_suffix(outputs.sheet)
         _sheet_metric(outputs, metrics)
 
 
 def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
-    """Raises InputError for a metric that single images do not have, or that is not measured."""
+    """Of the metrics that are measured. Raises InputError if single images have none, or not the one asked for."""
     single = [metric for metric in metrics if metric != FID]
     if not single:
-        raise InputError("--sheet shows the worst images by a metric of single images; add one to --metrics")
+        raise InputError("--sheet goes by a metric of single images, and they have none; name others with --metrics")
     if outputs.worst_by is None:
         return next(metric for metric in (*_WORST_BY, *single) if metric in single)
     if outputs.worst_by not in single:
@@ -217,6 +217,14 @@ def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
 def _folder_results(folder: Path, preset: str | None) -> Results:
     endings = PRESETS[preset].endings() if preset is not None else ()
     return Results(str(folder), folder_images(folder, endings), dict(UNKNOWN_METHOD))
+
+
+def _check_partners(results: Sequence[Results], test_set: TestSet, settings: EvaluationSettings) -> None:
+    """Before anything is upscaled. Without references and LR images, the first results tell which images there are."""
+    for one in results:
+        match(one.images, test_set, subset=settings.subset)
+        if test_set.anything is None:
+            check_same(results[0].images, one.images)
 
 
 def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, test_set: TestSet) -> dict[str, Path]:
@@ -267,16 +275,14 @@ def _write(
     test_set: TestSet,
     options: dict[str, Any],
 ) -> None:
-    if outputs.sheet is not None:
-        metric = _sheet_metric(outputs, evaluations[0].metrics)
-        stems = worst_stems(evaluations[0], metric, outputs.worst)
-        if not stems:
-            raise InputError(f"no image has a value of {metric}, by which --sheet goes; choose another --worst-by")
-        write_image(outputs.sheet, draw_sheet(stems, results, evaluations, test_set, metric))
-    if outputs.csv is not None:
-        write_csv(outputs.csv, evaluations)
     if outputs.json is not None:
         write_json(outputs.json, {**comparison(evaluations), "test_set": _described(options)})
+    if outputs.csv is not None:
+        write_csv(outputs.csv, evaluations)
+    if outputs.sheet is not None:
+        metric = _sheet_metric(outputs, [name for name in evaluations[0].metrics if evaluations[0].values(name)])
+        stems = worst_stems(evaluations[0], metric, outputs.worst)
+        write_image(outputs.sheet, draw_sheet(stems, results, evaluations, test_set, metric))
 
 
 def _described(options: dict[str, Any]) -> dict[str, Any]:
