@@ -160,6 +160,15 @@ def test_without_references_only_some_metrics_remain(photo: Photo, capsys: pytes
 
 
 @pytest.mark.usefixtures("folder")
+def test_tools_that_add_to_names() -> None:
+    for path in list(Path("sr").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_out.png"))
+    assert rsd_eval("--pred", "sr", "--ref", "gt", "--metrics", "psnr_y") == 2
+    assert rsd_eval("--pred", "sr", "--ref", "gt", "--metrics", "psnr_y", "--ending", "_out", "--json", "x.json") == 0
+    assert [row["stem"] for row in json_of("x.json")["rows"]] == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--preset", "imagenet-test", "--data", ".", "--limit", "2", "--metrics", "psnr_y")
     assert rsd_eval("--pred", "sr", *arguments, "--published", "--json", "x.json") == 0
@@ -188,6 +197,7 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("--pred sr --ref gt --worst-by niqe", "--worst-by is for --sheet"),
         ("--pred sr --ref gt --metrics fid --force-fid --sheet x.png", "--sheet goes by a metric of single images"),
         ("--pred few --model bicubic --lr lq --ref gt --save new", "1 images of gt have no partner in few (c)"),
+        ("--model bicubic --lr lq --ending _out", "--ending is for --pred, and there is none"),
         ("--pred sr --ref gt --border -1", "border is -1; it must be at least 0"),
         ("--pred sr --ref gt --border 12", "sr/a.png: a border of 12 leaves nothing of 24x24"),
         ("--pred sr --ref gt --threads 0", "threads is 0"),

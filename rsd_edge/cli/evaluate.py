@@ -60,6 +60,7 @@ class _Outputs:
 @click.option(
     "--pred", "folders", multiple=True, metavar="DIR", type=_PATH, help="Results of any tool; may be repeated."
 )
+@click.option("--ending", metavar="TEXT", help="What --pred's names have behind those of the inputs, such as _out.")
 @click.option(
     "--model",
     "--engine",
@@ -127,7 +128,7 @@ def command(
     with ExitStack() as stack:
         for path in outputs.files:
             stack.enter_context(folder_for(path))
-        results = [_folder_results(folder, options["preset"]) for folder in folders]
+        results = [_folder_results(folder, options) for folder in folders]
         _check_partners(results, test_set, settings)
         sources = check_sources(test_set, settings.protocol) if models else None
         scorer = _scorer(settings)
@@ -153,6 +154,8 @@ def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, An
         raise InputError("--preset and --data belong together: the test set, and the folder that holds it")
     if options["preset"] is not None and options["ref"] is not None:
         raise InputError("--preset brings its references; leave --ref out")
+    if options["ending"] and not folders:
+        raise InputError("--ending is for --pred, and there is none; leave it out")
     idle = [f"--{name}" for name in _MODEL_OPTIONS if options[name] is not None]
     if idle and not models:
         raise InputError(f"{', '.join(idle)}: for --model, and there is none; leave it out")
@@ -214,9 +217,11 @@ def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
     return outputs.worst_by
 
 
-def _folder_results(folder: Path, preset: str | None) -> Results:
-    endings = PRESETS[preset].endings() if preset is not None else ()
-    return Results(str(folder), folder_images(folder, endings), dict(UNKNOWN_METHOD))
+def _folder_results(folder: Path, options: dict[str, Any]) -> Results:
+    """Tools add endings of their own behind those of the test set."""
+    own = (options["ending"],) if options["ending"] else ()
+    of_set = PRESETS[options["preset"]].endings() if options["preset"] is not None else ()
+    return Results(str(folder), folder_images(folder, (*own, *of_set)), dict(UNKNOWN_METHOD))
 
 
 def _check_partners(results: Sequence[Results], test_set: TestSet, settings: EvaluationSettings) -> None:

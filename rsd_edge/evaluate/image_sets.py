@@ -177,7 +177,7 @@ def _check_partners(these: Images, those: Images) -> None:
         names = ", ".join(alone[:_NAMED]) + (", ..." if len(alone) > _NAMED else "")
         raise InputError(
             f"{len(alone)} images of {these.place} have no partner in {those.place} ({names}); add or remove files "
-            "until both hold the same stems"
+            "until both hold the same stems, or name what results' names have behind them (--ending)"
         )
 
 
