@@ -15,6 +15,8 @@ from rsd_edge.errors import MissingDependencyError, RsdEdgeError
 FAILED = 2
 INTERRUPTED = 130
 
+_OF_GRAPHS = ("onnx", "onnx_ir")
+
 
 class _Entry(NamedTuple):
     module: str
@@ -24,7 +26,7 @@ class _Entry(NamedTuple):
 
 _COMMANDS = {
     "run": _Entry("rsd_edge.cli.run", "Upscale images, videos and folders of both."),
-    "eval": _Entry("rsd_edge.cli.evaluate", "Score upscaled images against their references."),
+    "eval": _Entry("rsd_edge.cli.evaluate", "Score any results, a model or an engine on a test set."),
     "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
     "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
     "fetch": _Entry("rsd_edge.cli.fetch", "Download a published checkpoint."),
@@ -85,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_interrupted())
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def missing_for_tensorrt(command: str, error: ModuleNotFoundError) -> MissingDependencyError:
+    """As `missing_package`, for what needs torch with checkpoints only."""
+    return missing_package(command, "graphs" if error.name in _OF_GRAPHS else "export", error)
 
 
 def missing_package(command: str, extra: str, error: ModuleNotFoundError) -> MissingDependencyError:

@@ -190,7 +190,7 @@ class Cuda:
         if int(status) == 0:
             return results[0] if len(results) == 1 else tuple(results)
         if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
-            wanted = "" if nbytes is None else f" of {nbytes / _MIB:.1f} MiB"
+            wanted = "" if nbytes is None else f" of {_size(nbytes)}"
             raise BackendError(
                 f"the GPU is out of memory: an allocation{wanted} failed; close other programs, "
                 "or use a smaller tile or batch"
@@ -210,6 +210,10 @@ class Staged:
     address: int
     device: int
     copied: bool
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / _MIB:.1f} MiB" if nbytes >= _MIB else f"{nbytes} bytes"
 
 
 def _version(number: int) -> str:
