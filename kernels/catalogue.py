@@ -17,8 +17,8 @@ LATENT_CHANNELS = (3, 4)
 MERGE_LANES = 128
 """LR pixels of one program of merge_tiles: rows x columns."""
 MERGE_COLUMNS = (16, 32, 64, 128)
-MERGE_REGISTERS = 168
-"""Three programs in a multiprocessor."""
+MERGE_REGISTERS = 200
+"""At most: builds for whole vectors stay below 168, with which three programs fit into a multiprocessor."""
 GROUP_SIZE_MOST = 64
 """Channels of a group that the compiled merge_stats takes; the VQ networks have at most 16."""
 _INT32 = (1 << 31) - 1
