@@ -125,7 +125,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:
         return from_dict(DistillConfig, tree)
     except ModelError as error:
         if str(error).endswith(tuple(f"must be of type str, not {kind.__name__}" for kind in _UNQUOTED)):
-            raise ModelError(f"{error}; YAML reads off, no, numbers and dates as such; quote it: key='text'") from error
+            raise ModelError(f"{error}; YAML reads off, no, numbers and dates as such: quote it, key='text'") from error
         raise
 
 

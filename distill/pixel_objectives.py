@@ -52,7 +52,7 @@ LATTICE_PERIOD = 8
 
 
 def phase_moments(detail: Tensor) -> Tensor:
-    """Mean and mean square of each of the 64 phases of the 8-pixel grid in a batch of details (n, c, 8h, 8w). (2, c, 64)
+    """Mean and mean square of each phase of the 8-pixel grid in a batch of details (n, c, 8h, 8w). (2, c, 64)
 
     Of the detail without its 5x5 box average. Means over samples, so that those of a batch are the mean of its parts'.
     """
@@ -72,7 +72,7 @@ def lattice_loss(moments: Tensor) -> Tensor:
     a pattern of 8. It is no mean over samples: what differs between the phases of one crop is mostly its content, and a
     network punished for that would learn to have less detail.
     """
-    means, squares = moments
+    means, squares = moments.unbind()
     # Inside the root, or a phase without any detail would have an infinite gradient.
     deviations = ((squares - means.square()).clamp_min(0) + 1e-10).sqrt()
     typical = deviations.mean(dim=1, keepdim=True)
