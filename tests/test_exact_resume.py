@@ -109,7 +109,7 @@ JOINT = {"pixel_weight": 1.0, "lattice_weight": 0.5, "train_decoder": True, "gan
     [
         ("student", {}, 1, {"student", "fake"}),
         ("finetune", JOINT, 1, {"student", "discriminator"}),
-        ("finetune", JOINT, 2, {"student", "discriminator"}),
+        pytest.param("finetune", JOINT, 2, {"student", "discriminator"}, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_take_the_steps_of_one(
