@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ _MB = 1e6
 _LONG = 20.0
 """Seconds of an iteration that is not repeated; less may be what a GPU takes to set up its first one."""
 _REPEATS = 2
+_BUSY = 1.0
+"""Load average from which on other programs take cores away; PyTorch's threads wait for the slowest one."""
 _SEVERAL = 4
 """Samples of the second size."""
 
@@ -35,6 +38,7 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
     Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
     that the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
     """
+    load = os.getloadavg()[0]
     prepare_torch(config)
     runtime = Runtime(device, config.precision)
     stage, where = _build(name, config, runtime)
@@ -47,7 +51,7 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
     cold, scalars = _iteration(stage, 1)
     yield f"one iteration on made-up images: {', '.join(f'{key} {value:.4g}' for key, value in scalars.items())}"
     yield _memory(stage, before)
-    yield _time(stage, cold)
+    yield f"{_time(stage, cold)}; {_others(load)}"
 
 
 def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, str]:
@@ -126,9 +130,15 @@ def _time(stage: Stage, cold: float) -> str:
     return (
         f"time: {one:.2f} s an iteration with one sample ({stage.batches_per_iteration} batches each), "
         f"{each:.2f} s for each more; about {total:.1f} s with {settings.accumulate} x {together} a process, "
-        f"{total * settings.iterations / 3600:.1f} h for {settings.iterations} iterations, data and validation apart; "
-        "more where other programs run"
+        f"{total * settings.iterations / 3600:.1f} h for {settings.iterations} iterations, data and validation apart"
     )
+
+
+def _others(load: float) -> str:
+    """What the programs that ran before this one mean for the estimate; load: their average number of threads."""
+    if load < _BUSY:
+        return "more where other programs run"
+    return f"other programs are running (load {load:.1f}), without them it may be several times faster"
 
 
 def _static_bytes(stage: Stage) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +72,10 @@ def estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: Callable[
         return seconds(len(calls), samples), {"distill": 1.0}
 
     monkeypatch.setattr(dry_run, "_iteration", timed)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 5.0, 5.0))
     overrides = ["data.crop=64", "student.batch=32", "student.accumulate=2", "student.iterations=3600"]
     *_, time = rehearse("student", load_config(CONFIGS["edge-n"], overrides), "cpu")
-    assert "more where other programs run" in time
+    assert time.endswith("; more where other programs run")
     return [float(number) for number in re.findall(r"([0-9.]+) (?:s|h)\b", time)]
 
 
@@ -92,6 +94,11 @@ def test_a_long_iteration_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     assert estimate(monkeypatch, tmp_path, seconds) == pytest.approx([30.0, 20.0, 660.0, 660.0])
     assert calls == [1, 2]
+
+
+def test_a_busy_machine_is_told() -> None:
+    busy = "other programs are running (load 7.5), without them it may be several times faster"
+    assert dry_run._others(7.5) == busy
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from rsd_edge.distill.pixel_losses import PixelCriterion
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stages import STAGES
+from rsd_edge.distill.stages.student import FinetuneStage
 
 MakeConfig = Callable[..., DistillConfig]
 
@@ -60,6 +61,15 @@ def test_parts_have_the_gradients_of_the_whole(
         for network, gradient in whole.items():
             error = float((parts[network] - gradient).norm() / gradient.norm())
             assert error < 2e-5, (network, accumulate)  # float32 sums of some thousand terms in another order
+
+
+def test_an_iteration_refines_the_norms_once(prepared: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = FinetuneStage(prepared(accumulate=2, **JOINT))
+    refined: list[int] = []
+    monkeypatch.setattr(stage.discriminator, "refine", lambda: refined.append(1))
+    batch = next(training_batches(stage.config.data, stage.config.data.crop, 2, 1, 0))
+    stage.step(0, draws(stage, itertools.repeat(batch), 0))
+    assert refined == [1]
 
 
 def test_the_lattice_is_the_whole_batchs() -> None:
