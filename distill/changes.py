@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rsd_edge.distill.config import DistillConfig, config_to_dict
 from rsd_edge.errors import ModelError
 from rsd_edge.specs import from_dict
-
-log = logging.getLogger(__name__)
 
 _STAGE_SECTIONS = ("autoencoder", "teacher", "student", "finetune")
 
@@ -61,8 +58,6 @@ def changes(saved: Mapping[str, Any], config: DistillConfig, stage: str, iterati
             f"stage {stage} was begun with {values}; set that again to go on with it, or choose another run_dir for a "
             "new run"
         )
-    for change in found:
-        log.warning("resuming with another setting: %s", change)
     return found
 
 

@@ -108,6 +108,8 @@ def resume(stage: Stage, path: Path) -> Resumed:
             "restore the configuration it was written with, or choose another run_dir"
         ) from error
     log.info("resuming %s at iteration %d", stage.name, done)
+    for change in changed if stage.runtime.is_main else ():
+        log.warning("resuming with another setting: %s", change)
     return Resumed(done, elapsed, (*before, *changed))
 
 
