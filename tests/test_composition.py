@@ -163,6 +163,9 @@ def test_the_students_side(prepared: MakeConfig, objective: str, normalise: bool
     close(scalars["gan"], gan)
     close(scalars["lpips"], lpips)
     close(loss, 0.5 * distill + 0.3 * gan + 0.7 * lpips)
+    # A weight of a small term shows against the stage's own terms: float32 sums of three.
+    own = 0.5 * scalars["distill"] + 0.3 * scalars["gan"] + 0.7 * scalars["lpips"]
+    torch.testing.assert_close(loss, own, rtol=1e-6, atol=0)
 
 
 def test_sinsrs_three_terms(prepared: MakeConfig) -> None:
@@ -171,7 +174,12 @@ def test_sinsrs_three_terms(prepared: MakeConfig) -> None:
     stage = student_stage(prepared(**{**WEIGHTS, "lpips_windows": False}, **shares, objective="sinsr"))
     part = part_of(stage)
     written = WrittenOut(stage, part)
+    asked: list[Tensor] = []
+    hook = stage.student.register_forward_pre_hook(lambda network, inputs: asked.append(inputs[0]))
     loss, scalars = stage._student_terms(part, 0, [])
+    hook.remove()
+    truth = (written.z0 / (written.kappa**2 * written.at(T) + 1).sqrt()).float()
+    torch.testing.assert_close(asked[1], truth, rtol=1e-5, atol=1e-6)  # float32
     student, none = stage.student, torch.zeros_like(written.z_y[:, :1])
     z_T = written.noised(written.z_y, T, "z_T")
     z = z_T
@@ -205,6 +213,8 @@ def test_the_patch_discriminators_two_sides(prepared: MakeConfig) -> None:
     of_fake, of_real = (stage.discriminator(which, under).double() for which in (fake, real))
     close(scalars["gan"], softplus(-of_fake).mean())
     close(loss, 2.0 * (image - part.batch.x0).abs().mean() + 0.3 * softplus(-of_fake).mean())
+    own = 2.0 * scalars["pixel"] + 0.3 * scalars["gan"]
+    torch.testing.assert_close(loss, own, rtol=1e-6, atol=0)  # float32 sums of two
     (pair,) = seen
     close(stage._patch_terms(pair)[0], softplus(-of_real).mean() + softplus(of_fake).mean())
 
