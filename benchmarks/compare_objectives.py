@@ -3,11 +3,14 @@
     python -P benchmarks/compare_objectives.py --config edge-n --teacher runs/edge-n/teacher/weights.safetensors
         --train PHOTOS --val OTHER_PHOTOS --work runs/objectives --json benchmarks/reports/objectives.json
 
-All rows share the teacher, the samples and their noise, iterations, learning rates, LPIPS and GAN weights. LR images
-and latents are made once and kept in --work. Every row is a run of its own that resumes: the same command goes on after
-an interruption, and finished rows are not run again. `--plan` times an iteration of each row and says what all would
-take: 0.39 hours for 150 iterations of edge-n on two cores of an AMD EPYC, so the default of 600 stays within two hours
-with its validations.
+All rows share the teacher, the pairs, iterations, learning rates, LPIPS and GAN weights, and their students are trained
+on the same sequence of batches. Rows with a fake model draw K more batches an iteration for it, from the same pairs in
+an order of their own; the noise of the students' steps is another one there, since it is named by the batch's place in
+the iteration. LR images and latents are made once and kept in --work. Every row is a run of its own that resumes: the
+same command goes on after an interruption, and finished rows are not run again. Pairs and rows are kept under a digest
+of all that makes them (teacher, data, settings), so that a command with other settings takes none of the old ones.
+`--plan` times an iteration of each row and says what all would take: 0.39 hours for 150 iterations of edge-n on two
+cores of an AMD EPYC, so the default of 600 stays within two hours with its validations.
 
 vsd and sinsr start the student from the prior always, so that N has no meaning for them; regression without GAN has no
 latent term, so N has none there either.
@@ -15,10 +18,12 @@ latent term, so N has none there either.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsd_edge.cli.distill import find_config
+from rsd_edge.distill.changes import plain
 from rsd_edge.distill.config import DistillConfig, load_config
 from rsd_edge.distill.data import training_batches
 from rsd_edge.distill.loop import draws, train
@@ -69,26 +75,51 @@ def rows(gan_weight: float) -> list[Row]:
     ]
 
 
+def digest(*parts: Any) -> str:
+    """Stands for all that something was made from."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def pairs_path(work: Path, config: DistillConfig, teacher: str, samples: int) -> Path:
+    """Where pairs are kept; teacher: digest of its file."""
+    data = dict(plain(config)["data"])
+    for name in ("val", "val_lr", "val_crops", "workers", "cache_mb"):
+        del data[name]
+    made_from = digest(teacher, data, config.crop_of(config.student), config.seed)
+    return work / f"pairs-{samples}-{made_from}.safetensors"
+
+
 class CachedPairs:
-    """Degraded crops and their latents, drawn in batches by the position in a run."""
+    """Degraded crops and their latents, drawn in batches by the iteration of a run."""
 
     def __init__(self, path: Path, config: DistillConfig, teacher: Checkpoint, samples: int) -> None:
         if not path.is_file():
             make_folder(path.parent)
             _encode(path, config, teacher, samples)
+        self.name = path.stem
         self.tensors = load_file(path)
         self.batch = config.student.batch
 
-    def batches_from(self, first: int) -> Iterator[EncodedBatch]:
-        """Endless batches from the `first` one on, the samples in another order each time round."""
-        count = len(self.tensors["x0"]) // self.batch
-        position = first
+    def batches_from(self, first: int, fake_steps: int) -> Iterator[EncodedBatch]:
+        """Endless batches from iteration `first` on: `fake_steps` for the fake model, then the student's.
+
+        The student's sequence is the same whatever `fake_steps` is.
+        """
+        iteration = first
         while True:
-            order = torch.randperm(count * self.batch, generator=torch.Generator().manual_seed(position // count))
-            chosen = order.view(count, self.batch)[position % count]
-            x0, y0, z0, z_y = (self.tensors[name][chosen] for name in ("x0", "y0", "z0", "z_y"))
-            yield EncodedBatch(_to_model(x0), _to_model(y0), z0=z0, z_y=z_y)
-            position += 1
+            for step in range(fake_steps):
+                yield self._batch("fake", iteration * fake_steps + step)
+            yield self._batch("student", iteration)
+            iteration += 1
+
+    def _batch(self, role: str, position: int) -> EncodedBatch:
+        """A role's batch; the samples are in another order each time round."""
+        count = len(self.tensors["x0"]) // self.batch
+        seed = zlib.crc32(f"{role}/{position // count}".encode())
+        order = torch.randperm(count * self.batch, generator=torch.Generator().manual_seed(seed))
+        chosen = order.view(count, self.batch)[position % count]
+        x0, y0, z0, z_y = (self.tensors[name][chosen] for name in ("x0", "y0", "z0", "z_y"))
+        return EncodedBatch(_to_model(x0), _to_model(y0), z0=z0, z_y=z_y)
 
 
 def _to_model(pixels: Tensor) -> Tensor:
@@ -117,13 +148,15 @@ def _alone(config: DistillConfig) -> DistillConfig:
     return replace(config, student=replace(config.student, **plain))
 
 
-def configured(base: DistillConfig, row: Row, seed: int, work: Path) -> DistillConfig:
-    """The configuration of a row."""
+def configured(base: DistillConfig, row: Row, seed: int, work: Path, made_from: tuple[str, ...] = ()) -> DistillConfig:
+    """The configuration of a row; `made_from` tells what it is made from beside its settings."""
     settings = dict(row.settings)
     if "timesteps" in settings:
         settings["timesteps"] = (base.model.schedule.steps - 1,)
-    folder = work / row.name.replace(", ", "-").replace(" = ", "").replace(" + ", "-").lower() / f"seed{seed}"
-    return replace(base, run_dir=str(folder), seed=seed, student=replace(base.student, **settings))
+    config = replace(base, seed=seed, student=replace(base.student, **settings))
+    folder = work / row.name.replace(", ", "-").replace(" = ", "").replace(" + ", "-").lower()
+    made = digest({**plain(config), "threads": None}, *made_from)
+    return replace(config, run_dir=str(folder / f"seed{seed}-{made}"))
 
 
 def run(config: DistillConfig, teacher: Checkpoint, pairs: CachedPairs) -> dict[str, Any]:
@@ -131,8 +164,7 @@ def run(config: DistillConfig, teacher: Checkpoint, pairs: CachedPairs) -> dict[
     path = stage_weights(config, "student")
     if not path.is_file():
         stage = StudentStage(config, None, teacher)
-        per = stage.batches_per_iteration
-        train(stage, lambda start: pairs.batches_from(start * per))
+        train(stage, lambda start: pairs.batches_from(start, stage.batches_per_iteration - 1))
     record = load_checkpoint(path).record
     return {"seconds": record["seconds"], "iterations": record["iterations"], **record["validation"]}
 
@@ -142,7 +174,7 @@ def plan(base: DistillConfig, teacher: Checkpoint, pairs: CachedPairs, gan_weigh
     estimates = {}
     for row in rows(gan_weight):
         stage = StudentStage(configured(base, row, 0, Path("unused")), None, teacher)
-        batches = pairs.batches_from(0)
+        batches = pairs.batches_from(0, stage.batches_per_iteration - 1)
         for iteration in range(2):
             began = time.monotonic()
             stage.step(iteration, draws(stage, batches, iteration))
@@ -164,6 +196,7 @@ def report(
         },
         "model": base.model.name,
         "same_for_all": {**{name: getattr(student, name) for name in same}, "pairs": pairs},
+        "batches": "the students' are the same in all rows; fake models take fake_steps more an iteration",
         "teacher": teacher.record.get("validation", {}),
         "rows": results,
         "cpu_hours": round(sum(run["seconds"] for runs in results.values() for run in runs) / 3600, 2),
@@ -203,7 +236,8 @@ def main(
     base = load_config(find_config(config), settings)
     prepare_torch(base)
     teacher = load_checkpoint(teacher_path)
-    pairs = CachedPairs(work / f"pairs-{samples}.safetensors", base, teacher, samples)
+    teacher_file = hashlib.blake2b(teacher_path.read_bytes()).hexdigest()
+    pairs = CachedPairs(pairs_path(work, base, teacher_file, samples), base, teacher, samples)
     if only_plan:
         estimates = plan(base, teacher, pairs, gan_weight)
         for name, seconds in estimates.items():
@@ -213,7 +247,7 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {}
     for row in rows(gan_weight):
         for seed in map(int, seeds.split(",")):
-            figures = run(configured(base, row, seed, work), teacher, pairs)
+            figures = run(configured(base, row, seed, work, (teacher_file, pairs.name)), teacher, pairs)
             results.setdefault(row.name, []).append({"seed": seed, **figures})
             document = report(results, base, teacher, samples)
             json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,9 @@ class PlainStage(StudentStage):
         critic = discriminator_loss(self._logits(z0, lq), self._logits(z0_hat, lq)).mean()
         return fake + self.stage.gan_weight * critic, {"fake": fake, "discriminator": critic}
 
-    def _student_terms(self, part: Part, iteration: int, seen: list[Any]) -> tuple[Tensor, Scalars]:
+    def _student_terms(
+        self, part: Part, iteration: int, seen: list[Any], moments: Tensor | None = None
+    ) -> tuple[Tensor, Scalars]:
         lq, noise = part.batch.y0, part.noise
         z0, z_y = self._encodings(part)
         z0_hat = self._student_at_t_n(z0, z_y, lq, noise)
@@ -48,7 +50,7 @@ class PlainStage(StudentStage):
         eps = noise.normal("eps_T", 1, *lq.shape[2:])
         x0_hat = self.latent.detail(self.student(self._scaled(z_last, last), last, lq, eps).float(), lq)
         scalars: Scalars = {}
-        pixels = self.criterion(x0_hat, bicubic_up(lq), part.batch.x0, noise, scalars)
+        pixels = self.criterion(x0_hat, bicubic_up(lq), part.batch.x0, noise, scalars, moments)
         scalars |= {"distill": distill, "gan": gan}
         return pixels + self.stage.distill_weight * distill + self.stage.gan_weight * gan, scalars
 

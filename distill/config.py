@@ -5,6 +5,7 @@ The same tree is stored in every checkpoint's record, so that weights say how th
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,13 @@ import yaml
 
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.stage_config import StageConfig, StudentConfig
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, ModelError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+_UNQUOTED = (bool, int, float, datetime.date, datetime.datetime)
+"""What YAML makes of some words that are meant as text."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,12 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:
         raise InputError(f"configuration {path} must be a mapping with at least the key 'model'")
     for override in overrides:
         _set(tree, override)
-    return from_dict(DistillConfig, tree)
+    try:
+        return from_dict(DistillConfig, tree)
+    except ModelError as error:
+        if str(error).endswith(tuple(f"must be of type str, not {kind.__name__}" for kind in _UNQUOTED)):
+            raise ModelError(f"{error}; YAML reads off, no, numbers and dates as such: quote it, key='text'") from error
+        raise
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

@@ -272,6 +272,12 @@ def training_batches(
 
 
 def validation_batch(config: DataConfig, crop: int, seed: int) -> Batch:
-    """`config.val_crops` fixed pairs, the same for every run with this seed."""
+    """`config.val_crops` fixed pairs, the same for every run with this seed, and what was skipped for them."""
     dataset = CropDataset(config, crop, seed, validation=True)
     return collate([dataset[sample] for sample in range(config.val_crops)])
+
+
+def log_skipped(validation: Batch) -> None:
+    """Name the images that could not be validated on, once each, and count them."""
+    for count, (_, reason) in enumerate(dict.fromkeys(validation.skipped), start=1):
+        log.warning("validation image skipped, %d so far, others stand for it: %s", count, reason)

@@ -52,7 +52,9 @@ class FakeModel(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Image and its bicubic base, both (n, 3, H, W) in [-1, 1], to a map of logits (n, 1, H / 4, W / 4).
 
-    It judges texture, a patch of 28 pixels at a time; spectral normalisation keeps it from running away.
+    It judges texture, a patch of 28 pixels at a time; spectral normalisation keeps it from running away. The norms are
+    estimated by `refine` alone, once for each step of its optimiser: estimated in every pass, as PyTorch does in
+    training mode, they would depend on how many passes a batch takes.
     """
 
     def __init__(self, width: int = 40) -> None:
@@ -65,6 +67,15 @@ class PatchDiscriminator(nn.Module):
             conv3x3(2 * width, 1),
         )
         self.layers = nn.ModuleList(nn.utils.parametrizations.spectral_norm(layer) for layer in layers)
+        self.eval()
+
+    @torch.no_grad()
+    def refine(self) -> None:
+        """One power iteration of every layer's spectral norm."""
+        self.train()
+        for layer in self.layers:
+            layer.weight  # noqa: B018 (in training mode, computing a normalised weight is an iteration)
+        self.eval()
 
     def forward(self, image: Tensor, base: Tensor) -> Tensor:
         x = torch.cat([image, base], dim=1)

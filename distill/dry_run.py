@@ -1,8 +1,9 @@
-"""One step of a configuration on made-up images, and what it says about a whole run: memory and time."""
+"""A few steps of a configuration on made-up images, and what they say about a whole run: memory and time."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -22,14 +23,22 @@ from rsd_edge.distill.stages import STAGES, prepare_torch
 from rsd_edge.distill.stages.student import StudentStage
 
 _MB = 1e6
+_LONG = 20.0
+"""Seconds of an iteration that is not repeated; less may be what a GPU takes to set up its first one."""
+_REPEATS = 2
+_BUSY = 1.0
+"""Load average from which on other programs take cores away; PyTorch's threads wait for the slowest one."""
+_SEVERAL = 4
+"""Samples of the second size."""
 
 
 def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Iterator[str]:
-    """Lines about a stage: its weights, its networks, one iteration with one sample, and estimates for its batch.
+    """Lines about a stage: its weights, its networks, iterations with one and more samples, and estimates of its batch.
 
     Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
     that the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
     """
+    load = os.getloadavg()[0]
     prepare_torch(config)
     runtime = Runtime(device, config.precision)
     stage, where = _build(name, config, runtime)
@@ -39,9 +48,10 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
     yield where
     yield "; ".join(f"{part} {_millions(network)}" for part, network in _networks(stage).items())
     before = _peak(runtime)
-    seconds, scalars = _one_iteration(stage)
+    cold, scalars = _iteration(stage, 1)
     yield f"one iteration on made-up images: {', '.join(f'{key} {value:.4g}' for key, value in scalars.items())}"
-    yield from _estimates(stage, seconds, before)
+    yield _memory(stage, before)
+    yield f"{_time(stage, cold)}; {_others(load)}"
 
 
 def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, str]:
@@ -69,14 +79,14 @@ def _millions(network: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
 
 
-def _one_iteration(stage: Stage) -> tuple[float, dict[str, float]]:
-    """Seconds and scalars of one iteration with one sample a process."""
+def _iteration(stage: Stage, samples: int) -> tuple[float, dict[str, float]]:
+    """Seconds and scalars of one iteration with some samples a process, in one part."""
     settings = stage.stage
     crop, runtime = stage.config.crop_of(settings), stage.runtime
     generator = torch.Generator().manual_seed(stage.config.seed)
-    x0 = torch.rand((1, 3, crop, crop), generator=generator).mul(2).sub(1)
+    x0 = torch.rand((samples, 3, crop, crop), generator=generator).mul(2).sub(1)
     batch = Batch(x0, torch.nn.functional.avg_pool2d(x0, 4))
-    stage.stage = replace(settings, batch=runtime.processes, accumulate=1)
+    stage.stage = replace(settings, batch=samples * runtime.processes, accumulate=1)
     try:
         began = time.perf_counter()
         scalars = stage.step(0, draws(stage, itertools.repeat(batch), 0))
@@ -88,22 +98,47 @@ def _one_iteration(stage: Stage) -> tuple[float, dict[str, float]]:
         stage.stage = settings
 
 
-def _estimates(stage: Stage, seconds: float, before: float) -> Iterator[str]:
-    settings, runtime = stage.stage, stage.runtime
-    samples = settings.batch // runtime.processes
-    together = samples // settings.accumulate
-    static = _static_bytes(stage)
-    one = max(0.0, _peak(runtime) - max(before, static))
-    yield (
+def _together(stage: Stage) -> int:
+    """Samples that a process computes at a time."""
+    return stage.stage.batch // stage.runtime.processes // stage.stage.accumulate
+
+
+def _memory(stage: Stage, before: float) -> str:
+    """After an iteration with one sample."""
+    together, static = _together(stage), _static_bytes(stage)
+    one = max(0.0, _peak(stage.runtime) - max(before, static))
+    return (
         f"memory: {static / _MB:.0f} MB for weights, averages, gradients and moments; about {one / _MB:.0f} MB more "
         f"for one sample; about {(static + one * together) / _MB:.0f} MB with {together} samples at a time"
     )
-    total = seconds * samples
-    yield (
-        f"time: {seconds:.2f} s an iteration with one sample, {stage.batches_per_iteration} batches each; at most "
-        f"{total:.1f} s with {samples} a process, {total * settings.iterations / 3600:.1f} h for "
-        f"{settings.iterations} iterations"
+
+
+def _time(stage: Stage, cold: float) -> str:
+    """From iterations of two sizes, since much of an iteration does not grow with its samples.
+
+    cold: seconds of the iteration with one sample that has just been the first.
+    """
+    settings, together = stage.stage, _together(stage)
+    # What a first iteration sets up weighs little in one that takes long, and its repetition would.
+    one = cold if cold > _LONG else min(_iteration(stage, 1)[0] for _ in range(_REPEATS))
+    several = min(together, 2 if cold > _LONG else _SEVERAL)
+    each = one
+    if several > 1:
+        more = min(_iteration(stage, several)[0] for _ in range(1 if cold > _LONG else _REPEATS))
+        each = max(0.0, more - one) / (several - 1)
+    total = settings.accumulate * (one + each * (together - 1))
+    return (
+        f"time: {one:.2f} s an iteration with one sample ({stage.batches_per_iteration} batches each), "
+        f"{each:.2f} s for each more; about {total:.1f} s with {settings.accumulate} x {together} a process, "
+        f"{total * settings.iterations / 3600:.1f} h for {settings.iterations} iterations, data and validation apart"
     )
+
+
+def _others(load: float) -> str:
+    """What the programs that ran before this one mean for the estimate; load: their average number of threads."""
+    if load < _BUSY:
+        return "more where other programs run"
+    return f"other programs are running (load {load:.1f}), without them it may be several times faster"
 
 
 def _static_bytes(stage: Stage) -> float:

@@ -10,16 +10,18 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
+from rsd_edge.distill.changes import Change
 from rsd_edge.distill.config import config_to_dict
 from rsd_edge.distill.data import Batch, training_batches
 from rsd_edge.distill.progress import Progress
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.run_log import RunLog
-from rsd_edge.distill.snapshot import STATE_FILE, resume, save_state
+from rsd_edge.distill.snapshot import STATE_FILE, Resumed, resume, save_state
 from rsd_edge.distill.stage import Draw, EncodedBatch, Part, Stage
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stop_signal import StopSignal
@@ -50,8 +52,8 @@ def train(stage: Stage, batches_from: BatchesFrom | None = None) -> Path:
 
     batches_from: instead of the data that the configuration names, for the same iterations in the same order.
     The first Ctrl-C ends the iteration, saves and raises KeyboardInterrupt; a second one does not wait. Raises
-    TrainingDivergedError, ModelError for a state that does not fit, OutputError if the folder cannot be written; in
-    each case the last state saved stays as it is.
+    TrainingDivergedError, ModelError for a state that does not fit or has other settings, OutputError if the folder
+    cannot be written; in each case the last state saved stays as it is.
     """
     check_share(stage)
     stage.validation  # noqa: B018 (what is missing there should not show after the first five hundred iterations)
@@ -59,19 +61,24 @@ def train(stage: Stage, batches_from: BatchesFrom | None = None) -> Path:
     if stage.runtime.is_main:
         make_folder(folder)
     stage.runtime.wait()
-    start, elapsed = resume(stage, folder / STATE_FILE)
-    run = _Run(stage, folder, start, time.monotonic() - elapsed)
+    run = _Run(stage, folder, resume(stage, folder / STATE_FILE))
     source = batches_from or functools.partial(_batches, stage)
     if stage.runtime.is_main:
-        _write_config(stage, folder)
+        _write_config(stage, folder, run.changes)
     figures = run.iterate(source)
     path = folder / WEIGHTS_FILE
     if stage.runtime.is_main:
-        record = {"stage": stage.name, "iterations": max(start, stage.stage.iterations), "seconds": round(run.seconds)}
-        record |= {"validation": figures, "config": dict(config_to_dict(stage.config)), "torch": torch.__version__}
-        save_checkpoint(path, stage.weights(record))
+        save_checkpoint(path, stage.weights(_record(stage, run, figures)))
     stage.runtime.wait()
     return path
+
+
+def _record(stage: Stage, run: _Run, figures: dict[str, float]) -> dict[str, Any]:
+    """How the weights were made. `config` has the last settings, `changes` the earlier ones."""
+    iterations = max(run.start, stage.stage.iterations)
+    record = {"stage": stage.name, "iterations": iterations, "seconds": round(run.seconds), "validation": figures}
+    record |= {"config": dict(config_to_dict(stage.config)), "torch": torch.__version__}
+    return record | ({"changes": [change._asdict() for change in run.changes]} if run.changes else {})
 
 
 def check_share(stage: Stage) -> None:
@@ -113,9 +120,11 @@ def draws(stage: Stage, batches: Iterator[Batch], iteration: int) -> Draw:
 class _Run:
     """One call of `train`."""
 
-    def __init__(self, stage: Stage, folder: Path, start: int, began: float) -> None:
-        self.stage, self.folder, self.start, self.began = stage, folder, start, began
-        self.saved = start
+    def __init__(self, stage: Stage, folder: Path, resumed: Resumed) -> None:
+        self.stage, self.folder = stage, folder
+        self.start = self.saved = resumed.iteration
+        self.began = time.monotonic() - resumed.seconds
+        self.changes = resumed.changes
 
     @property
     def seconds(self) -> float:
@@ -166,7 +175,7 @@ class _Run:
         return figures
 
     def _save(self, done: int) -> None:
-        save_state(self.stage, self.folder, done, self.seconds)
+        save_state(self.stage, self.folder, done, self.seconds, self.changes)
         self.stage.runtime.wait()
         self.saved = done
 
@@ -185,9 +194,10 @@ def _batches(stage: Stage, start: int) -> Iterator[Batch]:
     )
 
 
-def _write_config(stage: Stage, folder: Path) -> None:
-    """The resolved configuration, as a file that the same run can be started with."""
-    text = yaml.safe_dump(dict(config_to_dict(stage.config)), sort_keys=False)
+def _write_config(stage: Stage, folder: Path, changed: Sequence[Change]) -> None:
+    """The resolved configuration, as a file that the same run can be started with; comments tell what changed."""
+    text = "".join(f"# {change}\n" for change in changed)
+    text += yaml.safe_dump(dict(config_to_dict(stage.config)), sort_keys=False)
     with atomic_file(folder / CONFIG_FILE) as file:
         file.write(text.encode())
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rsd_edge.distill.perceptual import perceptual_distance
-from rsd_edge.distill.pixel_objectives import chroma_loss, flat_loss, lattice_loss, pixel_loss
+from rsd_edge.distill.pixel_objectives import chroma_loss, flat_loss, lattice_loss, phase_moments, pixel_loss
 from rsd_edge.distill.randomness import Randomness
+from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
 
 SHIFT = 16
 """Pixels of random shift of the LPIPS window."""
 LARGEST_ZOOM = 2.0
+
+PartT = TypeVar("PartT")
 
 
 def zoom_window(image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -47,17 +53,39 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
 class PixelCriterion:
     """Weighted LPIPS, L1, colour-difference L1, flatness and lattice penalty."""
 
-    def __init__(self, stage: StageConfig, squeeze: nn.Module) -> None:
+    def __init__(self, stage: StageConfig, squeeze: nn.Module, runtime: Runtime) -> None:
         """squeeze: LPIPS-squeeze, which validation has in any case, on the device of the images."""
-        self.stage = stage
+        self.stage, self.runtime = stage, runtime
         self.lpips = squeeze
         if stage.lpips != "squeeze":
             self.lpips = perceptual_distance(stage.lpips).to(next(squeeze.parameters()).device)
 
+    @torch.no_grad()
+    def survey(self, parts: Sequence[PartT], detail_of: Callable[[PartT], Tensor]) -> Tensor | None:
+        """What the parts of a batch have to know of each other: its phase moments, over all parts and processes.
+
+        None if no term asks for them or there is one part, whose moments `__call__` has anyway. For several parts it
+        costs a forward pass of each.
+        """
+        if not self.stage.lattice_weight or len(parts) == 1:
+            return None
+        with self.runtime.autocast():
+            moments = [phase_moments(detail_of(part)) for part in parts]
+        return self.runtime.mean(torch.stack(moments).mean(dim=0))
+
     def __call__(
-        self, detail: Tensor, base: Tensor, target: Tensor, noise: Randomness, scalars: dict[str, Tensor]
+        self,
+        detail: Tensor,
+        base: Tensor,
+        target: Tensor,
+        noise: Randomness,
+        scalars: dict[str, Tensor],
+        moments: Tensor | None = None,
     ) -> Tensor:
-        """Weighted sum for the image base + detail, a scalar; the unweighted means are added to `scalars`."""
+        """Weighted sum for the image base + detail, a scalar; the unweighted means are added to `scalars`.
+
+        moments: what `survey` found, where the image is one of several parts of a batch.
+        """
         stage = self.stage
         image = base + detail
         loss = image.new_zeros(())
@@ -77,6 +105,13 @@ class PixelCriterion:
             scalars["flat"] = flat_loss(image, target).mean()
             loss = loss + stage.flat_weight * scalars["flat"]
         if stage.lattice_weight:
-            scalars["lattice"] = lattice_loss(detail)
+            scalars["lattice"] = self._lattice(detail, moments)
             loss = loss + stage.lattice_weight * scalars["lattice"]
         return loss
+
+    def _lattice(self, detail: Tensor, moments: Tensor | None) -> Tensor:
+        own = phase_moments(detail)
+        whole = self.runtime.mean(own.detach()) if moments is None else moments
+        # The loss of the whole batch everywhere. Through `own` each part has the gradient of its own samples, and the
+        # mean of those over parts and processes is the whole batch's.
+        return lattice_loss(own + (whole - own).detach())

@@ -51,20 +51,30 @@ LATTICE_PERIOD = 8
 """Output pixels after which a sub-pixel network of two levels repeats: scale 4 times the generator's reduction by 2."""
 
 
-def lattice_loss(detail: Tensor) -> Tensor:
-    """How much the 64 phases of the 8-pixel grid differ in a batch of details (n, c, 8h, 8w). Scalar.
+def phase_moments(detail: Tensor) -> Tensor:
+    """Mean and mean square of each phase of the 8-pixel grid in a batch of details (n, c, 8h, 8w). (2, c, 64)
 
-    Of the detail without its 5x5 box average: mean absolute deviation of the phases' means, in units of the detail's
-    deviation, plus that of the phases' relative deviations from 1, both per channel. Sub-pixel convolutions have
-    filters of their own for each phase, and nothing else here makes them agree. The period is the network's own: a
-    penalty on the 4 pixels of the scale alone is met by a pattern of 8.
+    Of the detail without its 5x5 box average. Means over samples, so that those of a batch are the mean of its parts'.
     """
     detail = detail.float()
     fine = detail - functional.avg_pool2d(detail, 5, stride=1, padding=2, count_include_pad=False)
     phases = functional.pixel_unshuffle(fine, LATTICE_PERIOD).transpose(0, 1)
     phases = phases.reshape(detail.shape[1], LATTICE_PERIOD**2, -1)
+    return torch.stack([phases.mean(dim=2), phases.square().mean(dim=2)])
+
+
+def lattice_loss(moments: Tensor) -> Tensor:
+    """How much the 64 phases of the 8-pixel grid differ, by their `phase_moments` in a whole batch. Scalar.
+
+    Mean absolute deviation of the phases' means, in units of the detail's deviation, plus that of the phases' relative
+    deviations from 1, both per channel. Sub-pixel convolutions have filters of their own for each phase, and nothing
+    else here makes them agree. The period is the network's own: a penalty on the 4 pixels of the scale alone is met by
+    a pattern of 8. It is no mean over samples: what differs between the phases of one crop is mostly its content, and a
+    network punished for that would learn to have less detail.
+    """
+    means, squares = moments.unbind()
     # Inside the root, or a phase without any detail would have an infinite gradient.
-    means, deviations = phases.mean(dim=2), (phases.var(dim=2) + 1e-10).sqrt()
+    deviations = ((squares - means.square()).clamp_min(0) + 1e-10).sqrt()
     typical = deviations.mean(dim=1, keepdim=True)
     # The unit is detached, or a noisier detail would count as a smaller lattice.
     offsets = (means - means.mean(dim=1, keepdim=True)) / typical.detach()

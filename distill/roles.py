@@ -69,7 +69,10 @@ def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
     """
     path = stage_weights(config, stage)
     if not path.is_file():
-        raise ModelError(f"stage {stage} has no weights yet ({path}); run 'rsd-edge distill {stage}' first")
+        raise ModelError(
+            f"stage {stage} has no weights yet ({path}); run 'rsd-edge distill {stage} --config ...' first, "
+            "with the same configuration"
+        )
     checkpoint = load_checkpoint(path)
     for name in ("architecture", "schedule"):
         if getattr(checkpoint.spec, name) != getattr(config.model, name):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rsd_edge.distill.changes import Change, changes, plain
 from rsd_edge.distill.stage import Stage
 from rsd_edge.errors import ModelError
 from rsd_edge.stream.atomic import atomic_file
@@ -26,7 +28,16 @@ _TREE = "tree"
 log = logging.getLogger(__name__)
 
 
-def save_state(stage: Stage, folder: Path, done: int, elapsed: float) -> None:
+class Resumed(NamedTuple):
+    """Where a run goes on."""
+
+    iteration: int = 0
+    seconds: float = 0.0
+    changes: tuple[Change, ...] = ()
+    """Settings that changed on the way, at this resumption and at earlier ones."""
+
+
+def save_state(stage: Stage, folder: Path, done: int, elapsed: float, changed: Sequence[Change] = ()) -> None:
     """Write the state after iteration `done`, atomically; the last one stays if anything fails.
 
     Raises TrainingDivergedError if a weight is not finite, OutputError if the file cannot be written.
@@ -40,6 +51,8 @@ def save_state(stage: Stage, folder: Path, done: int, elapsed: float) -> None:
     state = {
         "iteration": done,
         "seconds": elapsed,
+        "config": plain(stage.config),
+        "changes": [list(change) for change in changed],
         "networks": networks,
         "averages": averages,
         "ema_updates": {name: ema.updates for name, ema in stage.averages.items()},
@@ -69,21 +82,44 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def resume(stage: Stage, path: Path) -> tuple[int, float]:
-    """Iterations done and seconds spent; (0, 0.0) without a state. Raises ModelError for a state that does not fit."""
+def resume(stage: Stage, path: Path) -> Resumed:
+    """Take over a state; without one the stage stays as it is.
+
+    Raises ModelError for a state that does not fit, that another version wrote, or that was begun with settings which
+    must not change within a run.
+    """
     if not path.is_file():
-        return 0, 0.0
+        _check_alone(path)
+        return Resumed()
     state = read_state(path)
+    if not isinstance(state.get("config"), dict):
+        raise ModelError(
+            f"{path} was written by an earlier version, without its settings; finish it with that version, or choose "
+            "another run_dir"
+        )
     try:
-        _restore(stage, state)
         done, elapsed = int(state["iteration"]), float(state["seconds"])
+        before = [Change(*change) for change in state["changes"]]
+        changed = changes(state["config"], stage.config, stage.name, done)
+        _restore(stage, state)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"{path} does not fit this configuration ({' '.join(str(error).split())}); "
             "restore the configuration it was written with, or choose another run_dir"
         ) from error
     log.info("resuming %s at iteration %d", stage.name, done)
-    return done, elapsed
+    for change in changed if stage.runtime.is_main else ():
+        log.warning("resuming with another setting: %s", change)
+    return Resumed(done, elapsed, (*before, *changed))
+
+
+def _check_alone(path: Path) -> None:
+    """Raise ModelError if there is a state under another name, which a new run would leave behind unread."""
+    for other in sorted(path.parent.glob(f"{path.stem}.*")):
+        raise ModelError(
+            f"{other} is a state that this version cannot read; finish the run with the version that wrote it, choose "
+            "another run_dir, or move the file away to start this stage again"
+        )
 
 
 def _restore(stage: Stage, state: dict[str, Any]) -> None:

@@ -66,8 +66,10 @@ def read_entry(entry: Entry) -> NDArray[np.uint8]:
 def list_images(source: str, role: str = "hr") -> list[Entry]:
     """All images of a source, sorted: a folder (and its folders), a list of files, a shard, or `shard-{000..041}.tar`.
 
-    A list has a path a line, relative to its own folder. Folders and lists may name shards, too. Where members of a
-    shard are called key.hr.png and key.lr.png, `role` tells which are wanted.
+    A list has a path a line, relative to its own folder; lines that begin with # are comments (./#name is a file).
+    Folders and lists may name shards, too. What a list names, or a link in a folder points to, and is not there counts
+    as an image, to be named when it is met. Where members of a shard are called key.hr.png and key.lr.png, `role` tells
+    which are wanted.
     Raises InputError if there is nothing there or no image in it.
     """
     entries: list[Entry] = []
@@ -110,7 +112,7 @@ def _files(source: str) -> Iterator[tuple[Path, str]]:
             shard = Path(source[: numbers.start()] + str(number).zfill(len(first)) + source[numbers.end() :])
             yield _existing(shard, source), shard.stem
     elif source and root.is_dir():
-        for path in images_in(root, recursive=True, suffixes=(*IMAGE_SUFFIXES, SHARD)):
+        for path in _in_folder(root):
             yield path, path.relative_to(root).with_suffix("").as_posix()
     elif source and root.suffix == LIST and root.is_file():
         for path in _listed(root):
@@ -130,13 +132,30 @@ def _existing(path: Path, source: str) -> Path:
     return path
 
 
+def _in_folder(root: Path) -> list[Path]:
+    """Images and shards below a folder, sorted, with the links whose targets are missing."""
+    dangling = [
+        path
+        for path in root.rglob("*")
+        if path.is_symlink() and not path.exists() and path.suffix.lower() in (*IMAGE_SUFFIXES, SHARD)
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+    try:
+        return sorted([*images_in(root, recursive=True, suffixes=(*IMAGE_SUFFIXES, SHARD)), *dangling])
+    except InputError:
+        if dangling:
+            return sorted(dangling)
+        raise
+
+
 def _listed(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"list {path} cannot be read ({error}); it must be text with a path a line") from None
     # Files that are missing are met, named and counted like damaged ones: a long list may well have some.
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines]
+    return [path.parent / name for name in names if name and not name.startswith("#")]
 
 
 def _shard_entries(path: Path, role: str) -> list[Entry]:

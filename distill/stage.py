@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.data import Batch, validation_batch
+from rsd_edge.distill.data import Batch, log_skipped, validation_batch
 from rsd_edge.distill.ema import Ema
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
@@ -84,6 +84,8 @@ class Stage(ABC):
     def validation(self) -> Batch:
         """The fixed validation crops. Raises InputError if there is no data for them."""
         batch = validation_batch(self.config.data, self.config.crop_of(self.stage), self.config.seed)
+        if self.runtime.is_main:
+            log_skipped(batch)
         return Batch(batch.x0.to(self.runtime.device), batch.y0.to(self.runtime.device))
 
     @property

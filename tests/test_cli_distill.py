@@ -99,7 +99,7 @@ def test_ready_made_configurations_are_found_by_name(
     """Up to the weights of the teacher, which are not there."""
     settings = [f"run_dir={tmp_path / 'run'}", f"data.train={hr_photos}", f"data.val={hr_photos}"]
     assert run("student", "--config", "edge-s", *(word for setting in settings for word in ("--set", setting))) == 2
-    assert "run 'rsd-edge distill teacher' first" in capsys.readouterr().err
+    assert "run 'rsd-edge distill teacher --config ...' first" in capsys.readouterr().err
 
 
 def test_an_interrupted_stage_says_what_is_kept(

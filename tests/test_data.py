@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from test_loop import OneWeight
 
+from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.data import (
     Batch,
     CropDataset,
@@ -172,6 +174,27 @@ def test_one_usable_image_is_enough(spoilt: Path, config: DataConfig) -> None:
     assert {len(sample.skipped) for sample in drawn} == {0, 1, 2, 3}
     photo = read_image(spoilt / "a.png")
     assert all(contains(photo, sample.hr) or contains(photo, sample.hr[:, ::-1]) for sample in drawn)
+
+
+def test_images_that_cannot_be_validated_on_are_named_once_and_counted(
+    spoilt: Path, tiny_config: Callable[..., DistillConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config()
+    data = replace(config.data, val=str(spoilt), val_crops=10)  # two epochs
+    stage = OneWeight(replace(config, data=data))
+    with caplog.at_level(logging.WARNING):
+        assert stage.validation.x0.shape == (10, 3, CROP, CROP)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.partition(",")[0] for message in messages] == ["validation image skipped"] * 3
+    assert ", 3 so far, " in messages[2]
+    for name in ("empty.jpg is empty", "half.png is truncated", "small.png is 62x80, smaller than the crop of 64"):
+        assert sum(name in message for message in messages) == 1, messages
+    caplog.clear()
+    other = OneWeight(replace(config, data=data))
+    other.runtime.rank = 1
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(other.validation.x0, stage.validation.x0)
+    assert not caplog.records  # one process talks
 
 
 def test_skipped_images_are_named_once_and_counted(

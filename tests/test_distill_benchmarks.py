@@ -89,14 +89,50 @@ def test_objectives_are_compared_and_resumed(
     assert len(planned.output.splitlines()) == 11
 
 
+def test_what_was_made_from_something_else_is_not_taken(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("compare_objectives", monkeypatch)
+    config = tiny_config(distill_weight=1.0)
+    row, other_row = module.rows(0.01)[-1], module.rows(0.02)[-1]
+
+    def folder(
+        base: DistillConfig = config, which: Any = row, made_from: tuple[str, ...] = ("teacher", "pairs")
+    ) -> str:
+        return str(module.configured(base, which, 0, tmp_path, made_from).run_dir)
+
+    longer = replace(config, student=replace(config.student, iterations=9))
+    elsewhere = replace(config, data=replace(config.data, train="elsewhere"))
+    judged = replace(config, data=replace(config.data, val="elsewhere"))
+    others = [folder(base) for base in (longer, elsewhere, judged)]
+    others += [folder(which=other_row), folder(made_from=("other", "pairs")), folder(made_from=("teacher", "other"))]
+    assert len({folder(), *others}) == 7
+    assert folder(replace(config, threads=1, run_dir="elsewhere")) == folder()
+
+    def pairs(base: DistillConfig = config, teacher: str = "teacher", samples: int = 4) -> Path:
+        return Path(module.pairs_path(tmp_path, base, teacher, samples))
+
+    other_crop = replace(config, student=replace(config.student, crop=72))
+    caches = [pairs(base) for base in (elsewhere, other_crop, replace(config, seed=8))]
+    assert len({pairs(), *caches, pairs(teacher="other"), pairs(samples=5)}) == 6
+    assert pairs(longer) == pairs(judged) == pairs()
+
+
 def test_cached_pairs_are_drawn_alike_from_anywhere(
     tiny_config: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = script("compare_objectives", monkeypatch)
     pairs = module.CachedPairs(tmp_path / "pairs.safetensors", tiny_config(), tiny_weights, 6)
-    batches = pairs.batches_from(0)
+    batches = pairs.batches_from(0, 0)
     seen = [next(batches) for _ in range(6)]
-    assert all(torch.equal(a.z0, b.z0) for a, b in zip(seen[4:], pairs.batches_from(4), strict=False))
+    assert all(torch.equal(a.z0, b.z0) for a, b in zip(seen[4:], pairs.batches_from(4, 0), strict=False))
+    with_fake = pairs.batches_from(0, 2)
+    drawn = [next(with_fake) for _ in range(18)]
+    assert all(torch.equal(a.z0, b.z0) for a, b in zip(drawn[2::3], seen, strict=True))  # the student's, in any row
+    assert all(torch.equal(a.z0, b.z0) for a, b in zip(drawn[12:], pairs.batches_from(4, 2), strict=False))
+    of_fake = [batch for i, batch in enumerate(drawn) if i % 3 < 2]
+    assert len({float(z.sum()) for z in torch.cat([batch.z0 for batch in of_fake[:3]])}) == 6
+    assert not all(torch.equal(a.z0, b.z0) for a, b in zip(of_fake, seen, strict=False))  # an order of its own
     once = torch.cat([batch.z0 for batch in seen[:3]])
     assert len({float(z.sum()) for z in once}) == 6  # every sample once each time round
     assert seen[0].x0.shape == (2, 3, 64, 64)

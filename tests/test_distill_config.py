@@ -147,6 +147,13 @@ def test_values_out_of_range_are_named(minimal: Path, override: str, message: st
         load_config(minimal, ["student.distill_weight=1", override])
 
 
+@pytest.mark.parametrize("word", ["off", "no", "12", "2026-01-31", "1.5"])
+def test_text_that_yaml_takes_for_something_else_wants_quotes(minimal: Path, word: str) -> None:
+    with pytest.raises(ModelError, match=r"'run_dir' must be of type str, .*quote it, key='text'"):
+        load_config(minimal, [f"run_dir={word}"])
+    assert load_config(minimal, [f"run_dir='{word}'"]).run_dir == word
+
+
 @pytest.mark.parametrize("stage", ["student", "finetune"])
 def test_timesteps_lie_inside_the_schedule(stage: str) -> None:
     model = ModelSpec("tiny", schedule=ScheduleSpec(steps=8))

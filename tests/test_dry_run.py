@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import rsd_edge.distill
 from rsd_edge.cli import main
+from rsd_edge.distill import dry_run
 from rsd_edge.distill.config import load_config
 from rsd_edge.distill.dry_run import rehearse
+from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stage_config import StudentConfig
 
 CONFIGS = {path.stem: path for path in sorted((Path(rsd_edge.distill.__path__[0]) / "configs").glob("*.yaml"))}
@@ -41,6 +46,8 @@ def test_the_list_is_what_ships() -> None:
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_configuration_takes_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "_REPEATS", 1)
+    monkeypatch.setattr(dry_run, "_SEVERAL", 2)
     overrides = small(name) if name in OFFICIAL else ["data.crop=64"]
     config = load_config(CONFIGS[name], [*overrides, "student.fake_steps=1"])
     where, teacher, networks, step, memory, time = rehearse("student", config, "cpu")
@@ -53,6 +60,45 @@ def test_a_configuration_takes_a_step(name: str, tmp_path: Path, monkeypatch: py
     assert memory.startswith("memory: ")
     assert f"for {config.student.iterations} iterations" in time
     assert not list(tmp_path.iterdir())  # nothing is written
+
+
+def estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: Callable[[int, int], float]) -> list[float]:
+    """The numbers of the line about time for 32 samples in 2 parts, where an iteration takes seconds(call, samples)."""
+    monkeypatch.chdir(tmp_path)
+    calls: list[int] = []
+
+    def timed(stage: Stage, samples: int) -> tuple[float, dict[str, float]]:
+        calls.append(samples)
+        return seconds(len(calls), samples), {"distill": 1.0}
+
+    monkeypatch.setattr(dry_run, "_iteration", timed)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 5.0, 5.0))
+    overrides = ["data.crop=64", "student.batch=32", "student.accumulate=2", "student.iterations=3600"]
+    *_, time = rehearse("student", load_config(CONFIGS["edge-n"], overrides), "cpu")
+    assert time.endswith("; more where other programs run")
+    return [float(number) for number in re.findall(r"([0-9.]+) (?:s|h)\b", time)]
+
+
+def test_the_estimate_is_of_warm_iterations_of_two_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A fixed cost is not multiplied by the samples, nor what only the first iteration takes."""
+    found = estimate(monkeypatch, tmp_path, lambda call, samples: 10.0 * (call == 1) + 0.4 + 0.1 * samples)
+    assert found == pytest.approx([0.5, 0.1, 4.0, 4.0])  # 2 parts of 0.4 + 16 * 0.1
+
+
+def test_a_long_iteration_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def seconds(call: int, samples: int) -> float:
+        calls.append(samples)
+        return 10.0 + 20 * samples
+
+    assert estimate(monkeypatch, tmp_path, seconds) == pytest.approx([30.0, 20.0, 660.0, 660.0])
+    assert calls == [1, 2]
+
+
+def test_a_busy_machine_is_told() -> None:
+    busy = "other programs are running (load 7.5), without them it may be several times faster"
+    assert dry_run._others(7.5) == busy
 
 
 @pytest.mark.slow

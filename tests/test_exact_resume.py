@@ -29,10 +29,10 @@ import os, signal, sys
 from rsd_edge.cli import main
 from rsd_edge.distill.stages.student import StudentStage
 terms = StudentStage._student_terms
-def dying(self, part, iteration, seen):
+def dying(self, part, iteration, *rest):
     if iteration == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return terms(self, part, iteration, seen)
+    return terms(self, part, iteration, *rest)
 StudentStage._student_terms = dying
 main(sys.argv[1:])
 """
@@ -54,7 +54,7 @@ def runs(tiny_config: MakeConfig, tiny_weights: Checkpoint, tmp_path: Path) -> C
     """Runs by name that differ in nothing but their folder."""
 
     def make(name: str, **settings: Any) -> DistillConfig:
-        config = replace(tiny_config(**RSD, **settings), run_dir=str(tmp_path / name), threads=1)
+        config = replace(tiny_config(**{**RSD, **settings}), run_dir=str(tmp_path / name), threads=1)
         save_checkpoint(stage_weights(config, "teacher"), tiny_weights)
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dict(config_to_dict(config)), sort_keys=False))
         return config
@@ -68,8 +68,8 @@ def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def state(config: DistillConfig) -> dict[str, Any]:
-    return read_state(config.stage_dir("student") / STATE_FILE)
+def state(config: DistillConfig, stage: str = "student") -> dict[str, Any]:
+    return read_state(config.stage_dir(stage) / STATE_FILE)
 
 
 def tensors(tree: Any, name: str = "") -> dict[str, Tensor]:
@@ -99,24 +99,91 @@ def test_a_killed_run_ends_as_if_nothing_had_been(runs: Callable[..., DistillCon
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+JOINT = {"pixel_weight": 1.0, "lattice_weight": 0.5, "train_decoder": True, "gan": "pixels", "distill_weight": 0.0}
+
+
 @pytest.mark.usefixtures("torch_state")
-def test_two_processes_take_the_steps_of_one(runs: Callable[..., DistillConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "losses", "accumulate", "optimizers"),
+    [
+        ("student", {}, 1, {"student", "fake"}),
+        ("finetune", JOINT, 1, {"student", "discriminator"}),
+        pytest.param("finetune", JOINT, 2, {"student", "discriminator"}, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_take_the_steps_of_one(
+    runs: Callable[..., DistillConfig],
+    tiny_weights: Checkpoint,
+    tmp_path: Path,
+    name: str,
+    losses: dict[str, Any],
+    accumulate: int,
+    optimizers: set[str],
+) -> None:
     """Two ranks of two samples, resumed from a state of one process, against one process with four samples."""
-    alone, shared = (runs(name, iterations=2, batch=4) for name in ("alone", "shared"))
-    run_stage("student", alone)
-    run_stage("student", replace(shared, student=replace(shared.student, iterations=1)))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = run(tmp_path, *launcher, "-m", "rsd_edge", "distill", "--config", "shared.yaml", "--device", "cpu")
+    alone, shared = (runs(folder, iterations=2, batch=4, **losses) for folder in ("alone", "shared"))
+    if name == "finetune":
+        for config in (alone, shared):
+            save_checkpoint(stage_weights(config, "student"), tiny_weights)
+    run_stage(name, alone)
+    once = {part: replace(getattr(shared, part), iterations=1) for part in ("student", "finetune")}
+    run_stage(name, replace(shared, **once))  # type: ignore[arg-type]
+    words = (name, "--config", "shared.yaml", "--device", "cpu", "--set", f"{name}.accumulate={accumulate}")
+    process = run(tmp_path, *LAUNCHER, "-m", "rsd_edge", "distill", *words)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines() == [str(stage_weights(shared, "student"))]  # one process talks
-    one, two = state(alone), state(shared)
+    assert process.stdout.splitlines() == [str(stage_weights(shared, name))]  # one process talks
+    one, two = state(alone, name), state(shared, name)
     assert one["iteration"] == two["iteration"] == 2
-    for name in ("student", "fake"):
+    assert one["optimizers"].keys() == optimizers
+    for optimizer in optimizers:
         # First moments are sums of gradients. Half batches are added up in another order: float32 through few layers.
-        expected, actual = (tensors(which["optimizers"][name]["state"]) for which in (one, two))
+        expected, actual = (tensors(which["optimizers"][optimizer]["state"]) for which in (one, two))
         for key, moment in expected.items():
             if key.endswith("exp_avg"):
                 torch.testing.assert_close(actual[key], moment, rtol=0, atol=2e-5 * float(moment.abs().max()) + 1e-9)
+
+
+STOPPED_IN_THE_FOURTH_ITERATION = """
+import os, signal, sys
+from rsd_edge.cli import main
+from rsd_edge.distill.stages.student import StudentStage
+terms = StudentStage._student_terms
+def stopped(self, part, iteration, *rest):
+    if iteration == 3 and self.runtime.rank == {rank}:
+        os.kill({process}, signal.{name})
+    return terms(self, part, iteration, *rest)
+StudentStage._student_terms = stopped
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "process", "kept"),
+    [
+        ("SIGKILL", "os.getpid()", 2),  # one rank dies, the launcher ends the other
+        ("SIGINT", "os.getppid()", 4),  # Ctrl-C at the launcher, which tells both: the iteration is saved
+    ],
+)
+def test_processes_that_were_stopped_end_as_if_nothing_had_been(
+    runs: Callable[..., DistillConfig], tmp_path: Path, name: str, process: str, kept: int
+) -> None:
+    """Two ranks, killed or interrupted and started again, against two that were left alone: bit-identical."""
+    whole, stopped = (runs(folder, iterations=6, batch=4) for folder in ("whole", "stopped"))
+    words = ("distill", "student", "--device", "cpu", "--config")
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED_IN_THE_FOURTH_ITERATION.format(rank=1, process=process, name=name))
+    first = run(tmp_path, *LAUNCHER, str(script), *words, "stopped.yaml")
+    assert first.returncode != 0
+    assert state(stopped)["iteration"] == kept, first.stderr
+    assert not stage_weights(stopped, "student").exists()
+    for file in ("whole.yaml", "stopped.yaml"):
+        done = run(tmp_path, *LAUNCHER, "-m", "rsd_edge", *words, file)
+        assert done.returncode == 0, done.stderr
+    expected, actual = (tensors(state(config)) for config in (whole, stopped))
+    assert expected.keys() == actual.keys()
+    assert [key for key in expected if not torch.equal(expected[key], actual[key])] == []
 
 
 @pytest.mark.usefixtures("torch_state")

@@ -32,7 +32,9 @@ def test_parts_are_frozen_and_loaded(tiny_weights: Checkpoint) -> None:
 
 
 def test_a_missing_stage_names_the_command_that_makes_it(tiny_config: MakeConfig) -> None:
-    with pytest.raises(ModelError, match=r"stage teacher has no weights yet .*; run 'rsd-edge distill teacher' first"):
+    with pytest.raises(
+        ModelError, match=r"stage teacher has no weights yet .*; run 'rsd-edge distill teacher --config \.\.\.' first"
+    ):
         load_stage(tiny_config(), "teacher")
 
 

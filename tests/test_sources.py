@@ -48,6 +48,26 @@ def test_a_list_names_files_relative_to_itself(hr_photos: Path, tmp_path: Path) 
         read_entry(entries[2])
 
 
+def test_a_line_that_begins_with_a_hash_is_a_comment(hr_photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "#1.png").write_bytes((hr_photos / "a.png").read_bytes())
+    listed = tmp_path / "list.txt"
+    listed.write_text("# photographs of 2026\n  # more\n./#1.png\n#1.png\n")
+    (entry,) = list_images(str(listed))
+    assert np.array_equal(read_entry(entry), read_image(hr_photos / "a.png"))
+
+
+def test_a_link_to_nothing_is_met_like_a_missing_file(hr_photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "links"
+    (folder / "more").mkdir(parents=True)
+    for name in ("more/gone.png", ".hidden.png", "notes.txt"):
+        (folder / name).symlink_to(tmp_path / "nowhere.png")
+    (gone,) = list_images(str(folder))
+    with pytest.raises(ImageReadError, match=r"gone\.png does not exist"):
+        read_entry(gone)
+    (folder / "a.png").symlink_to(hr_photos / "a.png")
+    assert [entry.key for entry in list_images(str(folder))] == ["a", "more/gone"]
+
+
 def test_a_shard_is_read_in_any_order(pngs: dict[str, bytes], hr_photos: Path, tmp_path: Path) -> None:
     members = {f"000/{name}.png": data for name, data in pngs.items()} | {"000/a.json": b"{}", "notes.txt": b"x"}
     entries = list_images(str(write_shard(tmp_path / "s.tar", members)))

@@ -42,7 +42,7 @@ class AutoencoderStage(Stage):
         self.train_network("decoder", channels_last(EdgeDecoder(arch)), average=True)
         self.add_optimizer("autoencoder", self.networks, self.stage.lr)
         self.lpips = channels_last(LpipsSqueeze.packaged()).to(self.runtime.device)
-        self.criterion = PixelCriterion(self.stage, self.lpips)
+        self.criterion = PixelCriterion(self.stage, self.lpips, self.runtime)
 
     def _own_encoder(self) -> nn.Module:
         if self.runtime.processes * self.stage.accumulate > 1:
@@ -56,16 +56,20 @@ class AutoencoderStage(Stage):
 
     def step(self, iteration: int, draw: Draw) -> Scalars:
         del iteration
-        norm, scalars = self.update("autoencoder", draw(), self._terms)
+        parts = draw()
+        moments = self.criterion.survey(parts, self._detail)
+        norm, scalars = self.update("autoencoder", parts, lambda part: self._terms(part, moments))
         return scalars | {"gradient": norm}
 
-    def _terms(self, part: Part) -> tuple[Tensor, Scalars]:
+    def _detail(self, part: Part) -> Tensor:
+        z0 = self.encoder(part.batch.x0)
+        z0 = z0 + self.stage.latent_noise * part.noise.like("latent", z0)
+        return cast(Tensor, self.live["decoder"](z0, part.batch.y0)).float()
+
+    def _terms(self, part: Part, moments: Tensor | None) -> tuple[Tensor, Scalars]:
         x0, lq, scalars = part.batch.x0, part.batch.y0, cast(Scalars, {})
         base = bicubic_up(lq)
-        z0 = self.encoder(x0)
-        z0 = z0 + self.stage.latent_noise * part.noise.like("latent", z0)
-        detail = self.live["decoder"](z0, lq).float()
-        loss = self.criterion(detail, base, x0, part.noise, scalars)
+        loss = self.criterion(self._detail(part), base, x0, part.noise, scalars, moments)
         with torch.no_grad():
             # The statistics of HR images alone define the latent, so the bicubic image must not move them.
             self.encoder.eval()

@@ -75,7 +75,7 @@ class StudentStage(Stage):
         self.sampler = StudentSampler(self.diffusion, self.stage, takes_noise=takes_noise(self.student))
         self._train_adversaries()
         self.lpips = channels_last(LpipsSqueeze.packaged()).to(device)
-        self.criterion = PixelCriterion(self.stage, self.lpips)
+        self.criterion = PixelCriterion(self.stage, self.lpips, self.runtime)
 
     def _settings(self, config: DistillConfig) -> StudentConfig:
         return config.student
@@ -126,7 +126,11 @@ class StudentStage(Stage):
         seen: list[tuple[Tensor, ...]] = []
         if self.stage.needs_fake:
             self.fake.requires_grad_(False)
-        norm, terms = self.update("student", draw(), lambda part: self._student_terms(part, iteration, seen))
+        if self.stage.pixel_gan:
+            self.discriminator.refine()
+        parts = draw()
+        moments = self.criterion.survey(parts, self._detail)
+        norm, terms = self.update("student", parts, lambda part: self._student_terms(part, iteration, seen, moments))
         if self.stage.needs_fake:
             self.fake.requires_grad_(True)
         scalars |= terms | {"gradient": norm}
@@ -159,7 +163,9 @@ class StudentStage(Stage):
 
     # The student's side.
 
-    def _student_terms(self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]]) -> tuple[Tensor, Scalars]:
+    def _student_terms(
+        self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]], moments: Tensor | None = None
+    ) -> tuple[Tensor, Scalars]:
         """All terms of the student; what a patch discriminator is to see is added to `seen`."""
         x0, lq, noise = part.batch.x0, part.batch.y0, part.noise
         scalars: Scalars = {}
@@ -175,7 +181,7 @@ class StudentStage(Stage):
         outputs = generate(self.live["student"], points, lq)
         base = bicubic_up(lq)
         detail = self.latent.detail(outputs[0], lq)
-        loss = self.criterion(detail, base, x0, noise, scalars)
+        loss = self.criterion(detail, base, x0, noise, scalars, moments)
         if latent_terms:
             loss = loss + self._latent_terms(outputs, prior, z0, z_y, part, listens, scalars)
         if self.stage.pixel_gan:
@@ -184,6 +190,11 @@ class StudentStage(Stage):
             seen.append((fake.detach(), real, under))
             loss = loss + self._patch_gan(iteration, fake, under, scalars)
         return loss, scalars
+
+    def _detail(self, part: Part) -> Tensor:
+        """Dec(G(z_T, T, eps)) of a part, as its terms will have it."""
+        point = self.sampler.from_prior(self.latent.condition(part.batch.y0), part.noise)
+        return self.latent.detail(generate(self.student, [point], part.batch.y0)[0], part.batch.y0)
 
     def _latent_terms(
         self,

@@ -18,7 +18,7 @@ _STAGES = ("autoencoder", "teacher", "student", "finetune")
 @click.option("--config", required=True, metavar="NAME|FILE", help="A ready-made configuration, or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="e.g. --set student.iterations=200")
 @click.option("--device", metavar="cpu|cuda|cuda:N", help="Where to train; by default on a GPU if there is one.")
-@click.option("--dry-run", is_flag=True, help="Build everything, take one step and estimate memory and time.")
+@click.option("--dry-run", is_flag=True, help="Build everything, take a few steps and estimate memory and time.")
 def command(stage: str, config: str, overrides: tuple[str, ...], device: str | None, dry_run: bool) -> int:
     """Train one STAGE: autoencoder, teacher, student (the default) or finetune, in this order.
 

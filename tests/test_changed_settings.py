@@ -1,0 +1,116 @@
+"""A run goes on with the settings that it was begun with, or says which are other ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import save
+from test_loop import OneWeight, state_path
+from torch import nn
+
+from rsd_edge.distill.config import DistillConfig, load_config
+from rsd_edge.distill.loop import CONFIG_FILE, train
+from rsd_edge.errors import ModelError
+from rsd_edge.models.checkpoint import load_checkpoint
+
+MakeConfig = Callable[..., DistillConfig]
+
+
+def with_student(config: DistillConfig, **settings: Any) -> DistillConfig:
+    return replace(config, student=replace(config.student, **settings))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, seed=8), r"seed=7 \(now 8\)"),
+        (lambda c: with_student(c, batch=4), r"student\.batch=2 \(now 4\)"),
+        (lambda c: with_student(c, objective="vsd"), r"student\.objective=rsd \(now vsd\)"),
+        (lambda c: with_student(c, distill_weight=0.5), r"student\.distill_weight=0\.0 \(now 0\.5\)"),
+        (lambda c: with_student(c, timesteps=(3, 14)), r"student\.timesteps=\[3, 7, 11, 14\] \(now \[3, 14\]\)"),
+        (lambda c: with_student(c, ema=0.9, lr=0.1), r"student\.ema=0\.999 \(now 0\.9\)"),
+        (lambda c: replace(c, data=replace(c.data, train="elsewhere")), r"data\.train=.* \(now elsewhere\)"),
+        (lambda c: replace(c, data=replace(c.data, degradations={"real": 1.0})), r"data\.degradations\.light=0\.4"),
+        (lambda c: replace(c, model=replace(c.model, halo=3)), r"model\.halo="),
+    ],
+)
+def test_a_change_that_makes_another_run_is_refused(
+    tiny_config: MakeConfig, change: Callable[[DistillConfig], DistillConfig], message: str
+) -> None:
+    config = tiny_config()
+    path = train(OneWeight(config))
+    before = {file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    with pytest.raises(ModelError, match=f"stage student was begun with .*{message}") as caught:
+        train(OneWeight(change(config)))
+    assert "choose another run_dir" in str(caught.value)
+    assert "student.lr" not in str(caught.value)  # which may change
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()} == before
+
+
+def test_what_may_change_is_logged_and_recorded(tiny_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config(iterations=2, lr=0.1)
+    assert "changes" not in load_checkpoint(train(OneWeight(config))).record
+    longer = with_student(config, iterations=4, lr=0.01)
+    with caplog.at_level(logging.WARNING):
+        train(OneWeight(longer))
+    assert "resuming with another setting: student.lr was 0.1 up to iteration 2, then 0.01" in caplog.text
+    last = replace(with_student(longer, iterations=5, save_every=1), threads=1)
+    path = train(OneWeight(last))
+    changes = [tuple(change.values()) for change in load_checkpoint(path).record["changes"]]
+    assert set(changes) == {
+        (2, "student.iterations", 2, 4),
+        (2, "student.lr", 0.1, 0.01),
+        (4, "student.iterations", 4, 5),
+        (4, "student.save_every", 200, 1),
+        (4, "threads", None, 1),
+    }
+    text = (path.parent / CONFIG_FILE).read_text()
+    assert "# student.lr was 0.1 up to iteration 2, then 0.01\n" in text
+    assert yaml.safe_load(text)["student"]["iterations"] == 5
+    assert load_config(path.parent / CONFIG_FILE) == last
+
+
+def test_other_stages_and_the_folder_are_not_compared(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    path = train(OneWeight(config))
+    moved = path.parent.parent.rename(path.parent.parent.with_name("moved"))
+    other = replace(config, run_dir=str(moved), teacher=replace(config.teacher, batch=4))
+    again = train(OneWeight(other))
+    assert "changes" not in load_checkpoint(again).record
+
+
+def test_an_edited_configuration_file_does_not_hide_a_change(tiny_config: MakeConfig) -> None:
+    """The file beside the state is made to start runs with; the state itself knows what it was begun with."""
+    config = tiny_config()
+    file = train(OneWeight(config)).parent / CONFIG_FILE
+    file.write_text(file.read_text().replace("seed: 7", "seed: 8"))
+    with pytest.raises(ModelError, match=r"seed=7 \(now 8\)"):
+        train(OneWeight(load_config(file)))
+
+
+def test_a_state_without_settings_is_named(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    state_path(config).parent.mkdir(parents=True)
+    state_path(config).write_bytes(save({}, metadata={"tree": '{"pairs": [["iteration", 1]]}'}))
+    with pytest.raises(ModelError, match=r"state\.safetensors was written by an earlier version, without its settings"):
+        train(OneWeight(config))
+
+
+def test_a_state_of_another_format_is_not_passed_over(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    state_path(config).parent.mkdir(parents=True)
+    foreign = state_path(config).with_name("state.pt")
+    foreign.write_bytes(b"old")
+    stage = OneWeight(config)
+    weight = nn.utils.parameters_to_vector(stage.network.parameters()).item()
+    with pytest.raises(ModelError, match=r"state\.pt is a state that this version cannot read; .*move the file away"):
+        train(stage)
+    assert nn.utils.parameters_to_vector(stage.network.parameters()).item() == weight
+    foreign.unlink()
+    train(stage)

@@ -1,0 +1,109 @@
+"""A batch has one gradient, in however many parts and processes it is computed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.data import training_batches
+from rsd_edge.distill.discriminators import PatchDiscriminator
+from rsd_edge.distill.loop import draws
+from rsd_edge.distill.pixel_losses import PixelCriterion
+from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage_config import StageConfig
+from rsd_edge.distill.stages import STAGES
+from rsd_edge.distill.stages.student import FinetuneStage
+
+MakeConfig = Callable[..., DistillConfig]
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+RSD: dict[str, Any] = {"distill_weight": 1.0, "gan_weight": 0.1, "fake_steps": 1}
+JOINT: dict[str, Any] = {"pixel_weight": 1.0, "chroma_weight": 1.0, "flat_weight": 1.0, "lattice_weight": 0.5}
+JOINT |= {"train_decoder": True, "gan_weight": 0.1, "gan": "pixels"}
+
+
+def gradients(config: DistillConfig, name: str) -> dict[str, Tensor]:
+    """By network, as they stand after two iterations in which no weight moves, with a batch of four."""
+    stage = STAGES[name](config, None)
+    for optimizer in stage.optimizers.values():
+        optimizer.step = lambda *_: None  # type: ignore[assignment,method-assign,misc]
+    batch = next(training_batches(config.data, config.data.crop, 4, 1, 0))
+    for iteration in range(2):
+        stage.step(iteration, draws(stage, itertools.repeat(batch), iteration))
+    return {
+        part: torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        for part, network in stage.networks.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "networks"),
+    [
+        ("student", RSD, {"student", "fake"}),
+        ("finetune", JOINT, {"student", "stem", "decoder", "discriminator"}),
+        ("finetune", {**JOINT, "gan_weight": 0.0}, {"student", "stem", "decoder"}),
+    ],
+)
+def test_parts_have_the_gradients_of_the_whole(
+    prepared: MakeConfig, name: str, losses: dict[str, Any], networks: set[str]
+) -> None:
+    whole = gradients(prepared(batch=4, clip=None, **losses), name)
+    assert whole.keys() == networks
+    for accumulate in (2, 4):
+        parts = gradients(prepared(batch=4, clip=None, accumulate=accumulate, **losses), name)
+        for network, gradient in whole.items():
+            error = float((parts[network] - gradient).norm() / gradient.norm())
+            assert error < 2e-5, (network, accumulate)  # float32 sums of some thousand terms in another order
+
+
+def test_an_iteration_refines_the_norms_once(prepared: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = FinetuneStage(prepared(accumulate=2, **JOINT))
+    refined: list[int] = []
+    monkeypatch.setattr(stage.discriminator, "refine", lambda: refined.append(1))
+    batch = next(training_batches(stage.config.data, stage.config.data.crop, 2, 1, 0))
+    stage.step(0, draws(stage, itertools.repeat(batch), 0))
+    assert refined == [1]
+
+
+def test_the_lattice_is_the_whole_batchs() -> None:
+    """A pattern that one half of a batch has and the other cancels is none, whichever part is asked."""
+    criterion = PixelCriterion(StageConfig(lattice_weight=1.0), torch.nn.Identity(), Runtime("cpu"))
+    halves = [torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    halves[0][..., ::8, ::8] += 3
+    halves[1][..., ::8, ::8] -= 3
+    moments = criterion.survey(halves, lambda half: half)
+    lattices = [float(criterion._lattice(half, moments)) for half in halves]
+    assert lattices[0] == pytest.approx(lattices[1], rel=1e-6)  # float32
+    assert lattices[0] == pytest.approx(float(criterion._lattice(torch.cat(halves), None)), rel=1e-5)
+    assert lattices[0] < float(criterion._lattice(halves[0], None)) - 0.02  # the pattern still widens its phase
+    assert criterion.survey(halves[:1], lambda half: half) is None  # nothing is computed twice without need
+
+
+def test_spectral_norms_are_refined_when_asked_and_in_no_pass() -> None:
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(width=8)
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        for layer in discriminator.layers:
+            layer.parametrizations.weight.original.normal_()  # type: ignore[operator,union-attr]
+
+    @torch.no_grad()
+    def norm() -> float:
+        return float(torch.linalg.matrix_norm(discriminator.layers[1].weight.flatten(1), 2))  # type: ignore[operator]
+
+    before = norm()
+    assert abs(before - 1) > 0.1
+    assert torch.equal(discriminator(image, image), discriminator(image, image))
+    assert norm() == before
+    discriminator.refine()
+    assert norm() != before
+    for _ in range(100):
+        discriminator.refine()
+    assert norm() == pytest.approx(1, abs=0.02)  # the power iteration has found the largest singular value
