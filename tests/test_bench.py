@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rsd_edge.bench import timing
-from rsd_edge.bench.cost import convolution_flops, convolution_peak
+from rsd_edge.bench.cost import convolution_flops
+from rsd_edge.bench.peaks import convolution_peak
 from rsd_edge.bench.peer import NcnnPeer
-from rsd_edge.bench.timing import Times, take_turns
+from rsd_edge.bench.timing import Effort, Times, take_turns
 from rsd_edge.errors import MissingDependencyError
 
 
@@ -57,11 +58,11 @@ def test_subjects_take_turns_and_warm_up_first(monkeypatch: pytest.MonkeyPatch) 
     calls: list[str] = []
     clock = iter(range(1000))
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: calls.append("pause"))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 0.5 * next(clock))
     subjects = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    times = take_turns(subjects, rounds=2, runs=2, warm_up=1)
+    times = take_turns(subjects, Effort(2), runs=2, warm_up=1)
     assert calls == ["pause", "a", "a", "a", "pause", "b", "b", "b"] * 2
-    assert times["a"].seconds == times["b"].seconds == (1.0,) * 4
+    assert times["a"].seconds == times["b"].seconds == (0.5,) * 4
 
 
 def test_the_summary_is_in_milliseconds() -> None:

@@ -1,0 +1,41 @@
+"""Peak memory of a piece of work, in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rsd_edge.bench.timing import Run
+
+METHOD = "peak resident memory of a process that holds nothing else, over two runs after loading; Linux alone tells"
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+
+
+def peak_megabytes(make: Callable[..., Run], *arguments: Any) -> int | None:
+    """Of two runs of what make(*arguments) returns, in MiB; None where the system does not tell.
+
+    A new process makes and runs it, so `make` and its arguments must be importable there.
+    """
+    if not (_STATUS.exists() and _RESET.exists()):
+        return None
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (make, *arguments))
+
+
+def _peak(make: Callable[..., Run], *arguments: Any) -> int | None:
+    run = make(*arguments)
+    gc.collect()
+    try:
+        _RESET.write_text("5")  # sets the peak back to what is there now
+    except OSError:
+        return None
+    for _ in range(2):
+        run()
+    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+    return None if found is None else round(int(found[1]) / 1024)
