@@ -25,26 +25,16 @@ from rsd_edge.backends.base import TileEngine
 from rsd_edge.bench.cost import convolution_flops
 from rsd_edge.bench.peaks import convolution_peak
 from rsd_edge.bench.peer import NcnnPeer
+from rsd_edge.bench.subjects import tile_run
 from rsd_edge.bench.timing import Effort, Run, Times, take_turns
 from rsd_edge.bundle import resolve_engine, shipped_engines, shipped_precisions
 from rsd_edge.machine import cpu_name
-from rsd_edge.noise import NoiseField
 from rsd_edge.specs import Backend, Precision, TileSpec
 
 TILE = 64
 FRAME = (180, 320)
 TILE_SIZES = (64, 96, 128, 160, 208, 256)
 PEER = "peer"
-
-
-def tile_run(engine: TileEngine, side: int) -> Run:
-    """One tile through an engine, and nothing else."""
-    model = engine.spec.model
-    noise = NoiseField(0).normal(model.noise_channels, 0, 0, side, side)[None]
-    lq = np.clip(NoiseField(1).normal(3, 0, 0, side, side)[None] / 2, -1, 1)
-    detail = np.empty((1, 4 * side, 4 * side, 3), np.float32)
-    engine.prepare(1, side, side)
-    return lambda: engine.collect(engine.submit(lq, noise, detail))
 
 
 def engines_here() -> list[tuple[str, Precision, Backend]]:

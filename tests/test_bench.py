@@ -82,5 +82,5 @@ def test_without_ncnn_the_peer_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(MissingDependencyError, match="pip install ncnn"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .rsd-edge\[peers\]"):
         NcnnPeer(tmp_path / "a.param", tmp_path / "a.bin", 1)
