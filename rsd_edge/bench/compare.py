@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.bench import environment
-from rsd_edge.bench.session import FORMAT, MADE_BY
+from rsd_edge.bench.reading import timed_rows
 from rsd_edge.errors import InputError
 
 CONFIDENCE = 0.95
@@ -65,25 +63,6 @@ class Comparison:
         return {**asdict(self), "confidence": CONFIDENCE, "resamples": _RESAMPLES}
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """A document of `rsd-edge bench`. Raises InputError for anything else."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"report {path} does not exist; give a report.json of 'rsd-edge bench'") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"report {path} cannot be read ({error}); give a report.json of 'rsd-edge bench'") from error
-    if not isinstance(document, dict) or document.get("made_by") != MADE_BY:
-        raise InputError(f"{path} is no report of 'rsd-edge bench'; give its report.json")
-    if document.get("format") != FORMAT:
-        raise InputError(
-            f"report {path} has format {document.get('format')} and this version reads {FORMAT}; measure again"
-        )
-    if not all(_is_row(row) for row in _rows(document).values()):
-        raise InputError(f"report {path} is damaged: it has rows without times; measure again")
-    return document
-
-
 def differences(old: Report, new: Report) -> list[str]:
     """Why the times of two reports do not compare: what differs of machine, models and precisions, by name."""
     found = [
@@ -102,15 +81,21 @@ def differences(old: Report, new: Report) -> list[str]:
     return found
 
 
+def check_comparable(old: Report, new: Report, *, force: bool) -> list[str]:
+    """What differs. Raises InputError if anything does, unless `force` is given. Needs machine and engines alone."""
+    against = differences(old, new)
+    if against and not force:
+        raise InputError(f"the reports do not compare: {'; '.join(against)}; add --force to compare them all the same")
+    return against
+
+
 def compare(old: Report, new: Report, threshold: float, *, force: bool = False, seed: int = 0) -> Comparison:
     """Every row of both. threshold: share by which a row may be slower, such as 0.05.
 
     Raises InputError for reports that do not compare, unless `force` is given.
     """
-    against = differences(old, new)
-    if against and not force:
-        raise InputError(f"the reports do not compare: {'; '.join(against)}; add --force to compare them all the same")
-    before, after = _rows(old), _rows(new)
+    against = check_comparable(old, new, force=force)
+    before, after = timed_rows(old), timed_rows(new)
     rng = np.random.default_rng(seed)
     changes = [_change(name, before[name], after[name], threshold, rng) for name in after if name in before]
     if not changes:
@@ -151,15 +136,6 @@ def _change(name: str, old: Report, new: Report, threshold: float, rng: np.rando
         judged,
         judged and low > 1 + threshold,
     )
-
-
-def _rows(report: Report) -> dict[str, Report]:
-    return {row.get("name", ""): row for kind in ("frames", "tiles", "peaks") for row in report.get(kind, ())}
-
-
-def _is_row(row: Report) -> bool:
-    seconds = row.get("seconds")
-    return bool(seconds) and all(isinstance(taken, (int, float)) and taken > 0 for taken in seconds)
 
 
 def _shown(value: Any) -> str:

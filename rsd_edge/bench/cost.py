@@ -68,7 +68,7 @@ def convolutions(graph: Path, n: int, h: int, w: int) -> list[Convolution]:
 
 
 def session(model: ModelProto, threads: int) -> ort.InferenceSession:
-    """A graph on ONNX Runtime's CPU provider; threads that have nothing to do sleep between runs. threads: 0 for all."""
+    """A graph on ONNX Runtime's CPU provider, whose threads sleep between runs. threads: 0 for all cores."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -16,8 +16,8 @@ SAME = ("cpu", "cores", "features", "architecture", "l4t", "power")
 """What two machines must share for their times to compare."""
 
 _PACKAGES = (
-    "numpy", "opencv-python", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch",
-    "ncnn",
+    "numpy", "opencv-python", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+    "torch", "ncnn",
 )  # fmt: skip
 _CPUS = Path("/sys/devices/system/cpu")
 _SUPPLIES = Path("/sys/class/power_supply")

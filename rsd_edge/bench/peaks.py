@@ -120,6 +120,8 @@ def product_peak(threads: int, *, integer: bool) -> tuple[Callable[[], object], 
 
     rng = np.random.default_rng(0)
     shape = (_ORDER, _ORDER)
+    x: NDArray[Any]
+    weight: NDArray[Any]
     if integer:
         x, weight = rng.integers(0, 127, shape).astype(np.uint8), rng.integers(-64, 64, shape).astype(np.int8)
     else:

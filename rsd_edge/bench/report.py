@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,9 +162,7 @@ def _threads(document: Document) -> Section | None:
     if not found:
         return None
     columns = sorted({threads for _, by_threads in found for threads in by_threads})
-    rows = [
-        (name, *(number(by_threads.get(threads), 2) for threads in columns)) for name, by_threads in found
-    ]
+    rows = [(name, *(number(by_threads.get(threads), 2) for threads in columns)) for name, by_threads in found]
     text = ("Times as fast as on the fewest threads.",)
     return Section("threads", "Threads", text, ("frame", *map(str, columns)), tuple(rows))
 
@@ -196,8 +194,8 @@ def _latency(document: Document) -> Section | None:
         for row in model["held_out"]
     ]
     text = [
-        "seconds = start + tiles x per tile + tile pixels x per tile pixel + pixels x per pixel, fitted to small frames "
-        "for each number of threads and held against the frames above, which the fit never saw.",
+        "seconds = start + tiles x per tile + tile pixels x per tile pixel + pixels x per pixel, fitted to small "
+        "frames for each number of threads and held against the frames above, which the fit never saw.",
     ]
     for label, model in models.items():
         for threads, terms in model["seconds"].items():
@@ -240,8 +238,8 @@ def _comparison(comparison: Comparison) -> Section:
         for change in comparison.changes
     ]  # fmt: skip
     text = [
-        f"Against {comparison.old}. Ratio of the medians, new over old, and its {CONFIDENCE:.0%} interval over the runs "
-        "of both; it does not cover what changed on the machine between them, which peers and peaks tell.",
+        f"Against {comparison.old}. Ratio of the medians, new over old, and its {CONFIDENCE:.0%} interval over the "
+        "runs of both; it does not cover what changed on the machine between them, which peers and peaks tell.",
         f"A row is slower if its whole interval lies above {1 + comparison.threshold:g}: {len(comparison.slower)} of "
         f"{sum(change.judged for change in comparison.changes)} are. Not judged: peers, peaks, and rows of fewer than "
         f"{LEAST_RUNS} runs.",

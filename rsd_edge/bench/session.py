@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,24 +27,35 @@ from rsd_edge.bench.opening import (
 )
 from rsd_edge.bench.peer import GENERAL, open_peer
 from rsd_edge.bench.quality import SET, scores_of, scores_of_peer
+from rsd_edge.bench.reading import FORMAT, MADE_BY
 from rsd_edge.bench.stages import breakdowns
 from rsd_edge.bench.subjects import Subject, load_and_run
 from rsd_edge.bench.timing import Times, take_turns
 
-FORMAT = 1
-MADE_BY = "rsd-edge bench"
 _BREAKDOWN_ROUNDS = 7
 
 Row = dict[str, Any]
 
 
-def measure(settings: BenchSettings, command: str, progress: Progress = lambda *_: None) -> dict[str, Any]:
-    """The document of a run, ready for JSON. command: how to do it again.
+def measure(
+    settings: BenchSettings,
+    command: str,
+    progress: Progress = lambda *_: None,
+    accept: Callable[[Mapping[str, Any]], Any] = lambda known: None,
+) -> dict[str, Any]:
+    """The document of a run, ready for JSON.
 
+    command: how to do it again. accept: called with the parts of the document that are known before the measuring,
+    machine and engines; what it raises ends the run.
     Raises what loading an engine or a peer raises, and InputError for engines that cannot be told apart.
     """
     began, busy = datetime.now(timezone.utc), environment.load()
     subjects = settle(settings)
+    known = {
+        "machine": environment.machine(),
+        "engines": {subject.label: subject.record for subject in subjects},
+    }
+    accept(known)
     with ExitStack() as stack:
         opened = open_all(settings, subjects, stack, progress)
         total = settings.effort.rounds * len(opened.turns)
@@ -63,10 +74,9 @@ def measure(settings: BenchSettings, command: str, progress: Progress = lambda *
         "made_by": MADE_BY,
         "date": began.isoformat(timespec="seconds"),
         "command": command,
-        "machine": environment.machine(),
+        **known,
         "load": {"before": busy, "after": environment.load()},
         "versions": environment.versions(),
-        "engines": {subject.label: subject.record for subject in subjects},
         "memory_method": METHOD if settings.memory else None,
         "frames": frames,
         "tiles": rows[TILE],

@@ -132,7 +132,7 @@ def tile_run(engine: TileEngine, side: int) -> Run:
     """One tile of side x side through an engine, and nothing else."""
     channels = engine.spec.model.noise_channels
     noise = NoiseField(0).normal(channels, 0, 0, side, side)[None]
-    lq = np.clip(NoiseField(1).normal(3, 0, 0, side, side)[None] / 2, -1, 1)
+    lq = np.clip(NoiseField(1).normal(3, 0, 0, side, side)[None] / np.float32(2), -1, 1)
     detail = np.empty((1, SCALE * side, SCALE * side, 3), np.float32)
     engine.prepare(1, side, side)
     return lambda: engine.collect(engine.submit(lq, noise, detail))
