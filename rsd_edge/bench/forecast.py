@@ -64,6 +64,7 @@ def forecast(model: str = "edge-s", threads: int | None = None) -> dict[str, Any
         "source": source,
         "error": fitted.error_of_runs,
         "held_out": [row.name for row in fitted.held_out],
+        "load": environment.load(),
         "fps": {f"{w}x{h}": float(f"{1 / fitted.predict(w, h, subject.tile, count):.3g}") for w, h in USUAL_SIZES},
     }
 

@@ -11,6 +11,7 @@ from rsd_edge.errors import InputError
 
 FORMAT = 1
 MADE_BY = "rsd-edge bench"
+_TIMED = ("frames", "tiles", "peaks")
 _PARTS = {
     "machine": dict, "load": dict, "versions": dict, "engines": dict, "frames": list, "tiles": list, "peaks": list,
     "stages": dict, "quality": dict, "latency": dict, "notes": list, "date": str, "command": str,
@@ -34,16 +35,17 @@ def read_report(path: Path) -> dict[str, Any]:
     damaged = [name for name, kind in _PARTS.items() if not isinstance(document.get(name), kind)]
     if damaged:
         raise InputError(f"report {path} is damaged: it has no {', '.join(damaged)}; measure again")
-    if not all(_is_row(row) for row in timed_rows(document).values()):
+    if not all(_is_row(row) for kind in _TIMED for row in document[kind]):
         raise InputError(f"report {path} is damaged: it has rows without times; measure again")
     return document
 
 
 def timed_rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """All rows with times, by name: frames, tiles and peaks."""
-    return {row["name"]: row for kind in ("frames", "tiles", "peaks") for row in report[kind]}
+    return {row["name"]: row for kind in _TIMED for row in report[kind]}
 
 
-def _is_row(row: Mapping[str, Any]) -> bool:
-    seconds = row.get("seconds") or ()
-    return bool(seconds) and all(isinstance(taken, (int, float)) and taken > 0 for taken in seconds)
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or "name" not in row or not isinstance(row.get("seconds"), list):
+        return False
+    return bool(row["seconds"]) and all(isinstance(taken, (int, float)) and taken > 0 for taken in row["seconds"])

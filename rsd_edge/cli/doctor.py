@@ -60,16 +60,17 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for engine in facts["engines"]:
         yield f"engine      {_engine(engine)}"
     if facts["speed"] is not None:
-        yield f"speed       {_speed(facts['speed'])}"
+        yield f"speed       {_speed(facts['speed'], cpu['cores'])}"
 
 
-def _speed(speed: dict[str, Any]) -> str:
+def _speed(speed: dict[str, Any], cores: int) -> str:
     if speed["problem"]:
         return str(speed["problem"])
+    busy = f"; but the machine is busy: load {speed['load']}" if (speed["load"] or 0) > cores else ""
     rates = ", ".join(f"{size} {rate:g}" for size, rate in speed["fps"].items())
     return (
         f"{speed['engine']}, {speed['threads']} threads, frames a second to expect: {rates} "
-        f"(off by up to {speed['error']:.0%} on sizes held out; {speed['source']})"
+        f"(off by up to {speed['error']:.0%} on sizes held out; {speed['source']}{busy})"
     )
 
 
