@@ -122,7 +122,7 @@ def report(factor: float = 1.0, runs: int = 9) -> dict[str, Any]:
         "frames": frames,
         "tiles": [row(f"{engine} tile 64x64, 2 threads", times(5.0 * factor), **tile, operations_per_byte=200.0)],
         "peaks": [
-            row("convolution int8, 2 threads", times(2.0), peak="convolution int8", threads=2, unit="GOP/s", rate=100.0),
+            row("convolution int8, 2 threads", times(2.0), peak="convolution int8", threads=2, unit="GOP/s", rate=1e2),
             row("memory copy, 2 threads", times(3.0), peak="memory copy", threads=2, unit="GB/s", rate=10.0),
         ],
         "stages": {f"{engine} 320x180, 2 threads": {"engine": 38.0, "gather": 0.5, "merge": 0.7, "rest": 0.8}},

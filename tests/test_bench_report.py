@@ -78,7 +78,9 @@ def test_markdown_holds_every_cell() -> None:
 
 
 def test_the_comparison_says_what_is_slower_and_what_it_does_not_cover() -> None:
-    (found,) = [item for item in sections(report(1.2), compare(report(), report(1.2), 0.05)) if item.name == "comparison"]
+    (found,) = [
+        item for item in sections(report(1.2), compare(report(), report(1.2), 0.05)) if item.name == "comparison"
+    ]
     assert [cells[-1] for cells in found.rows].count("SLOWER") == 5
     assert [cells[-1] for cells in found.rows].count("not judged") == 3
     assert "above 1.05: 5 of 5 are" in found.text[1]
@@ -130,7 +132,10 @@ def test_the_page_refers_to_nothing_outside(page: str) -> None:
     assert "@import" not in page
     assert "url(" not in page[: page.index("</style>")]
     # What is left are the names of the SVG's vocabularies, which nobody fetches.
-    assert set(re.findall(r"https?://[^\"'\s<]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"'\s<]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
 
 
 def test_what_a_plot_refers_to_is_in_that_plot(page: str) -> None:

@@ -48,12 +48,12 @@ def test_all_takes_its_turn_in_every_round(clock: FakeTime) -> None:
     of_round = turns[1:-1][: (len(turns) - 1) // 5]
     # The last turn of all is followed by the stages, so it is left out.
     assert turns[1:-1] == (of_round * 5)[:-1]
-    # Of a frame, two tiles, six points, a peer and a peak; each ran twice, once to warm up.
-    assert len(of_round) == 1 + 2 + 6 + 1 + 1
+    # Of a frame, two tiles, nine points, a peer and a peak; each ran twice, once to warm up.
+    assert len(of_round) == 1 + 2 + 9 + 1 + 1
     # 60 x 40 with a halo of 16: one tile of 92 x 72.
     assert of_round[0] == " / 92x72, 2 threads / 92x72, 2 threads / "
-    assert [turn.count("peer") for turn in of_round].index(2) == 9
-    assert clock.log.count("closed") == 1 + 1 + 2 + 6  # the one that settles the choice, frame, tiles, points
+    assert [turn.count("peer") for turn in of_round].index(2) == 12
+    assert clock.log.count("closed") == 1 + 1 + 2 + 9  # the one that settles the choice, frame, tiles, points
 
 
 def test_rows_say_what_was_measured(clock: FakeTime) -> None:
@@ -140,7 +140,7 @@ def test_an_interrupted_run_closes_its_engines(clock: FakeTime, monkeypatch: pyt
     monkeypatch.setattr(opening, "open_peer", lambda *_: lambda: interrupt(1))
     with pytest.raises(KeyboardInterrupt):
         measure(settings(threads=(2,), peers={"bicubic": None}), "rsd-edge bench")
-    assert clock.log.count("closed") == 1 + 2 + 2 + 6
+    assert clock.log.count("closed") == 1 + 2 + 2 + 9
 
 
 def test_without_onnx_the_rest_is_measured(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,12 @@ log = logging.getLogger(__name__)
 USUAL_SIZES = ((160, 90), (320, 180), (480, 270), (640, 360), (960, 540))
 BUDGET_SECONDS = 2.0
 """Of a quick calibration, besides loading."""
-_PLANS = (((0, 1, 3), 5), ((0, 1), 2), ((0,), 2))
+_PLANS = (((2, 3, 5), 8), ((2, 3), 4), ((1, 2), 3))
 """Points of `grid` to fit to, and one to hold out, from the dearest plan to the cheapest."""
+_FIXED_PLAN = ((0, 2), 1)
+"""Of a fixed tile, whose frames cost what their number of tiles costs."""
+_FIRST = 2
+"""The point that tells how quick the machine is."""
 
 
 def keep_report(document: Mapping[str, Any]) -> None:
@@ -79,11 +83,10 @@ def calibrate(subject: Subject, threads: int) -> LatencyModel:
             resolvers[point] = stack.enter_context(replace(subject.wish, tile=point.tile).load(threads))
             return frame_run(resolvers[point], point.width, point.height)
 
-        first = run_of(points[0])
-        (seconds,) = time_runs(first, 1)
-        places, held = choose_plan(subject.tile, seconds)
+        first = run_of(points[_FIRST])
+        places, held = choose_plan(subject.tile, min(time_runs(first, 3)))
         chosen = [points[place] for place in (*places, held)]
-        runs = {point: first if point == points[0] else run_of(point) for point in chosen}
+        runs = {point: first if point == points[_FIRST] else run_of(point) for point in chosen}
         effort = Effort(seconds=BUDGET_SECONDS / 2)
         times = take_turns({str(point): run for point, run in runs.items()}, effort)
         rows = [Measured(p.width, p.height, resolvers[p].engine.tile, threads, times[str(p)]) for p in chosen]
@@ -91,20 +94,20 @@ def calibrate(subject: Subject, threads: int) -> LatencyModel:
 
 
 def choose_plan(tile: TileSpec, seconds: float) -> tuple[tuple[int, ...], int]:
-    """The richest plan that fits into the budget, or the poorest. seconds: that the first point takes."""
+    """The richest plan that fits into the budget, or the poorest. seconds: that the point _FIRST takes."""
+    if tile.fixed:
+        return _FIXED_PLAN
     points = grid(tile)
-    plans = [(places, held) for places, held in _PLANS if max(*places, held) < len(points)]
-    plans = plans or [((0, 2), 1)]  # of a fixed tile, whose frames cost what their number of tiles costs
 
     def cost(plan: tuple[tuple[int, ...], int]) -> float:
         pixels = [_pixels(points[place], tile) for place in (*plan[0], plan[1])]
-        return seconds * sum(pixels) / _pixels(points[0], tile) * (1 + 2 * LEAST_ROUNDS)
+        return seconds * sum(pixels) / _pixels(points[_FIRST], tile) * (1 + 2 * LEAST_ROUNDS)
 
-    return next((plan for plan in plans if cost(plan) <= BUDGET_SECONDS), plans[-1])
+    return next((plan for plan in _PLANS if cost(plan) <= BUDGET_SECONDS), _PLANS[-1])
 
 
 def _pixels(point: Point, tile: TileSpec) -> float:
-    cut = TileSpec(point.tile, tile.halo, tile.feather, tile.multiple_of, fixed=tile.fixed)
+    cut = TileSpec(point.tile, tile.halo, tile.feather, tile.multiple_of)
     return features(point.width, point.height, cut)["per_tile_pixel"]
 
 

@@ -126,7 +126,7 @@ def _open_frame(opened: Opened, subject: Subject, size: tuple[int, int], threads
 def _open_tiles(opened: Opened, subject: Subject, threads: int, stack: ExitStack) -> None:
     """Bare tiles of two sizes, and the frames that the latency model is fitted to."""
     points = grid(subject.tile)
-    for side in sorted({points[0].tile, subject.tile.size}):
+    for side in sorted({min(point.tile for point in points), subject.tile.size}):
         engine = stack.enter_context(replace(subject.wish, tile=side).load(threads)).engine
         row = {
             "engine": subject.label,

@@ -61,7 +61,7 @@ def measure(
         total = settings.effort.rounds * len(opened.turns)
         runs = {name: turn.run for name, turn in opened.turns.items()}
         times = take_turns(runs, settings.effort, progress=lambda turns: progress("measuring", turns, total))
-        rows = {kind: _rows(opened, times, kind) for kind in (FRAME, TILE, PEER, PEAK)}
+        rows = {kind: _rows(opened, times, kind) for kind in (FRAME, TILE, PEER, PEAK, POINT)}
         latency = {subject.label: _latency(opened, times, subject) for subject in subjects if subject.is_graph}
         progress("stages of a frame", 0, 0)
         stages = _stages(opened, settings)
@@ -81,6 +81,7 @@ def measure(
         "frames": frames,
         "tiles": rows[TILE],
         "peaks": rows[PEAK],
+        "points": rows[POINT],
         "stages": stages,
         "quality": _quality(subjects, settings.peers),
         "latency": {label: model.to_json() for label, model in latency.items()},
