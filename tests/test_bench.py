@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,10 +18,13 @@ from rsd_edge.bench import timing
 from rsd_edge.bench.cost import convolution_flops
 from rsd_edge.bench.memory import peak_megabytes
 from rsd_edge.bench.peaks import convolution_peak, copy_peak, peaks, product_peak
-from rsd_edge.bench.peer import NcnnPeer, bicubic_run, check_peer, peers_of
+from rsd_edge.bench.peer import NcnnPeer, bicubic_run, check_peer, peer_run, peers_of
 from rsd_edge.bench.timing import Effort, Times, take_turns
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from rsd_edge.models.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -183,3 +186,12 @@ def test_other_peers_are_refused(tmp_path: Path, name: str, message: str) -> Non
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=message):
         check_peer(tmp_path / name)
+
+
+def test_a_checkpoint_is_a_peer(tiny_weights: Checkpoint, tmp_path: Path) -> None:
+    from rsd_edge.models.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny_weights)
+    result = peer_run(tmp_path / "tiny.safetensors", 40, 24, 1)()
+    assert isinstance(result, np.ndarray)
+    assert result.shape == (96, 160, 3)

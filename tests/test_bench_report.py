@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import re
 from html.parser import HTMLParser
@@ -88,6 +89,19 @@ def test_the_comparison_says_what_is_slower_and_what_it_does_not_cover() -> None
     forced["machine"] = {**forced["machine"], "cpu": "B"}
     text = to_markdown(forced, compare(report(), forced, 0.05, force=True))
     assert "FORCED, although the reports do not compare: cpu was A <fast> CPU and is B." in text
+
+
+def test_tables_of_documents_come_from_a_report() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.bench_tables(report())["bench-roofline"]() == (
+        "| peak | threads | rate |\n| --- | --- | --- |\n"
+        "| convolution int8 | 2 | 100.0 GOP/s |\n| memory copy | 2 | 10.0 GB/s |\n"
+    )
+    assert len(script.bench_tables(report())) == len(NAMES)
 
 
 class Page(HTMLParser):

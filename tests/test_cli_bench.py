@@ -108,6 +108,7 @@ def test_what_is_asked_for_is_measured(run: Bench, tmp_path: Path) -> None:
     [
         (("--sizes", "160"), "'160' is not a list of WxH"),
         (("--sizes", "0x90"), "'0x90' is not a list of WxH"),
+        (("--sizes", "99999x99999"), "has more than "),
         (("--sizes", "160x90,"), "is not a list of WxH"),
         (("--threads", "0"), "'0' is not a list of numbers of threads"),
         (("--threads", "1,two"), "is not a list of numbers of threads"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import re
+import signal
+import threading
 from collections.abc import Callable
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,19 @@ def peak_megabytes(make: Callable[..., Run], *arguments: Any) -> int | None:
     """
     if not (_STATUS.exists() and _RESET.exists()):
         return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with _one_process() as pool:
         return pool.apply(_peak, (make, *arguments))
+
+
+def _one_process() -> Pool:
+    """A pool of one that leaves Ctrl-C to this process: a terminal tells both, and the other would print a trace."""
+    here = threading.current_thread() is threading.main_thread()  # no other thread may change what a signal does
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN) if here else None
+    try:
+        return multiprocessing.get_context("spawn").Pool(1)
+    finally:
+        if kept is not None:
+            signal.signal(signal.SIGINT, kept)
 
 
 def _peak(make: Callable[..., Run], *arguments: Any) -> int | None:

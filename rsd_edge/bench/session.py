@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -30,7 +31,7 @@ from rsd_edge.bench.quality import SET, scores_of, scores_of_peer
 from rsd_edge.bench.reading import FORMAT, MADE_BY
 from rsd_edge.bench.stages import breakdowns
 from rsd_edge.bench.subjects import Subject, load_and_run
-from rsd_edge.bench.timing import Times, take_turns
+from rsd_edge.bench.timing import PAUSE_SECONDS, WARM_UP, Times, take_turns
 
 _BREAKDOWN_ROUNDS = 7
 
@@ -58,7 +59,8 @@ def measure(
     accept(known)
     with ExitStack() as stack:
         opened = open_all(settings, subjects, stack, progress)
-        total = settings.effort.rounds * len(opened.turns)
+        by_rounds = math.isinf(settings.effort.seconds)
+        total = settings.effort.rounds * len(opened.turns) if by_rounds else 0
         runs = {name: turn.run for name, turn in opened.turns.items()}
         times = take_turns(runs, settings.effort, progress=lambda turns: progress("measuring", turns, total))
         rows = {kind: _rows(opened, times, kind) for kind in (FRAME, TILE, PEER, PEAK, POINT)}
@@ -77,6 +79,12 @@ def measure(
         **known,
         "load": {"before": busy, "after": environment.load()},
         "versions": environment.versions(),
+        "effort": {
+            "rounds": settings.effort.rounds,
+            "seconds": None if by_rounds else settings.effort.seconds,
+            "warm_up_runs": WARM_UP,
+            "pause_ms": 1e3 * PAUSE_SECONDS,
+        },
         "memory_method": METHOD if settings.memory else None,
         "frames": frames,
         "tiles": rows[TILE],

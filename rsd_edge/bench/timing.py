@@ -14,6 +14,8 @@ Run = Callable[[], object]
 
 PAUSE_SECONDS = 0.03
 """Between two subjects: threads of the one before may look for work that long before they sleep."""
+WARM_UP = 1
+"""Runs at the beginning of a turn that do not count: what ran before has taken the caches."""
 LEAST_ROUNDS = 3
 """However long they take."""
 _WARM_UP_LIMIT = 1.0
@@ -58,7 +60,7 @@ def take_turns(
     effort: Effort,
     *,
     runs: int = 1,
-    warm_up: int = 1,
+    warm_up: int = WARM_UP,
     progress: Callable[[int], Any] = lambda turns: None,
 ) -> dict[str, Times]:
     """In every round, each subject in its turn: a pause, `warm_up` runs that do not count, then `runs` that do.

@@ -29,6 +29,7 @@ from rsd_edge.errors import InputError
 from rsd_edge.machine import usable_cores
 from rsd_edge.specs import Backend, Precision
 from rsd_edge.stream.atomic import atomic_file, check_writable, make_folder, write_json
+from rsd_edge.stream.images import MAX_PIXELS
 
 _DEFAULT_ROUNDS = 15
 _MOST_ROUNDS = 10_000
@@ -40,7 +41,11 @@ def _parse_sizes(_context: click.Context, _option: click.Parameter, text: str) -
     found = [re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", part.strip().lower()) for part in text.split(",")]
     if not all(found):
         raise click.BadParameter(f"'{text}' is not a list of WxH, such as 160x90,320x180.")
-    return tuple(dict.fromkeys((int(match[1]), int(match[2])) for match in found if match))
+    sizes = tuple(dict.fromkeys((int(match[1]), int(match[2])) for match in found if match))
+    for width, height in sizes:
+        if width * height > MAX_PIXELS:
+            raise click.BadParameter(f"{width}x{height} has more than {MAX_PIXELS} pixels; give smaller frames.")
+    return sizes
 
 
 def _parse_threads(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...]:
