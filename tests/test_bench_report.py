@@ -58,7 +58,14 @@ def test_the_rest_is_there() -> None:
     assert section("quality", document)[1]["LPIPS-squeeze"] == "0.730"
     assert section("quality", document)[1]["NIQE"] == ""  # was not scored
     assert section("model", document)[0]["off by"] == "5%"
-    assert {"": "power: governor"} | {"": "performance"} in section("machine", document)
+    (found,) = [item for item in sections(document) if item.name == "model"]
+    assert (
+        "edge-t int8 onnxruntime, threads 2: start 0 ns, per_tile 1 ms, per_tile_pixel 1 us, per_pixel 0 ns"
+        in found.text
+    )
+    facts = dict(sections(document)[-1].rows)
+    assert (facts["power: governor"], facts["power: boost"], facts["l4t"]) == ("performance", "not told", "not told")
+    assert facts["engine edge-t int8 onnxruntime"] == "0f3a" * 16
 
 
 def test_what_was_not_measured_has_no_section() -> None:

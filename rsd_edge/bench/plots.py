@@ -11,12 +11,14 @@ from rsd_edge.bench.report import METRIC_TITLES, Document, scaling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Told apart by people who see fewer colours (Okabe and Ito)."""
+_MARKERS = "osD^vP*X"
 _FILM_FPS = 24
-_SIZE = (7.6, 3.6)
+_SIZE = (9.6, 4.2)
 """Inches, of 72 CSS points each."""
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and copied, and takes the fonts of the page
@@ -68,6 +70,17 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(dict.fromkeys(names))}
 
 
+def _plain_numbers(*axes: Axis) -> None:
+    """1, 2, 5, 10 instead of powers of ten; over many of those, only 1, 10, 100."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3e3 * low else (1,)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
+
+
 def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
 
@@ -95,10 +108,10 @@ def _latency(document: Document) -> Figure:
     sizes = {row["width"] * row["height"]: f"{row['width']}x{row['height']}" for row in frames}
     axes.set_xticks(list(sizes), list(sizes.values()))
     axes.minorticks_off()
+    _plain_numbers(axes.yaxis)
     axes.axhline(1e3 / _FILM_FPS, color="#888888", linewidth=0.8, linestyle=":")
-    axes.annotate(
-        f"{_FILM_FPS} fps", (0.01, 1e3 / _FILM_FPS), xycoords=("axes fraction", "data"), va="bottom", fontsize=7
-    )
+    at = (0.995, 1e3 / _FILM_FPS)
+    axes.annotate(f"{_FILM_FPS} fps", at, xycoords=("axes fraction", "data"), va="bottom", ha="right", fontsize=7)
     _legend(axes)
     return figure
 
@@ -139,13 +152,14 @@ def _roofline(document: Document) -> Figure | None:
     for (name, rate), colour in zip(roofs.items(), COLOURS, strict=False):
         ridge = rate / rates[COPY]
         axes.plot([left, ridge, right], [left * rates[COPY], rate, rate], color=colour, linewidth=1, label=name)
-    shapes = dict(zip(dict.fromkeys((row["engine"], row["width"]) for row in points), "osD^vP*X" * 8, strict=False))
+    shapes = dict(zip(dict.fromkeys((row["engine"], row["width"]) for row in points), _MARKERS * 8, strict=False))
     for row in points:
         axes.plot(
             row["operations_per_byte"], row["gflop_per_s"], shapes[row["engine"], row["width"]], color="#222222",
             markersize=5, label=f"{row['engine']}, tile {row['width']}",
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylabel="GFLOP/s or GOP/s")
+    _plain_numbers(axes.xaxis, axes.yaxis)
     axes.set_xlabel(f"operations for each byte, {most} threads; slope: memory copy, {rates[COPY]:.1f} GB/s")
     _legend(axes)
     return figure
@@ -156,8 +170,13 @@ def _threads(document: Document) -> Figure | None:
     if not found:
         return None
     figure, axes = _axes(width=0.8)
-    for (name, by_threads), colour in zip(found, COLOURS * len(found), strict=False):
-        axes.plot(list(by_threads), list(by_threads.values()), marker="o", markersize=3.5, color=colour, label=name)
+    colours = _colours(name.rpartition(" ")[0] for name, _ in found)
+    sizes = dict.fromkeys(name.rpartition(" ")[2] for name, _ in found)
+    markers = dict(zip(sizes, _MARKERS * len(sizes), strict=False))
+    for name, by_threads in found:
+        engine, _, size = name.rpartition(" ")
+        style = {"color": colours[engine], "marker": markers[size], "markersize": 4}
+        axes.plot(list(by_threads), list(by_threads.values()), label=name, linewidth=1, **style)
     threads = sorted({count for _, by_threads in found for count in by_threads})
     ideal = [count / threads[0] for count in threads]
     axes.plot(threads, ideal, color="#888888", linestyle=":", linewidth=1, label="in proportion")
@@ -186,6 +205,7 @@ def _quality(document: Document) -> Figure | None:
                     label=row["engine"],
                 )  # fmt: skip
         axes.set(xscale="log", xlabel=f"frames a second at {width}x{height}, {most} threads")
+        _plain_numbers(axes.xaxis)
         axes.set_ylabel(METRIC_TITLES[metric][0])
         axes.set_title("up and to the right is better", fontsize=8, color="#555555")
         axes.margins(0.15)
@@ -206,5 +226,6 @@ def _model(document: Document) -> Figure | None:
     line = (0.7 * min(ends), 1.4 * max(ends))
     axes.plot(line, line, color="#888888", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="measured ms a frame", ylabel="predicted ms, not fitted to these")
+    _plain_numbers(axes.xaxis, axes.yaxis)
     _legend(axes)
     return figure

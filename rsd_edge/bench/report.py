@@ -210,7 +210,10 @@ def _latency(document: Document) -> Section | None:
 
 
 def _cost(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-4 or not seconds else f"{1e9 * seconds:.3g} ns"
+    for unit, size in (("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size / 10:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{1e9 * seconds:.3g} ns"
 
 
 def _machine(document: Document) -> Section:
