@@ -23,7 +23,8 @@ from torch import Tensor
 from rsd_edge.distill.diffusion import ResidualDiffusion
 from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.roles import load_part
-from rsd_edge.evaluate.folder import METRICS, evaluate_folders
+from rsd_edge.evaluate.catalogue import METRICS
+from rsd_edge.evaluate.folder import evaluate_folders
 from rsd_edge.frames import SCALE, DetailCompositor, Region, to_model
 from rsd_edge.models.checkpoint import load_checkpoint
 from rsd_edge.stream.discovery import images_in

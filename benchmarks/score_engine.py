@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from rsd_edge import SuperResolver, __version__
 from rsd_edge.bench.peer import NcnnPeer
 from rsd_edge.bundle import GRAPH, resolve_engine
-from rsd_edge.evaluate.folder import METRICS, evaluate_folders
+from rsd_edge.evaluate.catalogue import METRICS
+from rsd_edge.evaluate.folder import evaluate_folders
 from rsd_edge.machine import cpu_name
 from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import write_json

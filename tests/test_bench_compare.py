@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from bench_doubles import report, row
 
-from rsd_edge.bench.compare import CONFIDENCE, compare, differences, ratio_interval
+from rsd_edge.bench.compare import compare, differences, ratio_interval
 from rsd_edge.bench.reading import read_report
 from rsd_edge.errors import InputError
+from rsd_edge.evaluate.bootstrap import CONFIDENCE
 
 
 def changed(**parts: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from rsd_edge.bundle import ZOO, load_bundle, resolve_engine, shipped_engines, shipped_precisions
-from rsd_edge.evaluate.folder import METRICS, evaluate_folders
+from rsd_edge.evaluate.catalogue import METRICS
+from rsd_edge.evaluate.folder import evaluate_folders
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.machine import int8_weight_bits
 from rsd_edge.opencv import cv2

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from rsd_edge.bench import environment
 from rsd_edge.bench.reading import timed_rows
 from rsd_edge.errors import InputError
+from rsd_edge.evaluate.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval
 
-CONFIDENCE = 0.95
 LEAST_RUNS = 5
 """With fewer, resampling says little more than what the fastest and the slowest run were."""
-_RESAMPLES = 4000
 
 Report = Mapping[str, Any]
 
@@ -60,7 +59,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {**asdict(self), "confidence": CONFIDENCE, "resamples": _RESAMPLES}
+        return {**asdict(self), "confidence": CONFIDENCE, "resamples": RESAMPLES}
 
 
 def differences(old: Report, new: Report) -> list[str]:
@@ -89,7 +88,7 @@ def check_comparable(old: Report, new: Report, *, force: bool) -> list[str]:
     return against
 
 
-def compare(old: Report, new: Report, threshold: float, *, force: bool = False, seed: int = 0) -> Comparison:
+def compare(old: Report, new: Report, threshold: float, *, force: bool = False, seed: int = SEED) -> Comparison:
     """Every row of both. threshold: share by which a row may be slower, such as 0.05.
 
     Raises InputError for reports that do not compare, unless `force` is given.
@@ -110,14 +109,14 @@ def compare(old: Report, new: Report, threshold: float, *, force: bool = False, 
     )
 
 
-def ratio_interval(old: NDArray[np.float64], new: NDArray[np.float64], rng: np.random.Generator) -> tuple[float, float]:
+def ratio_interval(old: NDArray[np.float64], new: NDArray[np.float64], rng: np.random.Generator) -> Interval:
     """Interval of median(new) / median(old) at CONFIDENCE, by resampling the runs of both."""
     medians = [
-        np.median(seconds[rng.integers(0, len(seconds), (_RESAMPLES, len(seconds)))], axis=1) for seconds in (new, old)
+        np.median(seconds[rng.integers(0, len(seconds), (RESAMPLES, len(seconds)))], axis=1) for seconds in (new, old)
     ]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
-    return float(low), float(high)
+    return Interval(float(low), float(high))
 
 
 def _change(name: str, old: Report, new: Report, threshold: float, rng: np.random.Generator) -> Change:

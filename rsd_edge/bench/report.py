@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsd_edge.bench.compare import CONFIDENCE, LEAST_RUNS, Comparison
+from rsd_edge.bench.compare import LEAST_RUNS, Comparison
 from rsd_edge.bench.quality import METRICS
+from rsd_edge.evaluate.bootstrap import CONFIDENCE
 
 Document = Mapping[str, Any]
 

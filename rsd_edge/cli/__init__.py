@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
 _COMMANDS = {
     "run": _Entry("rsd_edge.cli.run", "Upscale images, videos and folders of both."),
     "bench": _Entry("rsd_edge.cli.bench", "Measure how fast engines are here, and compare runs."),
-    "eval": _Entry("rsd_edge.cli.evaluate", "Score upscaled images against their references."),
+    "eval": _Entry("rsd_edge.cli.evaluate", "Score any results, a model or an engine on a test set."),
     "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
     "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
     "fetch": _Entry("rsd_edge.cli.fetch", "Download a published checkpoint."),

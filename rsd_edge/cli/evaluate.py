@@ -1,75 +1,315 @@
-"""`rsd-edge eval`: upscaled images against their references."""
+"""`rsd-edge eval`: results of any tool, of a model or of an engine, against their references."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn
 
-from rsd_edge.errors import InputError
-from rsd_edge.evaluate.folder import METRICS, Evaluation, evaluate_folders
-from rsd_edge.stream.atomic import make_folder, write_json
+from rsd_edge.cli.evaluate_tables import print_evaluations, print_published
+from rsd_edge.cli.run import load_resolver
+from rsd_edge.errors import InputError, OutputError
+from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
+from rsd_edge.evaluate.folder import Progress, Results, evaluate
+from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, check_sources, folder_images, match
+from rsd_edge.evaluate.presets import PRESETS, open_preset
+from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
+from rsd_edge.evaluate.pyiqa_metrics import check_fid, pyiqa_version
+from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation, comparison, worst_stems, write_csv
+from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
+from rsd_edge.evaluate.sheet import draw_sheet
+from rsd_edge.evaluate.upscaling import BICUBIC, upscale_with
+from rsd_edge.resolver import CHECKPOINT_SUFFIX
+from rsd_edge.specs import Backend
+from rsd_edge.stream.atomic import check_writable, folder_for, make_folder, write_json
+from rsd_edge.stream.batch import RunSettings
+from rsd_edge.stream.images import write_image
+from rsd_edge.stream.results import check_suffix
 
-_FOLDER = click.Path(path_type=Path)
-_DECIMALS = {"psnr_y": 3}
-_DEFAULT_DECIMALS = 4
-_CURES = {
-    "lattice_spread": "lattice not measured: give the upscaled images' sources with --lr",
-    "niqe": "NIQE not measured: it needs images of two 96x96 patches or more that are not flat",
-    "spectrum_db": "spectrum not measured: it needs sides of at least 64 pixels",
-}
-"""What to say of a metric that no image has."""
-_PIPE_WIDTH = 140
-"""Holds all metrics beside stems of about 30 characters where there is no terminal to ask."""
+_PATH = click.Path(path_type=Path)
+_WORST_BY = ("lpips_squeeze", "psnr_y", "niqe")
+"""What the sheet goes by if nothing is said: the first of these that was measured."""
+_MODEL_OPTIONS = ("save", "precision", "backend", "steps", "tile")
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Files to write once everything is known."""
+
+    json: Path | None
+    csv: Path | None
+    sheet: Path | None
+    worst: int
+    worst_by: str | None
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.json, self.csv, self.sheet) if path is not None]
 
 
 @click.command("eval")
-@click.option("--pred", required=True, metavar="DIR", type=_FOLDER, help="Upscaled images.")
-@click.option("--ref", required=True, metavar="DIR", type=_FOLDER, help="References of the same stems and sizes.")
-@click.option("--lr", metavar="DIR", type=_FOLDER, help="Images that were upscaled; needed for the lattice metric.")
-@click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write all scores here.")
+@click.option(
+    "--pred", "folders", multiple=True, metavar="DIR", type=_PATH, help="Results of any tool; may be repeated."
+)
+@click.option("--ending", metavar="TEXT", help="What --pred's names have behind those of the inputs, such as _out.")
+@click.option(
+    "--model",
+    "--engine",
+    "models",
+    multiple=True,
+    metavar="NAME|BUNDLE|FILE",
+    help=f"Upscale the LR images with this first, as `run` does, or with '{BICUBIC}'; may be repeated.",
+)
+@click.option("--save", metavar="DIR", type=_PATH, help="Keep the results of --model here.")
+@click.option("--ref", metavar="DIR", type=_PATH, help="References of the same stems and sizes.")
+@click.option(
+    "--lr", metavar="DIR", type=_PATH, help="Images that were upscaled: for --model, --sheet and the lattice."
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="A test set of the literature, looked for in --data.")
+@click.option("--data", metavar="DIR", type=_PATH, help="Folder of the preset.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="The first N images only, to try things out.")
+@click.option("--no-reference", is_flag=True, help="Leave the references alone.")
+@click.option("--metrics", metavar="NAME,...", help="Metrics; 'default' and 'paper' are groups. See below.")
+@click.option("--border", type=int, help="Pixels to cut off at each side before measuring; 0 if not given.")
+@click.option("--resize", type=click.Choice(list(RESIZES)), help="For results of another size, which none refuses.")
+@click.option("--rounding", type=click.Choice(ROUNDINGS), help="Of luma: whole levels, as MATLAB; or as pyiqa has it.")
+@click.option("--force-fid", is_flag=True, help="FID of sets that are too small for it.")
+@click.option("--json", "json_path", metavar="FILE", type=_PATH, help="Write all scores, protocol and versions here.")
+@click.option("--csv", "csv_path", metavar="FILE", type=_PATH, help="Write the scores of each image here.")
+@click.option("--sheet", "sheet_path", metavar="FILE", type=_PATH, help="Draw the worst images here.")
+@click.option("--worst", default=4, show_default=True, type=click.IntRange(min=1), help="How many are on the sheet.")
+@click.option("--worst-by", metavar="METRIC", help=f"What the worst are bad at; of {', '.join(_WORST_BY)} the first.")
+@click.option("--published", is_flag=True, help="Print the paper's table of the preset beside this; alone, all tables.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "int8"]), help="Of --model.")
+@click.option("--backend", type=click.Choice([backend.value for backend in Backend]), help="Of --model.")
+@click.option("--steps", type=int, help="Of a checkpoint.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a checkpoint and of pyiqa; cpu if not given.")
+@click.option("--tile", type=int, help="Side of the tiles of --model in LR pixels, which papers call chop.")
+@click.option("--batch", default=1, show_default=True, type=int, help="Tiles at once.")
+@click.option("--seed", default=0, show_default=True, type=int, help="Of the noise of --model.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
-def command(pred: Path, ref: Path, lr: Path | None, json_path: Path | None, threads: int | None) -> None:
-    """Score upscaled images: PSNR-Y, SSIM-Y, LPIPS-squeeze, NIQE, power spectrum, and with --lr the lattice metric.
+def command(
+    folders: tuple[Path, ...],
+    models: tuple[str, ...],
+    json_path: Path | None,
+    csv_path: Path | None,
+    sheet_path: Path | None,
+    worst: int,
+    worst_by: str | None,
+    published: bool,
+    **options: Any,
+) -> None:
+    """Score results of any tool (--pred), or of a model or an engine (--model), on a test set.
 
-    Files are matched by stem. The JSON file states the protocol: luma, borders, windows, versions.
+    Files are matched by stem. With several methods, the differences to the first are told, image by image, with 95 %
+    bootstrap intervals. The JSON file states the protocol.
+
+    Metrics: psnr_y, ssim_y, psnr_rgb, ssim_rgb, lpips_squeeze, lattice_spread, lattice_mean, niqe, spectrum_db,
+    spectrum_bias_db; with the extra pyiqa, which downloads weights: lpips_alex, dists, fid, niqe_pyiqa, musiq, clipiqa,
+    maniqa. 'default' are those of this package, 'paper' those that the paper measured on the preset.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1")
-    if json_path is not None:
-        make_folder(json_path.parent)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("scoring", total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        evaluation = evaluate_folders(pred, ref, lq=lr, threads=threads, progress=advance)
-    if json_path is not None:
-        write_json(json_path, evaluation.to_json())
-    _print(evaluation)
-
-
-def _print(evaluation: Evaluation) -> None:
-    measured = [metric for metric in METRICS if evaluation.mean(metric) is not None]
-    table = Table("image", *measured, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in evaluation.rows:
-        table.add_row(row.stem, *(_format(metric, getattr(row, metric)) for metric in measured))
-    table.add_section()
-    means = (_format(metric, evaluation.mean(metric)) for metric in measured)
-    table.add_row(f"mean of {len(evaluation.rows)}", *means)
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
-    console.print(table)
-    for metric, cure in _CURES.items():
-        if metric not in measured:
-            console.print(cure)
+    if published and not folders and not models:
+        print_published([], options["preset"])
+        return
+    _check(folders, models, options)
+    test_set = _test_set(options)
+    outputs = _Outputs(json_path, csv_path, sheet_path, worst, worst_by)
+    settings = _settings(test_set, options)
+    _check_outputs(outputs, settings.metrics)
+    with ExitStack() as stack:
+        for path in outputs.files:
+            stack.enter_context(folder_for(path))
+        results = [_folder_results(folder, options) for folder in folders]
+        _check_partners(results, test_set, settings)
+        sources = check_sources(test_set, settings.protocol) if models else None
+        scorer = _scorer(settings)
+        if sources is not None:
+            targets = _targets(models, options["save"], stack, test_set)
+            results += [_upscaled(model, target, sources, options) for model, target in targets.items()]
+        evaluations = [_evaluate(result, test_set, scorer) for result in results]
+        _write(outputs, results, evaluations, test_set, options)
+    print_evaluations(evaluations)
+    if published:
+        print_published(evaluations, options["preset"])
 
 
-def _format(metric: str, value: float | None) -> str:
-    return "" if value is None else f"{value:.{_DECIMALS.get(metric, _DEFAULT_DECIMALS)}f}"
+def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, Any]) -> None:
+    """Raises InputError for options that contradict each other or do nothing."""
+    if not folders and not models:
+        raise InputError("there is nothing to score; give results with --pred, or a model with --model")
+    if len({*map(str, folders), *models}) < len(folders) + len(models):
+        raise InputError("the same --pred or --model is given twice; leave one of them out")
+    if options["threads"] is not None and options["threads"] < 1:
+        raise InputError(f"threads is {options['threads']}; it must be at least 1")
+    if (options["preset"] is None) != (options["data"] is None):
+        raise InputError("--preset and --data belong together: the test set, and the folder that holds it")
+    if options["preset"] is not None and options["ref"] is not None:
+        raise InputError("--preset brings its references; leave --ref out")
+    if options["ending"] and not folders:
+        raise InputError("--ending is for --pred, and there is none; leave it out")
+    idle = [f"--{name}" for name in _MODEL_OPTIONS if options[name] is not None]
+    if idle and not models:
+        raise InputError(f"{', '.join(idle)}: for --model, and there is none; leave it out")
+
+
+def _test_set(options: dict[str, Any]) -> TestSet:
+    """References and LR images, as far as they are given."""
+    lr: Path | None = options["lr"]
+    if options["preset"] is not None:
+        test_set = open_preset(options["preset"], options["data"], sources=lr, limit=options["limit"])
+    else:
+        parts = (None if folder is None else folder_images(folder) for folder in (options["ref"], lr))
+        test_set = TestSet(*parts).first(options["limit"])
+    if options["limit"] is not None and test_set.anything is None:
+        raise InputError("--limit counts references or LR images, and there are none; give --ref, --lr or a --preset")
+    return TestSet(None, test_set.sources) if options["no_reference"] else test_set
+
+
+def _settings(test_set: TestSet, options: dict[str, Any]) -> EvaluationSettings:
+    preset = PRESETS[options["preset"]] if options["preset"] is not None else None
+    usual = preset.protocol if preset is not None else PLAIN
+    border = usual.border if options["border"] is None else options["border"]
+    protocol = Protocol(border, options["resize"] or usual.resize, options["rounding"] or usual.rounding)
+    names = [name.strip() for name in (options["metrics"] or "").split(",") if name.strip()]
+    paper = preset.metrics if preset is not None else ()
+    if PAPER_GROUP in names and not paper:
+        raise InputError("--metrics paper needs a --preset that the paper measured; name the metrics instead")
+    metrics = choose_metrics(
+        names, reference=test_set.references is not None, source=test_set.sources is not None, paper=paper
+    )
+    if FID in metrics and test_set.references is not None:
+        check_fid(len(test_set.references.paths), force=options["force_fid"])
+    device = options["device"] or "cpu"
+    return EvaluationSettings(
+        metrics, protocol, options["threads"], device, options["force_fid"], subset=options["limit"] is not None
+    )
+
+
+def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:
+    """Before the work: names, places, and what the sheet goes by."""
+    for path in outputs.files:
+        check_writable(path.parent)
+    if outputs.sheet is None and outputs.worst_by is not None:
+        raise InputError("--worst-by is for --sheet, and there is none; leave it out")
+    if outputs.sheet is not None:
+        check_suffix(outputs.sheet)
+        _sheet_metric(outputs, metrics)
+
+
+def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
+    """Of the metrics that are measured. Raises InputError if single images have none, or not the one asked for."""
+    single = [metric for metric in metrics if metric != FID]
+    if not single:
+        raise InputError("--sheet goes by a metric of single images, and they have none; name others with --metrics")
+    if outputs.worst_by is None:
+        return next(metric for metric in (*_WORST_BY, *single) if metric in single)
+    if outputs.worst_by not in single:
+        raise InputError(f"--worst-by is '{outputs.worst_by}', which is not measured; use one of {', '.join(single)}")
+    return outputs.worst_by
+
+
+def _folder_results(folder: Path, options: dict[str, Any]) -> Results:
+    """Tools add endings of their own behind those of the test set."""
+    own = (options["ending"],) if options["ending"] else ()
+    of_set = PRESETS[options["preset"]].endings() if options["preset"] is not None else ()
+    return Results(str(folder), folder_images(folder, (*own, *of_set)), dict(UNKNOWN_METHOD))
+
+
+def _check_partners(results: Sequence[Results], test_set: TestSet, settings: EvaluationSettings) -> None:
+    """Before anything is upscaled. Without references and LR images, the first results tell which images there are."""
+    for one in results:
+        match(one.images, test_set, subset=settings.subset)
+        if test_set.anything is None:
+            check_same(results[0].images, one.images)
+
+
+def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, test_set: TestSet) -> dict[str, Path]:
+    """A folder for the results of each model, below --save or gone when the stack closes."""
+    if save is None:
+        return {
+            model: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsd-edge-eval-"))) for model in models
+        }
+    targets = {model: save if len(models) == 1 else save / Path(model).name for model in models}
+    if len(set(targets.values())) < len(models):
+        raise InputError(f"two models would share a folder in {save}; score them one after the other")
+    parts = [part.paths.values() for part in (test_set.references, test_set.sources) if part is not None]
+    read = {path.parent.resolve() for paths in parts for path in paths}
+    for target in targets.values():
+        if target.resolve() in read:
+            raise OutputError(f"{target} holds images that are read and might be replaced; choose another --save")
+    return targets
+
+
+def _upscaled(model: str, folder: Path, sources: Images, options: dict[str, Any]) -> Results:
+    with ExitStack() as stack:
+        resolver = None
+        if model != BICUBIC:
+            resolver = stack.enter_context(load_resolver(_run_settings(model, options)))
+        make_folder(folder)
+        progress = stack.enter_context(_bar(f"upscaling with {model}"))
+        return upscale_with(resolver, sources, folder, name=model, seed=options["seed"], progress=progress)
+
+
+def _scorer(settings: EvaluationSettings) -> Scorer:
+    """Before anything is upscaled, since pyiqa or its weights may be missing."""
+    downloading = [metric for metric in settings.metrics if CATALOGUE[metric].pyiqa]
+    if downloading:
+        version = pyiqa_version(downloading[0])
+        click.echo(f"{', '.join(downloading)}: pyiqa {version} downloads the weights that it does not have", err=True)
+    return Scorer(settings)
+
+
+def _evaluate(results: Results, test_set: TestSet, scorer: Scorer) -> Evaluation:
+    with _bar(f"scoring {results.name}") as progress:
+        return evaluate(results, test_set, scorer, progress)
+
+
+def _write(
+    outputs: _Outputs,
+    results: Sequence[Results],
+    evaluations: Sequence[Evaluation],
+    test_set: TestSet,
+    options: dict[str, Any],
+) -> None:
+    if outputs.json is not None:
+        write_json(outputs.json, {**comparison(evaluations), "test_set": _described(options)})
+    if outputs.csv is not None:
+        write_csv(outputs.csv, evaluations)
+    if outputs.sheet is not None:
+        metric = _sheet_metric(outputs, [name for name in evaluations[0].metrics if evaluations[0].values(name)])
+        stems = worst_stems(evaluations[0], metric, outputs.worst)
+        write_image(outputs.sheet, draw_sheet(stems, results, evaluations, test_set, metric))
+
+
+def _described(options: dict[str, Any]) -> dict[str, Any]:
+    """The test set, for the JSON file."""
+    given: dict[str, Any] = {name: options[name] for name in ("preset", "limit", "no_reference")}
+    given |= {name: None if options[name] is None else str(options[name]) for name in ("data", "ref", "lr")}
+    if options["preset"] is not None:
+        preset = PRESETS[options["preset"]]
+        given |= {"title": preset.title, "paper_measures": preset.metrics, "paper_notes": preset.notes}
+    return given
+
+
+def _run_settings(model: str, options: dict[str, Any]) -> RunSettings:
+    names = ("precision", "backend", "steps", "tile", "batch", "threads")
+    device = options["device"] if model.endswith(CHECKPOINT_SUFFIX) else None  # elsewhere it is of pyiqa alone
+    return RunSettings(engine=model, device=device, **{name: options[name] for name in names})
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; what it yields takes (done, total)."""
+    columns = (TextColumn("{task.description}", markup=False), *Bar.get_default_columns()[1:])
+    with Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

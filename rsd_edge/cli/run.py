@@ -141,7 +141,7 @@ def command(
     if for_cameras["camera"] is not None:
         if inputs:
             raise InputError(f"--camera and {inputs[0]} exclude each other; give one of them")
-        return run_live(for_cameras, output, settings, for_videos, _load, report_path)
+        return run_live(for_cameras, output, settings, for_videos, load_resolver, report_path)
     if not inputs or output is None:
         raise click.UsageError("Missing argument 'INPUT...'." if not inputs else "Missing option '-o' / '--output'.")
     if given := given_options(context, LIVE_OPTIONS):
@@ -157,7 +157,9 @@ def command(
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
             check_writable(report_path.parent)
-        resolver = stack.enter_context(_load(with_engine(settings) if auto_build or _compiles(settings) else settings))
+        resolver = stack.enter_context(
+            load_resolver(with_engine(settings) if auto_build or _compiles(settings) else settings)
+        )
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):
@@ -170,8 +172,8 @@ def _compiles(settings: RunSettings) -> bool:
     return settings.engine.endswith(CHECKPOINT_SUFFIX) and settings.backend == Backend.TENSORRT.value
 
 
-def _load(settings: RunSettings) -> SuperResolver:
-    """The engine that the settings ask for; how it was chosen is told."""
+def load_resolver(settings: RunSettings) -> SuperResolver:
+    """The engine that the settings ask for, for other commands too; how it was chosen is told."""
     engine, backend = settings.engine, settings.backend
     if engine.endswith(CHECKPOINT_SUFFIX) and backend not in (None, Backend.TORCH.value):
         engine, backend = str(kept_engine(Path(engine), Backend(backend), settings)), None

@@ -1,1 +1,1 @@
-"""Image quality measured from the wheel, without torch: PSNR, SSIM, LPIPS, lattice, NIQE and power spectrum."""
+"""Image quality on test sets: PSNR, SSIM, LPIPS, lattice, NIQE and power spectrum without torch, others by pyiqa."""

@@ -39,7 +39,10 @@ def measure_lattice(image: Image, lq: Image) -> Lattice:
     height, width = lq.shape[:2]
     if image.shape != (SCALE * height, SCALE * width, 3):
         found = f"{image.shape[1]}x{image.shape[0]}"
-        raise InputError(f"the lattice is defined at x4: this LR image needs {4 * width}x{4 * height}, not {found}")
+        raise InputError(
+            f"the lattice is defined at x4: this LR image needs {4 * width}x{4 * height}, not {found}; give the image "
+            "that was enlarged, or leave the lattice out"
+        )
     if min(height, width) < 2:
         raise InputError(f"the lattice needs LR sides of at least 2 pixels, not {width}x{height}; use larger images")
     base = np.asarray(cv2.resize(lq, (SCALE * width, SCALE * height), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM on the luma channel, as the super-resolution literature reports them."""
+"""PSNR and SSIM on luma, as the super-resolution literature reports them, or on the three channels."""
 
 from __future__ import annotations
 
@@ -21,39 +21,65 @@ _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
 
 
-def to_y(image: Image) -> Plane:
-    """BT.601 studio-range luma: uint8 (h, w, 3) BGR -> float64 (h, w) in [16, 235], not rounded."""
-    return np.asarray(16 + image.astype(np.float64) @ np.array(BGR_TO_Y), dtype=np.float64)
+def to_y(image: Image, *, rounded: bool = False) -> Plane:
+    """BT.601 studio-range luma: uint8 (h, w, 3) BGR -> float64 (h, w) in [16, 235], rounded to whole levels or not."""
+    luma = 16 + image.astype(np.float64) @ np.array(BGR_TO_Y)
+    return np.asarray(np.rint(luma) if rounded else luma, dtype=np.float64)
 
 
-def psnr_y(image: Image, reference: Image) -> float:
+def psnr_y(image: Image, reference: Image, *, rounded: bool = False) -> float:
     """PSNR in dB of the luma of two uint8 (h, w, 3) BGR images, peak 255, no border cut. Infinite if they are equal.
 
-    Raises InputError if the shapes differ.
+    rounded: luma in whole levels, as MATLAB has it. Raises InputError if the shapes differ.
     """
     check_pair(image, reference)
-    error = float(np.mean((to_y(image) - to_y(reference)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return _psnr(to_y(image, rounded=rounded), to_y(reference, rounded=rounded))
 
 
-def ssim_y(image: Image, reference: Image) -> float:
+def psnr_rgb(image: Image, reference: Image) -> float:
+    """PSNR in dB over all three channels of two uint8 (h, w, 3) BGR images, otherwise as `psnr_y`."""
+    check_pair(image, reference)
+    return _psnr(image.astype(np.float64), reference.astype(np.float64))
+
+
+def ssim_y(image: Image, reference: Image, *, rounded: bool = False, clipped: bool = False) -> float:
     """Mean SSIM of the luma of two uint8 (h, w, 3) BGR images (Wang et al. 2004).
 
     Gaussian window 11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, dynamic range 255, averaged where the window fits inside
-    the image. Raises InputError if the shapes differ or a side is below 11.
+    the image. rounded: as in `psnr_y`. clipped: where contrast and structure make a negative factor, it counts as 0, as
+    in pyiqa. Raises InputError if the shapes differ or a side is below 11.
     """
+    _check_ssim(image, reference)
+    return _ssim(to_y(image, rounded=rounded), to_y(reference, rounded=rounded), clipped=clipped)
+
+
+def ssim_rgb(image: Image, reference: Image) -> float:
+    """Mean of the SSIM of the three channels of two uint8 (h, w, 3) BGR images, otherwise as `ssim_y`."""
+    _check_ssim(image, reference)
+    x, y = image.astype(np.float64), reference.astype(np.float64)
+    return float(np.mean([_ssim(x[:, :, channel], y[:, :, channel]) for channel in range(3)]))
+
+
+def _psnr(values: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> float:
+    error = float(np.mean((values - expected) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _check_ssim(image: Image, reference: Image) -> None:
     check_pair(image, reference)
     if min(image.shape[:2]) < _SSIM_WINDOW:
         height, width = image.shape[:2]
         raise InputError(f"SSIM needs sides of at least {_SSIM_WINDOW} pixels, not {width}x{height}; use larger images")
-    x, y = to_y(image), to_y(reference)
+
+
+def _ssim(x: Plane, y: Plane, *, clipped: bool = False) -> float:
     mean_x, mean_y = _window_mean(x), _window_mean(y)
     var_x = _window_mean(x * x) - mean_x**2
     var_y = _window_mean(y * y) - mean_y**2
     covariance = _window_mean(x * y) - mean_x * mean_y
-    numerator = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
-    denominator = (mean_x**2 + mean_y**2 + _SSIM_C1) * (var_x + var_y + _SSIM_C2)
-    return float(np.mean(numerator / denominator))
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    structure = (2 * covariance + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
+    return float(np.mean(luminance * (np.maximum(structure, 0) if clipped else structure)))
 
 
 def _window_mean(plane: Plane) -> Plane:

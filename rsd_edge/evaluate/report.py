@@ -1,0 +1,162 @@
+"""What an evaluation found: means, intervals, differences between two methods; as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsd_edge import __version__
+from rsd_edge.evaluate.bootstrap import Interval, mean_interval, settings
+from rsd_edge.evaluate.catalogue import CATALOGUE, METRICS
+from rsd_edge.evaluate.protocol import PLAIN, Protocol
+from rsd_edge.evaluate.pyiqa_metrics import pyiqa_version
+from rsd_edge.evaluate.scoring import Row
+from rsd_edge.opencv import cv2
+from rsd_edge.ort import ort
+from rsd_edge.stream.atomic import atomic_file
+
+UNKNOWN_METHOD = {"results": "files; how they were made is not known here"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all images of one method, in the order of their stems."""
+
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...] = METRICS
+    protocol: Protocol = PLAIN
+    name: str = ""
+    method: Mapping[str, Any] = field(default_factory=lambda: dict(UNKNOWN_METHOD))
+    """How the results were made: engine, tile, seed."""
+    whole: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that the set has and its images have not: FID."""
+
+    def values(self, metric: str) -> dict[str, float]:
+        """By stem, for the images that have a value."""
+        return {row.stem: value for row in self.rows if (value := row.scores.get(metric)) is not None}
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over the images that have the metric, or its value for the whole set; None if there is none."""
+        if metric in self.whole:
+            return self.whole[metric]
+        values = self.values(metric).values()
+        return sum(values) / len(values) if values else None
+
+    def interval(self, metric: str) -> Interval | None:
+        """95 % bootstrap interval of the mean; None where single images have no value, or fewer than two."""
+        return mean_interval(list(self.values(metric).values()))
+
+    @property
+    def chop(self) -> str:
+        """In which parts the method saw its inputs, in words."""
+        if "tile" not in self.method:
+            return "not known (files of another program or an earlier run)"
+        tile = self.method["tile"]
+        return "whole images" if tile is None else f"tiles of {tile} LR pixels, halo included"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: the means under the names of the metrics, then what they mean, then each image.
+
+        An infinite PSNR (identical images) is null, because JSON has no infinity.
+        """
+        return {
+            **{metric: _finite(self.mean(metric)) for metric in self.metrics},
+            "images": len(self.rows),
+            "name": self.name,
+            "method": dict(self.method),
+            "intervals": {metric: self.interval(metric) for metric in self.metrics},
+            "bootstrap": settings(),
+            "protocol": {**self.protocol.words(self.metrics), "chop": self.chop},
+            "versions": self._versions(),
+            "rows": [
+                {
+                    "stem": row.stem,
+                    "size": [row.width, row.height],
+                    **{metric: _finite(row.scores.get(metric)) for metric in self.metrics if metric not in self.whole},
+                }
+                for row in self.rows
+            ],
+        }
+
+    def _versions(self) -> dict[str, str]:
+        optional = [metric for metric in self.metrics if CATALOGUE[metric].pyiqa]
+        return {
+            "rsd_edge": __version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "onnxruntime": ort.__version__,
+            **({"pyiqa": pyiqa_version(optional[0])} if optional else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method minus another, over the images that both have a value for."""
+
+    mean: float
+    interval: Interval | None
+    images: int
+
+
+def difference(one: Evaluation, other: Evaluation, metric: str) -> Difference | None:
+    """`one` minus `other`, image by image; None where no image has both values, or one is infinite."""
+    values, others = one.values(metric), other.values(metric)
+    paired = [value - others[stem] for stem, value in values.items() if stem in others]
+    if not paired or not np.isfinite(paired).all():
+        return None
+    return Difference(sum(paired) / len(paired), mean_interval(paired), len(paired))
+
+
+def comparison(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """JSON-ready: the first evaluation at the top level, the others, and how each of them differs from the first."""
+    first, *others = evaluations
+    if not others:
+        return first.to_json()
+    return {
+        **first.to_json(),
+        "others": [other.to_json() for other in others],
+        "differences": [
+            {
+                "name": other.name,
+                "minus": first.name,
+                **{
+                    metric: {"mean": found.mean, "interval": found.interval, "images": found.images}
+                    for metric in first.metrics
+                    if (found := difference(other, first, metric)) is not None
+                },
+            }
+            for other in others
+        ],
+    }
+
+
+def write_csv(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """One line for each image of each method; no value is an empty cell. Raises OutputError."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    metrics = [metric for metric in evaluations[0].metrics if metric not in evaluations[0].whole]
+    writer.writerow(["method", "stem", "width", "height", *metrics])
+    for evaluation in evaluations:
+        for row in evaluation.rows:
+            scores = (row.scores.get(metric) for metric in metrics)
+            cells = ("" if score is None else repr(score) for score in scores)
+            writer.writerow([evaluation.name, row.stem, row.width, row.height, *cells])
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))
+
+
+def worst_stems(evaluation: Evaluation, metric: str, count: int) -> list[str]:
+    """The stems of the `count` images with the worst values, worst first."""
+    values = {stem: abs(value) for stem, value in evaluation.values(metric).items()}
+    return sorted(values, key=lambda stem: values[stem], reverse=CATALOGUE[metric].lower_better)[:count]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
