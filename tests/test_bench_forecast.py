@@ -86,13 +86,13 @@ def test_without_a_report_it_is_measured(clock: FakeTime) -> None:
     assert (found["engine"], found["threads"], found["load"]) == (LABEL, 2, 9.5)
 
 
-def kept(clock: FakeTime, **changes: Any) -> None:
+def kept(clock: FakeTime, tile: int = 208, **changes: Any) -> None:
     """A report of the toy engine, made here and now."""
     subject = Subject.of(Wish("toy"), 2)
     held = {"name": "a", "measured_ms": 1.0, "predicted_ms": 1.0, "error": 0.1, "error_of_runs": 0.25}
     latency = {"seconds": {"2": COSTS}, "fitted_to": 6, "held_out": [held], "error": 0.1, "error_of_runs": 0.25}
     facts = {"machine": environment.machine(), "versions": environment.versions()}
-    engines = {LABEL: subject.record}
+    engines = {LABEL: {**subject.record, "tile": tile}}
     keep_report({**report(), **facts, "engines": engines, "latency": {LABEL: latency}, **changes})
     clock.log.clear()
 
@@ -111,6 +111,7 @@ def test_a_report_of_this_engine_here_is_used(clock: FakeTime) -> None:
     [
         ({"machine": {**environment.machine(), "cpu": "another"}}, "is not used: cpu changed"),
         ({"versions": {"onnxruntime": "0"}}, "is not used: versions changed"),
+        ({"tile": 64}, "is not used: it was made with other tiles"),
         ({"format": 7}, "cannot be read"),
     ],
 )

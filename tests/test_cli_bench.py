@@ -93,7 +93,8 @@ def test_what_is_asked_for_is_measured(run: Bench, tmp_path: Path) -> None:
         *("--model", "a", "--model", "b", "--precision", "fp32", "--precision", "int8", "--backend", "openvino"),
         *("--tile", 64, "--sizes", "64X48, 8x8,64x48", "--seconds", 2.5, "--peer-file", "general.param"),
     )
-    settings = run.asked[-1][0]
+    assert run("--peers")[2].startswith("note: realesr-general-x4v3 is not measured: give its ncnn files with --peer-f")
+    settings = run.asked[-2][0]
     assert settings.wishes == tuple(
         Wish(model, precision, "openvino", None, 64) for model in "ab" for precision in ("fp32", "int8")
     )

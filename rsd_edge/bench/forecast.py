@@ -132,6 +132,8 @@ def _outdated(kept: Mapping[str, Any], subject: Subject, threads: int, fitted: L
     changed = [name for name in environment.SAME if kept["machine"].get(name) != here[name]]
     if changed:
         return f"{', '.join(changed)} changed"
+    if kept["engines"][subject.label]["tile"] != subject.tile.size:
+        return "it was made with other tiles"
     if kept["versions"] != environment.versions():
         return "versions changed"
     if fitted.error is None or threads not in fitted.seconds:

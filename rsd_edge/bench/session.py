@@ -93,7 +93,7 @@ def measure(
         "stages": stages,
         "quality": _quality(subjects, settings.peers),
         "latency": {label: model.to_json() for label, model in latency.items()},
-        "notes": list(_notes(settings)),
+        "notes": list(notes(settings)),
     }
 
 
@@ -164,7 +164,7 @@ def _quality(subjects: Sequence[Subject], peers: Mapping[str, Path | None]) -> d
     return {"set": SET, "scores": {name: found for name, found in scores.items() if found is not None}}
 
 
-def _notes(settings: BenchSettings) -> Iterator[str]:
+def notes(settings: BenchSettings) -> Iterator[str]:
     """What is left out, and the cure."""
     if not can_count():
         yield (

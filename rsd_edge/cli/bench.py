@@ -21,7 +21,7 @@ from rsd_edge.bench.page import missing_for_html, to_html
 from rsd_edge.bench.peer import peers_of
 from rsd_edge.bench.reading import read_report
 from rsd_edge.bench.report import to_markdown
-from rsd_edge.bench.session import measure
+from rsd_edge.bench.session import measure, notes
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import LEAST_ROUNDS, Effort
 from rsd_edge.cli import SLOWER
@@ -156,6 +156,8 @@ def command(
     _check_output(output, html, json_path)
     if from_path is None:
         settings = _settings(**options)
+        for note in notes(settings):
+            click.echo(f"note: {note}", err=True)
 
         def accept(known: Mapping[str, Any]) -> None:
             if old is not None:
