@@ -186,6 +186,7 @@ def test_a_report_of_little_has_a_page() -> None:
     document["peaks"] = document["peaks"][1:]  # without onnx
     text = to_html(document)
     assert len(re.findall("<svg", text)) == 1
+    assert to_html(document) == text  # so that a committed report changes only where its numbers do
 
 
 def test_without_matplotlib_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def plots(document: Document) -> dict[str, str]:
     }  # fmt: skip
     found = {}
     for name, make in makers.items():
-        with rc_context({**_SETTINGS, "svg.hashsalt": name}):  # ids must not meet those of another plot on the page
+        with rc_context({**_SETTINGS, "svg.hashsalt": name}):  # ids that stay the same, and meet no other plot's
             figure = make(document)
             if figure is not None:
                 found[name] = _svg(figure)
