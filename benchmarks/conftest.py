@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
+from kernel_goals import judge
 
 from rsd_edge.machine import cpu_name
 
@@ -27,6 +29,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["versions"] = {name: _version(name) for name in LIBRARIES}
 
 
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Called before the report is written: which goals of the kernels were met. Without a GPU there are none."""
+    goals = judge((bench["name"], bench["extra_info"]) for bench in output_json["benchmarks"])
+    output_json["kernel_goals"] = [asdict(goal) for goal in goals] or "not run: no CUDA device"
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -44,3 +52,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for bench in rows:
         cells = (bench.extra_info.get(column) for column in COLUMNS)
         terminalreporter.write_line(" ".join([bench.name, *("-" if cell is None else f"{cell:.3g}" for cell in cells)]))
+    for goal in judge((bench.name, bench.extra_info) for bench in rows):
+        found = "-" if goal.measured is None else f"{goal.measured:.3g}"
+        terminalreporter.write_line(f"{goal.verdict}: {goal.benchmark}: {found} {goal.goal} {goal.wanted:g}")

@@ -23,6 +23,8 @@ from rsd_edge import SuperResolver, __version__
 from rsd_edge.backends import TileEngine
 from rsd_edge.bench.devices import DEVICES, FRAME, estimates
 from rsd_edge.bundle import load_bundle, resolve_engine, shipped_engines
+from rsd_edge.errors import InputError, RsdEdgeError
+from rsd_edge.specs import Backend
 from rsd_edge.stream.atomic import write_json
 
 REPORTS = Path(__file__).with_name("reports")
@@ -49,20 +51,27 @@ def measured(folder: Path) -> tuple[str, str, dict[str, Any]]:
     from rsd_edge.backends.tensorrt.library import load_tensorrt
 
     bundle = load_bundle(folder)
-    cuda = Cuda()
-    before, target = cuda.free_bytes(), target_of(load_tensorrt(), cuda)
-    rng = np.random.default_rng(0)
-    frame = rng.integers(0, 256, (*FRAME, 3), np.uint8)
-    with SuperResolver.load(folder) as resolver:
-        resolver.warm_up(*FRAME)
-        tile_ms = _tile_ms(resolver.engine)
-        times = []
-        for _ in range(_FRAMES):
-            began = time.perf_counter()
-            resolver(frame)
-            times.append(1e3 * (time.perf_counter() - began))
-        taken = before - cuda.free_bytes()
-    cuda.close()
+    if bundle.spec.backend is not Backend.TENSORRT:
+        raise InputError(
+            f"{folder} is an engine for {bundle.spec.backend.value}; measure one of 'rsd-edge build-engine --backend "
+            "tensorrt' on the board that it was built on"
+        )
+    trt, cuda = load_tensorrt(), Cuda()
+    try:
+        before, target = cuda.free_bytes(), target_of(trt, cuda)
+        rng = np.random.default_rng(0)
+        frame = rng.integers(0, 256, (*FRAME, 3), np.uint8)
+        with SuperResolver.load(folder) as resolver:
+            resolver.warm_up(*FRAME)
+            tile_ms = _tile_ms(resolver.engine)
+            times = []
+            for _ in range(_FRAMES):
+                began = time.perf_counter()
+                resolver(frame)
+                times.append(1e3 * (time.perf_counter() - began))
+            taken = before - cuda.free_bytes()
+    finally:
+        cuda.close()
     row = {
         "tile_ms": round(tile_ms, 2),
         "frame_ms": round(float(np.median(times)), 2),
@@ -98,7 +107,10 @@ def main(measure: Path | None, board: str | None, reports: Path) -> None:
     else:
         if board is None:
             raise click.UsageError("--measure needs --board, the row to replace")
-        model, precision, row = measured(measure)
+        try:
+            model, precision, row = measured(measure)
+        except RsdEdgeError as error:
+            raise click.ClickException(str(error)) from error
         rows = known
         rows.setdefault(model, {}).setdefault(board, {})[precision] = row
     write_json(path, {"frame": f"{FRAME[1]}x{FRAME[0]}", "models": rows})

@@ -67,6 +67,23 @@ def held_out_samples(model: ModelSpec) -> Samples:
     return _samples(model, lr, first_seed=_FIRST_HELD_OUT_SEED, hr=hr)
 
 
+def held_out_tiles(
+    model: ModelSpec, side: int, count: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The packaged crops that no model was trained on, side by side in tiles of another size.
+
+    Returns lq (count, 3, side, side) and noise (count, c, side, side). count: None for so many that every crop is seen.
+    """
+    crops = held_out_samples(model).lq
+    across = -(-side // SIDE)
+    count = -(-len(crops) // across**2) if count is None else count
+    chosen = crops[np.arange(count * across**2) % len(crops)].reshape(count, across, across, 3, SIDE, SIDE)
+    joined = chosen.transpose(0, 3, 1, 4, 2, 5).reshape(count, 3, across * SIDE, across * SIDE)
+    fields = [NoiseField(_FIRST_HELD_OUT_SEED + i) for i in range(count)]
+    noise = np.stack([field.normal(model.noise_channels, 0, 0, side, side) for field in fields])
+    return np.ascontiguousarray(joined[:, :, :side, :side]), noise
+
+
 def _random_crops(folder: Path) -> NDArray[np.uint8]:
     """COUNT crops (COUNT, SIDE, SIDE, 3), spread evenly over the images of a folder, or over COUNT of them."""
     rng = np.random.default_rng(0)

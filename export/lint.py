@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from rsd_edge.errors import InputError
-from rsd_edge.export.lint_operators import OLDEST, RANDOM, Version, known_since, newest_opset
+from rsd_edge.export.lint_operators import NEWEST_MAJOR, OLDEST, RANDOM, Version, known_since, newest_opset
 from rsd_edge.export.lint_qdq import QDQ_RULES
 
 _ONNX = ("", "ai.onnx")
@@ -24,7 +24,7 @@ _RESIZE = {
     "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
     "keep_aspect_ratio_policy": ("stretch",),
 }  # fmt: skip
-_CONSTANT_INPUTS = {"CumSum": 1, "OneHot": 1, "Squeeze": 1, "Unsqueeze": 1}
+_CONSTANT_INPUTS = {"CumSum": 1, "OneHot": 1, "Resize": 2, "Squeeze": 1, "Unsqueeze": 1}
 """Position of the input that the parser wants to know when the engine is built, as of all reductions."""
 _OWN_TYPES = {"Where": 1, "Cast": 0, "CastLike": 0, "Resize": 0, "Gather": 0, "DequantizeLinear": 0}
 """Operators with inputs of several types by nature, and where those begin that must agree; for 0 none need to."""
@@ -38,11 +38,15 @@ def lint(model: onnx.ModelProto, version: str) -> list[str]:
     number = _version(version)
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    findings = [*_opsets(bare, number)]
+    findings = [*_opsets(bare, number), *_domains(bare)]
     if findings:
         return findings  # types cannot be inferred by rules that are not known
     del bare.graph.value_info[:]
-    graph = ir.from_proto(onnx.shape_inference.infer_shapes(bare)).graph
+    try:
+        graph = ir.from_proto(onnx.shape_inference.infer_shapes(bare)).graph
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().partition("\n")[0]
+        return [f"the types of the graph cannot be inferred ({reason}); mend it until onnx.checker takes it"]
     for node in graph:
         for rule in _NODE_RULES:
             findings += [f"{node.op_type} '{node.name}' {problem}" for problem in rule(node, number)]
@@ -55,10 +59,12 @@ def lint(model: onnx.ModelProto, version: str) -> list[str]:
 
 
 def _version(text: str) -> Version:
-    match = re.match(r"(\d+)\.(\d+)", text)
+    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", text)
     number = (int(match[1]), int(match[2])) if match else (0, 0)
-    if number < OLDEST:
-        raise InputError(f"TensorRT '{text}' is unknown here; name a version from {OLDEST[0]}.{OLDEST[1]} on")
+    if not OLDEST <= number < (NEWEST_MAJOR + 1, 0):
+        raise InputError(
+            f"TensorRT '{text}' is unknown here; name a version from {OLDEST[0]}.{OLDEST[1]} to {NEWEST_MAJOR}.x"
+        )
     return number
 
 
@@ -66,6 +72,16 @@ def _opsets(model: onnx.ModelProto, version: Version) -> Iterator[str]:
     for item in model.opset_import:
         if item.domain in _ONNX and item.version > newest_opset(version):
             yield f"opset {item.version} is newer than {newest_opset(version)}, the last that it reads; convert to that"
+
+
+def _domains(model: onnx.ModelProto) -> Iterator[str]:
+    imported = {item.domain for item in model.opset_import} | set(_ONNX)
+    for node in model.graph.node:
+        if node.domain not in imported:
+            yield (
+                f"{node.op_type} '{node.name}' is of domain '{node.domain}', which the graph does not import; it needs "
+                "a plugin, or to be expressed with ONNX's own operators"
+            )
 
 
 def _operator(node: ir.Node, version: Version) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 Version = tuple[int, int]
 
 OLDEST: Version = (10, 3)
+NEWEST_MAJOR = 11
 
 _TABLE = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast CastLike Ceil Celu

@@ -13,6 +13,8 @@ from rsd_edge.export.lint_operators import Version
 from rsd_edge.export.placement import channel_axis, weights_behind
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LEAST = -127
+"""TensorRT's integers are symmetric: -128 is cut to this."""
 _READERS = (*_LAYERS, "Add", "Concat")
 """What runs on integers here; anything else would be computed on rounded values for no gain."""
 
@@ -57,6 +59,41 @@ def _dequantise(node: ir.Node, _: Version) -> Iterator[str]:
         yield "has several scales for an activation; TensorRT takes one"
 
 
+def _pair(node: ir.Node, _: Version) -> Iterator[str]:
+    """What is dequantised by other numbers than it was quantised by is another tensor."""
+    quantise = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
+    if quantise is None or quantise.op_type != "QuantizeLinear":
+        return
+    for position, what in ((1, "scale"), (2, "zero point")):
+        ours, theirs = (_parameter(item, position) for item in (node, quantise))
+        if not np.array_equal(ours, theirs):
+            yield f"has another {what} than QuantizeLinear '{quantise.name}' before it; give both the same"
+
+
+def _parameter(node: ir.Node, position: int) -> NDArray[Any]:
+    """Zero for a zero point that is left out, and for a scale that is computed, which another rule tells of."""
+    array = _array(node.inputs[position]) if len(node.inputs) > position else None
+    return np.zeros((), np.int8) if array is None else array
+
+
+def _weights(node: ir.Node, _: Version) -> Iterator[str]:
+    """Integers of constants, stored or made of floats when the engine is built."""
+    source = _array(node.inputs[0]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+    if source is None:
+        return
+    if node.op_type == "QuantizeLinear":
+        scale, axis = _array(node.inputs[1]), node.attributes.get("axis")
+        if scale is None or not (scale > 0).all():
+            return  # told by another rule
+        if scale.ndim:
+            shape = [1] * source.ndim
+            shape[axis.as_int() if axis is not None else 1] = -1
+            scale = scale.reshape(shape)
+        source = np.rint(source.astype(np.float32) / scale.astype(np.float32))
+    if source.size and source.min() < _LEAST:
+        yield "has integers below -127, which TensorRT's symmetric range ends at; use larger scales"
+
+
 def _layer(node: ir.Node, _: Version) -> Iterator[str]:
     if node.op_type not in _LAYERS:
         return
@@ -96,6 +133,8 @@ def _concat(node: ir.Node, _: Version) -> Iterator[str]:
     if node.op_type != "Concat":
         return
     pairs = [value.producer() for value in node.inputs if value is not None and _source(value) is not None]
+    if pairs and len(pairs) < len(node.inputs):
+        yield "joins integers and floats; quantise all of its inputs, by one scale, or none"
     scales = [_array(pair.inputs[1]) for pair in pairs if pair is not None]
     if any(scale is None or scales[0] is None or not np.array_equal(scale, scales[0]) for scale in scales):
         yield "joins integers of different scales; give its inputs one"
@@ -126,6 +165,8 @@ def _array(value: ir.Value | None) -> NDArray[Any] | None:
 QDQ_RULES: tuple[Callable[[ir.Node, Version], Iterator[str]], ...] = (
     _quantise,
     _parameters,
+    _pair,
+    _weights,
     _dequantise,
     _layer,
     _residual,

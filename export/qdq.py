@@ -2,7 +2,7 @@
 
 A tensor has one pair, which its integer readers share; all others read the tensor as it was. Tensors that are joined
 share one scale, so that no integers have to be scaled anew. Scales are numbers that FP16 has, before anything is
-rounded by them. Biases stay as they are.
+rounded by them. Biases stay as they are, and are never more than `_BIAS_STEPS` integer steps of their layer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from rsd_edge.export.placement import Placement, channel_axis, weights_of
 _MOST = 127
 _LEAST_SCALE = float(np.finfo(np.float16).tiny)
 """Below it FP16 loses digits; what is that small is nothing to its layer."""
+_BIAS_STEPS = 1 << 15
+"""ONNX Runtime turns biases of integer layers into integers, and does so in FP16, which ends at 65504: a larger one
+becomes infinite. Half of that, since the step itself is rounded."""
 
 
 def insert_qdq(
@@ -32,19 +35,24 @@ def insert_qdq(
     for node in list(graph):
         if node.name not in layers:
             continue
-        if node.name not in placement.skips:
-            _quantise_weights(graph, node)
         position = placement.skips.get(node.name, 0)
         if node.name in placement.skips and not _integer_branch(node, position, layers):
             continue
         readers.setdefault(_name(node.inputs[position]), []).append((node, position))
     groups = _joined(graph, readers)
+    peaks = {name: _peak(ranges, groups.get(name, {name})) for name in readers}
+    steps = {name: _scales(np.float32(peak)) for name, peak in peaks.items()}
+    for node in list(graph):
+        if node.name in layers and node.name not in placement.skips:
+            _quantise_weights(graph, node, steps[_name(node.inputs[0])])
     for name in readers:
-        group = groups.get(name, {name})
-        peak = max(max(abs(float(bound)) for bound in ranges[member]) for member in group)
         value = readers[name][0][0].inputs[readers[name][0][1]]
         assert value is not None
-        _pair(graph, value, _scales(np.float32(peak)), readers[name])
+        _pair(graph, value, steps[name], readers[name])
+
+
+def _peak(ranges: Mapping[str, tuple[np.float32, np.float32]], group: Collection[str]) -> float:
+    return max(abs(float(bound)) for member in group for bound in ranges[member])
 
 
 def _name(value: ir.Value | None) -> str:
@@ -64,19 +72,21 @@ def _integer_branch(node: ir.Node, skip: int, layers: Collection[str]) -> bool:
 def _joined(graph: ir.Graph, readers: dict[str, list[tuple[ir.Node, int]]]) -> dict[str, set[str]]:
     """Tensors that meet in a concatenation whose result is quantised share a range, whatever else reads them.
 
-    If nothing but integer layers reads the result, its inputs get pairs too, and `readers` is extended by them.
+    If nothing but integer layers reads the result, and all its inputs are computed, they get pairs too, and `readers`
+    is extended by them.
     """
     groups: dict[str, set[str]] = {}
     for node in reversed(list(graph)):
         result = node.outputs[0]
         if node.op_type != "Concat" or _name(result) not in readers:
             continue
-        parts = {_name(value) for value in node.inputs if value is not None and not value.is_initializer()}
-        group = set[str]().union(*(groups.get(name, {name}) for name in {*parts, _name(result)}))
+        computed = [value for value in node.inputs if value is not None and value.producer() is not None]
+        group = set[str]().union(*(groups.get(_name(value), {_name(value)}) for value in (*computed, result)))
         groups.update(dict.fromkeys(group, group))
-        if len(result.uses()) == len(readers[_name(result)]):
+        # Inputs and constants have no pairs, and integers are not joined with floats.
+        if len(result.uses()) == len(readers[_name(result)]) and len(computed) == len(node.inputs):
             for position, value in enumerate(node.inputs):
-                if value is not None and not value.is_initializer() and not value.is_graph_input():
+                if value is not None:
                     readers.setdefault(_name(value), []).append((node, position))
     return groups
 
@@ -86,13 +96,22 @@ def _scales(peaks: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
     return steps.astype(np.float16).astype(np.float32)
 
 
-def _quantise_weights(graph: ir.Graph, node: ir.Node) -> None:
+def _quantise_weights(graph: ir.Graph, node: ir.Node, step: NDArray[np.float32]) -> None:
+    """step: of the activation that the layer reads."""
     weights = weights_of(node)
     assert weights is not None
     assert weights.const_value is not None
     axis, array = channel_axis(node), weights.const_value.numpy()
     others = tuple(index for index in range(array.ndim) if index != axis)
-    _pair(graph, weights, _scales(np.abs(array).max(axis=others)), [(node, 1)], axis)
+    least = _MOST * np.abs(_bias_of(node)) / (_BIAS_STEPS * step)
+    _pair(graph, weights, _scales(np.maximum(np.abs(array).max(axis=others), least)), [(node, 1)], axis)
+
+
+def _bias_of(node: ir.Node) -> NDArray[np.float32]:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or bias.const_value is None:
+        return np.zeros((), np.float32)
+    return np.asarray(bias.const_value.numpy(), np.float32)
 
 
 def _pair(

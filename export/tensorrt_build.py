@@ -21,7 +21,6 @@ from typing import Any
 from rsd_edge import __version__
 from rsd_edge.backends.tensorrt.cuda import Cuda
 from rsd_edge.backends.tensorrt.device import target_of
-from rsd_edge.backends.tensorrt.frame_path import NEEDED
 from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.bundle import (
     GRAPH,
@@ -29,33 +28,75 @@ from rsd_edge.bundle import (
     MANIFEST,
     BuildRecord,
     Bundle,
+    hash_file,
     load_bundle,
     plan_name,
     write_bundle,
 )
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.export.tensorrt_network import BuildProgress, Compiled, compile_graph
-from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.export.tensorrt_options import TIMINGS, TensorRtOptions
 from rsd_edge.export.torch_tensorrt import TorchPart, compile_part
-from rsd_edge.kernels.launch import MANIFEST as PACK_MANIFEST
-from rsd_edge.kernels.launch import pack_files
+from rsd_edge.kernels.manifest import MANIFEST as PACK_MANIFEST
+from rsd_edge.kernels.manifest import pack_files
+from rsd_edge.kernels.sequences import FRAME_KERNELS
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision
 from rsd_edge.stream.atomic import make_folder, output_error
 
 log = logging.getLogger(__name__)
 
-TIMINGS = "timing.cache"
 
 _KEY_LENGTH = 12
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """Where plans are made: the library, the device, and what they are called there."""
 
     trt: Any
     cuda: Cuda
     target: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is built, how, and where."""
+
+    site: Site
+    spec: EngineSpec
+    options: TensorRtOptions
+
+    @property
+    def tile(self) -> int:
+        """The side of a tile."""
+        return self.options.tile_of(self.spec.model)
+
+    def name(self, key: str) -> str:
+        """Of the bundle's folder."""
+        return f"{self.spec.model.name}-tensorrt-{self.spec.precision.value}-{key[:_KEY_LENGTH]}"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder of plans beside their graphs, and how each came about, by the name of its graph."""
+
+    folder: Path
+    compiled: Mapping[str, Compiled]
+    by: str = "build-engine"
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What was asked of the builder and done, and what was not and why."""
+        parts = list(self.compiled.values())
+        return {
+            "set": sorted({flag for part in parts for flag in part.flags_set}),
+            "skipped": {flag: why for part in parts for flag, why in part.flags_skipped.items()},
+        }
+
+    @property
+    def stripped(self) -> bool:
+        """The plans have no weights."""
+        return "strip-plan" in self.flags["set"]
 
 
 def build_bundle(
@@ -92,31 +133,37 @@ def build_bundle(
             if options.kernels is not None:
                 given = _for_kernels(given, spec, folder)
             key = identity(given, spec, options, site.target)
-            name = f"{spec.model.name}-tensorrt-{spec.precision.value}-{key[:_KEY_LENGTH]}"
-            with _locked(output, name):
-                known = _usable(output / name)
+            job = Job(site, spec, _with_cache(options, output))
+            with locked(output, job.name(key)):
+                known = usable(output / job.name(key))
                 if known is not None:
                     return known
-                maker = _Maker(site, spec, _with_cache(options, output), folder, modules, progress)
+                maker = _Maker(job, folder, modules, progress)
                 made = maker.make(given, "own")
                 findings = maker.judge(made, reference, faster_than)
-                return _write(maker, made, findings, record, key, name, output, reports)
+                return write_made(job, made, findings, record, key, output, reports)
     finally:
         site.cuda.close()
 
 
-def open_site() -> _Site:
+def open_site(instead: str = "or write the graphs for another device with --onnx-only") -> Site:
     """TensorRT and the GPU at hand. Raises what is missing, and how to go on without them."""
     try:
         trt = load_tensorrt()
         cuda = Cuda()
     except (MissingDependencyError, BackendError) as error:
-        raise type(error)(f"{error}; or write the graphs for another device with --onnx-only") from error
-    return _Site(trt, cuda, target_of(trt, cuda))
+        raise type(error)(f"{error}; {instead}") from error
+    return Site(trt, cuda, target_of(trt, cuda))
 
 
-def identity(graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions, target: Mapping[str, str]) -> str:
-    """A digest of everything that plans depend on."""
+def identity(
+    graphs: Mapping[str, Path],
+    spec: EngineSpec,
+    options: TensorRtOptions,
+    target: Mapping[str, str],
+    plans: Mapping[str, Path] | None = None,
+) -> str:
+    """A digest of everything that plans depend on. plans: those that something else compiled."""
     pack = () if options.kernels is None else (options.kernels / PACK_MANIFEST,)
     facts = {
         "kernels": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pack if path.is_file()],
@@ -126,6 +173,7 @@ def identity(graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOpti
         "tile": options.tile_of(spec.model),
         "options": options.identity(),
         "target": dict(target),
+        **({"plans": {name: hash_file(path) for name, path in plans.items()}} if plans else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -135,18 +183,15 @@ class _Maker:
 
     def __init__(
         self,
-        site: _Site,
-        spec: EngineSpec,
-        options: TensorRtOptions,
+        job: Job,
         folder: Path,
         modules: Mapping[str, TorchPart] | None,
         progress: BuildProgress | None,
     ) -> None:
-        self.site, self.spec, self.options = site, spec, options
-        self.tile = options.tile_of(spec.model)
+        self._job = job
         self._folder, self._modules, self._progress = folder, modules, progress
 
-    def make(self, graphs: Mapping[str, Path], name: str) -> _Made:
+    def make(self, graphs: Mapping[str, Path], name: str) -> Made:
         """Plans of graphs, beside copies of them."""
         folder = self._folder / name
         folder.mkdir()
@@ -155,64 +200,49 @@ class _Maker:
             shutil.copyfile(path, folder / graph)
             compiled[graph] = self._compile(graph, folder / graph)
             (folder / plan_name(graph)).write_bytes(compiled[graph].plan)
-        return _Made(folder, compiled)
+        return Made(folder, compiled)
 
     def judge(
-        self, made: _Made, reference: Mapping[str, Path], faster_than: Mapping[str, Path] | None
+        self, made: Made, reference: Mapping[str, Path], faster_than: Mapping[str, Path] | None
     ) -> dict[str, Any]:
         """Parity and speed. Raises BackendError for an engine that is not to be kept."""
-        from rsd_edge.export.tensorrt_judge import judge
+        from rsd_edge.export.tensorrt_judge import judge, made_by_float
 
+        spec, options = self._job.spec, self._job.options
         rivals = {}
-        if faster_than is not None and self.spec.precision is Precision.INT8:
+        if faster_than is not None and spec.precision is Precision.INT8:
             rivals[Precision.FP16] = self.make(faster_than, "rival").folder
-        return judge(made.folder, self.spec, self.options, reference, rivals, stripped=made.stripped)
+        return judge(
+            made.folder, spec, options, made_by_float(reference, spec, options), rivals, stripped=made.stripped
+        )
 
     def _compile(self, name: str, path: Path) -> Compiled:
-        if self.options.compiler == "onnx":
-            site = self.site
-            return compile_graph(site.trt, site.cuda, path, self.options, self.tile, self._progress)
+        job = self._job
+        if job.options.compiler == "onnx":
+            return compile_graph(job.site.trt, job.site.cuda, path, job.options, job.tile, self._progress)
         if self._modules is None or name not in self._modules:
             raise InputError(
                 "--compiler torch-tensorrt compiles networks and not graphs; give --model a .safetensors checkpoint"
             )
-        return Compiled(compile_part(self._modules[name], self.spec.precision, self.options))
+        return Compiled(compile_part(self._modules[name], job.spec.precision, job.options))
 
 
-@dataclass(frozen=True)
-class _Made:
-    folder: Path
-    compiled: Mapping[str, Compiled]
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        """What was asked of the builder and done, and what was not and why."""
-        parts = list(self.compiled.values())
-        return {
-            "set": sorted({flag for part in parts for flag in part.flags_set}),
-            "skipped": {flag: why for part in parts for flag, why in part.flags_skipped.items()},
-        }
-
-    @property
-    def stripped(self) -> bool:
-        return "strip-plan" in self.flags["set"]
-
-
-def _write(
-    maker: _Maker,
-    made: _Made,
+def write_made(
+    job: Job,
+    made: Made,
     findings: Mapping[str, Any],
     record: BuildRecord,
     key: str,
-    name: str,
     output: Path,
     reports: Mapping[str, Any] | None,
 ) -> Bundle:
-    site, options = maker.site, maker.options
+    """The bundle of plans that were judged. Raises OutputError, ModelError for unfit kernels."""
+    site, options = job.site, job.options
     target = {
         **site.target,
         "key": key,
-        "options": {**_plain(options.identity()), "tile": maker.tile},
+        "options": {**_plain(options.identity()), "tile": job.tile},
+        "compiled_by": made.by,
         "flags": made.flags,
         "limits": {graph: part.limits for graph, part in made.compiled.items()},
         "timing_cache": {graph: part.timing_cache for graph, part in made.compiled.items()},
@@ -228,8 +258,8 @@ def _write(
         speed=findings["speed"],
         target=target,
     )
-    spec = replace(maker.spec, backend=Backend.TENSORRT)
-    return write_bundle(output, spec, files, complete, name=name, reports=reports)
+    spec = replace(job.spec, backend=Backend.TENSORRT)
+    return write_bundle(output, spec, files, complete, name=job.name(key), reports=reports)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,15 +278,15 @@ def _for_kernels(graphs: Mapping[str, Path], spec: EngineSpec, folder: Path) -> 
 
 
 def _kernel_files(folder: Path, sm: int) -> dict[str, Path]:
-    """A pack's manifest and the kernels of one architecture, by their names in a bundle. Raises ModelError."""
-    return {f"{KERNELS}/{file}": folder / file for file in (PACK_MANIFEST, *pack_files(folder, sm, NEEDED))}
+    """What the frame path needs of a pack for one architecture, by the names in a bundle. Raises ModelError."""
+    return {f"{KERNELS}/{file}": folder / file for file in pack_files(folder, sm, FRAME_KERNELS)}
 
 
 def _with_cache(options: TensorRtOptions, output: Path) -> TensorRtOptions:
     return options if options.timing_cache is not None else replace(options, timing_cache=output / TIMINGS)
 
 
-def _usable(folder: Path) -> Bundle | None:
+def usable(folder: Path) -> Bundle | None:
     """A bundle that was made before; one that is damaged is made again."""
     if not (folder / MANIFEST).is_file():
         return None
@@ -270,7 +300,7 @@ def _usable(folder: Path) -> Bundle | None:
 
 
 @contextmanager
-def _locked(output: Path, name: str) -> Iterator[None]:
+def locked(output: Path, name: str) -> Iterator[None]:
     """One process builds an engine; others wait for it, and then find it there. The lock goes with its process."""
     make_folder(output)
     path = output / f".{name}.lock"

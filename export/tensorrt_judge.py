@@ -19,9 +19,10 @@ from rsd_edge.backends.onnx_parts import OnnxPartsEngine
 from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.backends.tensorrt.engine import TensorRtEngine
 from rsd_edge.backends.tensorrt.parts import TensorRtPartsEngine
-from rsd_edge.bundle import GRAPH, plan_name
+from rsd_edge.bundle import DECODER, GRAPH, plan_name
 from rsd_edge.errors import BackendError
-from rsd_edge.export.probe import probe
+from rsd_edge.export.calibration import held_out_tiles
+from rsd_edge.export.graphs_only import Exchange, Reference
 from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.frames import SCALE
 from rsd_edge.machine import usable_cores
@@ -29,6 +30,8 @@ from rsd_edge.specs import EDGE_FAMILY, EngineSpec, Precision, TileSpec
 
 Array = NDArray[np.float32]
 
+_IMAGE_SPAN = 2.0
+"""Of images in [-1, 1]."""
 _ROUNDS = 25
 """Timed batches of each engine, in turns; the median bears with a dozen that were disturbed."""
 
@@ -47,31 +50,38 @@ GATES = {
 }
 """INT8 as for the graphs. FP16 may stray three times as far as the graphs, since devices add up in FP16 where ONNX
 Runtime does not; a wrong layer costs far more."""
-_PUBLISHED_FP16 = DeviceGate(30.0, 5.0)
-"""Their code book turns a rounding into another code here and there, which changes pixels and not pictures."""
+_BEHIND_ONE_ANOTHER = DeviceGate(30.0, 5.0)
+"""Of the whole of a published model, in any precision. Each plan alone, on what fp32 gave to its graph, is held to the
+gates above; behind one another, the code book turns what is left into another code here and there, which changes pixels
+and not pictures."""
 
 
 def judge(
     folder: Path,
     spec: EngineSpec,
     options: TensorRtOptions,
-    reference: Mapping[str, Path],
+    reference: Reference,
     rivals: Mapping[Precision, Path],
     *,
     stripped: bool,
 ) -> dict[str, Any]:
     """Parity and speed of the plans in a folder, for a manifest.
 
-    reference: float graphs. rivals: folders of plans that they have to be faster than. Raises BackendError if they are
+    rivals: folders of plans that they have to be faster than. Raises BackendError if they are
     not, or stray too far.
     """
     tile = TileSpec.of(spec.model, options.tile_of(spec.model), options.batch[1])
-    lq, noise = probe(spec.model, tile.batch, tile.size)
-    wanted = _reference(reference, spec, options.threads, lq, noise)
+    lq, noise = reference.lq, reference.noise
     with ExitStack() as stack:
         engine = stack.enter_context(open_plans(folder, spec, tile, stripped=stripped))
-        parity = closeness(run_once(engine, lq, noise), wanted)
-        check_gate(parity, spec)
+        parity = closeness(run_once(engine, lq, noise), reference.detail) | {
+            "reference": "fp32 in ONNX Runtime, on held-out crops"
+        }
+        if isinstance(engine, TensorRtPartsEngine):
+            parity["parts"] = _judge_parts(engine, reference)
+            check_gate(parity, spec, _BEHIND_ONE_ANOTHER)
+        else:
+            check_gate(parity, spec, GATES[spec.precision])
         others = [stack.enter_context(open_plans(path, spec, tile, stripped=stripped)) for path in rivals.values()]
         times = dict(zip([*rivals, spec.precision], median_ms([*others, engine], lq, noise), strict=True))
     speed = {
@@ -105,25 +115,32 @@ def run_once(engine: TileEngine, lq: Array, noise: Array) -> Array:
     return detail
 
 
-def closeness(detail: Array, wanted: Array) -> dict[str, Any]:
-    """Errors against the span of images, which is 2, and against the detail itself, in dB."""
+def _judge_parts(engine: TensorRtPartsEngine, reference: Reference) -> dict[str, Any]:
+    """How close each plan is on what fp32 gave to its graph. Raises BackendError beyond the gate."""
+    found = {}
+    for part, (inputs, wanted) in reference.parts.items():
+        span = _IMAGE_SPAN if part == DECODER else float(np.ptp(wanted))
+        found[part] = closeness(engine.run_part(part, inputs), wanted, span)
+        check_gate(found[part], engine.spec, GATES[engine.spec.precision], f"{plan_name(part)} of ")
+    return found
+
+
+def closeness(detail: Array, wanted: Array, span: float = _IMAGE_SPAN) -> dict[str, Any]:
+    """Errors against the span of the values and against what is wanted itself, in dB."""
     error = float(np.mean((detail.astype(np.float64) - wanted) ** 2))
     power = float(np.mean(wanted.astype(np.float64) ** 2))
     return {
-        "psnr_db": round(10 * math.log10(4 / max(error, 1e-24)), 1),
+        "psnr_db": round(10 * math.log10(span**2 / max(error, 1e-24)), 1),
         "detail_db": round(10 * math.log10(max(power, 1e-24) / max(error, 1e-24)), 1),
         "max_abs": float(f"{np.abs(detail - wanted).max():.2e}"),
-        "reference": "float in ONNX Runtime, on this device",
     }
 
 
-def check_gate(parity: Mapping[str, Any], spec: EngineSpec) -> None:
-    """Raise BackendError for an engine that strays further than its precision explains."""
-    fp16 = spec.precision is Precision.FP16
-    gate = _PUBLISHED_FP16 if fp16 and spec.model.family != EDGE_FAMILY else GATES[spec.precision]
+def check_gate(parity: Mapping[str, Any], spec: EngineSpec, gate: DeviceGate, what: str = "") -> None:
+    """Raise BackendError for an engine that strays further than its precision explains. what: the part of it."""
     if not (parity["psnr_db"] >= gate.psnr_db and parity["detail_db"] >= gate.detail_db):
         raise BackendError(
-            f"the {spec.precision.value} engine differs from float by {parity['psnr_db']} dB on the image and "
+            f"{what}the {spec.precision.value} engine differs from float by {parity['psnr_db']} dB on the image and "
             f"{parity['detail_db']} dB on the detail (at least {gate.psnr_db:.0f} and {gate.detail_db:.0f} are "
             "needed); nothing was written; use another --precision or version of TensorRT"
         )
@@ -144,13 +161,28 @@ def median_ms(engines: Sequence[TileEngine], lq: Array, noise: Array) -> list[fl
     return [float(np.median(times)) for times in taken]
 
 
-def _reference(graphs: Mapping[str, Path], spec: EngineSpec, threads: int | None, lq: Array, noise: Array) -> Array:
+def made_by_float(graphs: Mapping[str, Path], spec: EngineSpec, options: TensorRtOptions) -> Reference:
+    """What float graphs make of held-out crops in ONNX Runtime, for one batch."""
+    lq, noise = held_out_tiles(spec.model, options.tile_of(spec.model), options.batch[1])
     tile = TileSpec.of(spec.model, lq.shape[2])
     if spec.model.family == EDGE_FAMILY:
-        with OnnxRuntimeEngine(graphs[GRAPH], spec, threads, tile=tile) as engine:
-            return run_once(engine, lq, noise)
+        with OnnxRuntimeEngine(graphs[GRAPH], spec, options.threads, tile=tile) as engine:
+            return Reference(lq, noise, run_once(engine, lq, noise))
     with tempfile.TemporaryDirectory() as scratch:
         for name, path in graphs.items():
             (Path(scratch) / name).symlink_to(path.resolve())
-        with OnnxPartsEngine(scratch, spec, threads, tile=tile) as parts:
-            return run_once(parts, lq, noise)
+        with _Recorder(scratch, spec, options.threads, tile=tile) as parts:
+            return Reference(lq, noise, run_once(parts, lq, noise), parts.first)
+
+
+class _Recorder(OnnxPartsEngine):
+    """The float engine, remembering what each of its graphs was given at first, and gave."""
+
+    def __init__(self, folder: str, spec: EngineSpec, threads: int | None, *, tile: TileSpec) -> None:
+        super().__init__(folder, spec, threads, tile=tile)
+        self.first: dict[str, Exchange] = {}
+
+    def _run(self, part: str, **inputs: NDArray[Any]) -> Array:
+        output = super()._run(part, **inputs)
+        self.first.setdefault(part, ({name: np.array(value) for name, value in inputs.items()}, np.array(output)))
+        return output

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rsd_edge.backends.tensorrt.cuda import Cuda, DeviceInfo
-from rsd_edge.backends.tensorrt.library import bit, make_logger
+from rsd_edge.backends.tensorrt.library import bit, created, make_logger, version_of
 from rsd_edge.errors import BackendError, ModelError
-from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.export.tensorrt_options import SAME_CAPABILITY_SINCE, USUAL_WORKSPACE_MIB, TensorRtOptions
 from rsd_edge.frames import SCALE
 from rsd_edge.stream.atomic import atomic_file, make_folder
 
@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 Shape = tuple[int, ...]
 
 _MIB = 1 << 20
-_USUAL_WORKSPACE = {True: 1 << 30, False: 4 << 30}
-"""By whether CPU and GPU share memory."""
 _SHARE_FOR_WORKSPACE = 0.5
 _SHARE_FOR_TACTICS = 0.6
 _OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|insufficient memory|memory allocation|std::bad_alloc", re.I)
@@ -64,14 +62,16 @@ def compile_graph(
     memory, each with what its logger said last; KeyboardInterrupt after Ctrl-C.
     """
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    builder = created(trt, logger, "builder", lambda: trt.Builder(logger))
     # Versions before 11 take this bit; from 11 on it is accepted and means what always holds.
-    network = builder.create_network(bit(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"))
+    typed = bit(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    network = created(trt, logger, "network", lambda: builder.create_network(typed))
     _parse(trt, network, logger, graph)
-    config = builder.create_builder_config()
+    config = created(trt, logger, "builder configuration", builder.create_builder_config)
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, it would leave ten bits to the FP32 islands
     made = Compiled(b"")
-    _set_shapes(trt, builder, network, config, options, tile, graph)
+    profile = created(trt, logger, "optimization profile", builder.create_optimization_profile)
+    _set_shapes(trt, profile, network, config, options, tile, graph)
     made.limits = _limit_memory(trt, cuda, config, options)
     _set_flags(trt, config, options, cuda.device, made)
     config.builder_optimization_level = options.level
@@ -130,7 +130,7 @@ def make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
 
 
 def _parse(trt: Any, network: Any, logger: Any, graph: Path) -> None:
-    parser = trt.OnnxParser(network, logger)
+    parser = created(trt, logger, "parser", lambda: trt.OnnxParser(network, logger))
     if parser.parse_from_file(str(graph)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -142,10 +142,9 @@ def _parse(trt: Any, network: Any, logger: Any, graph: Path) -> None:
 
 
 def _set_shapes(
-    trt: Any, builder: Any, network: Any, config: Any, options: TensorRtOptions, tile: int, graph: Path
+    trt: Any, profile: Any, network: Any, config: Any, options: TensorRtOptions, tile: int, graph: Path
 ) -> None:
     """Fix the tile in the network itself, so that all that follows from it is folded; leave the batch to a profile."""
-    profile = builder.create_optimization_profile()
     open_batch = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -177,7 +176,7 @@ def _fixed(name: str, shape: Shape, tile: int, graph: Path) -> Shape:
 
 def _limit_memory(trt: Any, cuda: Cuda, config: Any, options: TensorRtOptions) -> dict[str, int]:
     free = cuda.free_bytes()
-    wanted = options.workspace_mib * _MIB if options.workspace_mib else _USUAL_WORKSPACE[cuda.device.integrated]
+    wanted = _MIB * (options.workspace_mib or USUAL_WORKSPACE_MIB[cuda.device.integrated])
     limits = {"WORKSPACE": min(wanted, int(_SHARE_FOR_WORKSPACE * free))}
     if cuda.device.integrated:  # by default three quarters of all memory, which others use as well
         limits["TACTIC_DRAM"] = int(_SHARE_FOR_TACTICS * free)
@@ -210,7 +209,7 @@ def _set_flags(trt: Any, config: Any, options: TensorRtOptions, device: DeviceIn
 def _set_compatibility(trt: Any, config: Any, device: DeviceInfo) -> str:
     """Why not, or nothing once it is set."""
     levels = trt.HardwareCompatibilityLevel
-    if hasattr(levels, "SAME_COMPUTE_CAPABILITY"):
+    if version_of(trt) >= SAME_CAPABILITY_SINCE:
         config.hardware_compatibility_level = levels.SAME_COMPUTE_CAPABILITY
     elif device.integrated:
         return f"TensorRT {trt.__version__} has it for desktop GPUs only"
@@ -230,17 +229,25 @@ def _load_timings(config: Any, path: Path | None, made: Compiled) -> Any:
     if cache is not None and config.set_timing_cache(cache, False):
         made.timing_cache = "used" if known else "begun"
         return cache
-    log.warning("%s holds timings of another TensorRT or GPU; it is begun again", path)
+    if known:
+        log.warning("%s holds timings of another TensorRT or GPU; it is begun again", path)
     cache = config.create_timing_cache(b"")
-    config.set_timing_cache(cache, False)
+    if cache is None or not config.set_timing_cache(cache, False):
+        log.warning("TensorRT gives no timing cache; timings are not kept")
+        return None
     made.timing_cache = "begun again"
     return cache
 
 
 def _keep_timings(config: Any, path: Path) -> None:
+    cache = config.get_timing_cache()
+    timings = cache.serialize() if cache is not None else None
+    if timings is None:
+        log.warning("TensorRT gives no timings back; %s stays as it was", path)
+        return
     make_folder(path.parent)
     with atomic_file(path) as file:
-        file.write(bytes(config.get_timing_cache().serialize()))
+        file.write(bytes(timings))
 
 
 def _no_memory(graph: Path, made: Compiled, tail: str) -> BackendError:

@@ -16,12 +16,19 @@ COMPILERS = ("onnx", "torch-tensorrt")
 LEVELS = range(6)
 
 _PUBLISHED_TILE = 64
+USUAL_WORKSPACE_MIB = {True: 1024, False: 4096}
+"""By whether CPU and GPU share memory."""
+TIMINGS = "timing.cache"
+"""Beside the engines, where no other file is named."""
+REPORT = "typed.json"
+"""In a bundle, what typing found out."""
+SAME_CAPABILITY_SINCE = (10, 16)
+"""TensorRT that builds for all GPUs of one compute capability; older ones only for desktop GPUs from Ampere on."""
 _TRTEXEC_WORDS = {
     "version-compatible": ("--versionCompatible", "--excludeLeanRuntime"),
     "refit": ("--refit",),
-    "strip-plan": ("--stripWeights",),
+    "strip-plan": ("--stripWeights",),  # of plans that are stripped, refitting with the same weights is the default
 }
-"""trtexec has none for hardware that this asks for."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +81,40 @@ class TensorRtOptions:
 
 
 def trtexec_line(
-    graph: Path, shapes: Mapping[str, tuple[int, ...]], options: TensorRtOptions, *, tensorrt: str = "10.3"
+    graph: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: TensorRtOptions,
+    *,
+    tensorrt: str = "10.3",
+    integrated: bool = False,
 ) -> str:
     """The command of NVIDIA's own tool that builds the same engine, for TensorRT of that version.
 
-    shapes: of one tile, by the name of the input; those with a batch begin with 1. Version 11 has no flag for strong
-    types, since there is nothing else.
+    shapes: of one tile, by the name of the input; those with a batch begin with 1. integrated: for a GPU that shares
+    the memory of the CPU. Version 11 has no flag for strong types, since there is nothing else. What trtexec cannot be
+    told: to stay within half of the free memory, and, if integrated, to search within 60 % of it (TACTIC_DRAM).
     """
-    words = ["trtexec", f"--onnx={graph}", f"--saveEngine={graph.with_suffix('.plan')}"]
-    if int(tensorrt.partition(".")[0]) < 11:
+    version = tuple(int(part) for part in tensorrt.split(".")[:2])
+    words = ["trtexec", f"--onnx={graph}", f"--saveEngine={graph.with_suffix('.plan')}", "--skipInference"]
+    if version[0] < 11:
         words.append("--stronglyTyped")
     for name, count in zip(("minShapes", "optShapes", "maxShapes"), options.batch, strict=True):
         limits = (f"{key}:{'x'.join(map(str, _with_batch(shape, count)))}" for key, shape in shapes.items())
         if shapes:  # those of a graph without open sizes are refused
             words.append(f"--{name}={','.join(limits)}")
-    words += ["--noTF32", f"--builderOptimizationLevel={options.level}"]
-    if options.workspace_mib is not None:
-        words.append(f"--memPoolSize=workspace:{options.workspace_mib}")
-    if options.timing_cache is not None:
-        words.append(f"--timingCacheFile={options.timing_cache}")
+    words += [
+        "--noTF32",
+        f"--builderOptimizationLevel={options.level}",
+        f"--memPoolSize=workspace:{options.workspace_mib or USUAL_WORKSPACE_MIB[integrated]}",
+        "--profilingVerbosity=detailed",
+        f"--timingCacheFile={options.timing_cache or TIMINGS}",
+    ]
     words += [word for flag in options.flags for word in _TRTEXEC_WORDS.get(flag, ())]
+    if "hardware-compatible" in options.flags:
+        if version >= SAME_CAPABILITY_SINCE:
+            words.append("--hardwareCompatibilityLevel=sameComputeCapability")
+        elif not integrated:
+            words.append("--hardwareCompatibilityLevel=ampere+")
     return shlex.join(words)
 
 

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import logging
-import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 
 from rsd_edge import __version__
-from rsd_edge.bundle import BuildRecord, Bundle, replace_folder
-from rsd_edge.errors import BackendError
+from rsd_edge.bundle import Bundle
+from rsd_edge.errors import BackendError, InputError
+from rsd_edge.export.gate import Gate, closeness
+from rsd_edge.export.graphs_only import GraphsOnly, Io, write_graphs
 from rsd_edge.export.lint import lint
+from rsd_edge.export.rounding import run_by_default, run_graph
 from rsd_edge.export.tensorrt_build import build_bundle, open_site
+from rsd_edge.export.tensorrt_judge import made_by_float
 from rsd_edge.export.tensorrt_network import BuildProgress
-from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
+from rsd_edge.export.tensorrt_options import REPORT, TensorRtOptions
 from rsd_edge.export.torch_tensorrt import torch_parts
 from rsd_edge.export.typed import TypedGraph, typed_graph
 from rsd_edge.export.typed_prepare import with_sizes
-from rsd_edge.export.typed_sources import Part, model_parts
-from rsd_edge.specs import Backend, EngineSpec, Precision, to_dict
-from rsd_edge.stream.atomic import make_folder, output_error
+from rsd_edge.export.typed_sources import Part, Parts, model_parts
+from rsd_edge.specs import Backend, EngineSpec, Precision
+from rsd_edge.stream.atomic import check_writable
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "graphs.json"
-REPORT = "typed.json"
 LINTED = ("10.3", "10.16", "11.4")
 """The installed base on boards, the last before 11, and the newest."""
-_TRTEXEC = {"10.x": "10.3", "11.x": "11.4"}
-"""Families of versions whose tool takes the same words."""
-_FORMAT = 1
-_DIGEST_LENGTH = 12
-
-
-@dataclass(frozen=True)
-class GraphsOnly:
-    """A folder of typed graphs, to be taken to the device."""
-
-    path: Path
-    manifest: Mapping[str, Any]
 
 
 def build_tensorrt(
@@ -74,22 +62,26 @@ def build_tensorrt(
         raise BackendError(
             f"tensorrt engines are built in fp16 or int8, not in {precision.value}; use --precision fp16"
         )
+    if onnx_only and (options.kernels is not None or options.compiler != "onnx"):
+        name = "--kernels" if options.kernels is not None else "--compiler"
+        raise InputError(
+            f"{name} serves engines that are built here, and --onnx-only builds none; leave one of them out"
+        )
+    check_writable(output)
     if not onnx_only:
         open_site().cuda.close()  # typing takes minutes; what is missing can be said at once
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = model_parts(model, folder, options, lookup=lookup, calibration=calibration)
-        typed = {name: _typed(name, part, precision) for name, part in source.parts.items()}
-        reports = {name: graph.report for name, graph in typed.items()}
-        record = replace(source.record, versions=_versions(), parity=_worst(typed))
-        graphs = _saved(typed, folder / precision.value)
+        graphs, reports = _saved(source, precision, folder / precision.value)
+        record = replace(source.record, versions=_versions(), parity=_worst(reports))
         spec = EngineSpec(source.model, Backend.TENSORRT, precision)
         if onnx_only:
-            return _write(output, spec, graphs, record, options, reports)
+            reference = made_by_float({name: part.graph for name, part in source.parts.items()}, spec, options)
+            return write_graphs(output, spec, graphs, io_of(graphs), record, options, reference, reports)
         rival = None
         if precision is Precision.INT8:
-            halves = {name: _typed(name, part, Precision.FP16) for name, part in source.parts.items()}
-            rival = _saved(halves, folder / "rival")
+            rival, _ = _saved(source, Precision.FP16, folder / "rival")
         return build_bundle(
             graphs,
             spec,
@@ -123,72 +115,56 @@ def _versions() -> dict[str, str]:
     return {"rsd-edge": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
-def _worst(typed: Mapping[str, TypedGraph]) -> dict[str, Any]:
+def _worst(reports: Mapping[str, Any]) -> dict[str, Any]:
     """Of all parts, the figures of the one that is least close."""
-    figures = [graph.report["closeness"] for graph in typed.values()]
-    return {
-        "psnr_db": min(item["psnr_db"] for item in figures),
-        "detail_snr_db": min(item["detail_snr_db"] for item in figures),
-        "reference": "fp32 on held-out crops",
-    }
+
+    def least(key: str) -> dict[str, float]:
+        return {name: min(report[key][name] for report in reports.values()) for name in ("psnr_db", "detail_snr_db")}
+
+    return {**least("closeness"), "default_session": least("default_session"), "reference": "fp32 on held-out crops"}
 
 
-def _saved(typed: Mapping[str, TypedGraph], folder: Path) -> dict[str, Path]:
+def _saved(source: Parts, precision: Precision, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The files of all parts, and their reports. Raises BackendError as `build_tensorrt` does."""
     folder.mkdir()
-    for name, graph in typed.items():
-        onnx.save(graph.model, folder / name)
-    return {name: folder / name for name in typed}
+    graphs, reports = {}, {}
+    for name, part in source.parts.items():
+        typed = _typed(name, part, precision)
+        graphs[name] = folder / name
+        onnx.save(typed.model, graphs[name])
+        reports[name] = typed.report | {"default_session": _by_default(graphs[name], part, typed)}
+    return graphs, reports
 
 
-def _write(
-    output: Path,
-    spec: EngineSpec,
-    graphs: Mapping[str, Path],
-    record: BuildRecord,
-    options: TensorRtOptions,
-    reports: Mapping[str, Any],
-) -> GraphsOnly:
-    files = {
-        name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for name, path in graphs.items()
+def _by_default(graph: Path, part: Part, typed: TypedGraph) -> dict[str, float]:
+    """How close the file is in a session such as anybody would open it with. Raises BackendError beyond the gate."""
+    reference = run_graph(onnx.load(part.graph), part.at_size)
+    span = float(np.ptp(reference)) if part.span is None else part.span
+    found = closeness(run_by_default(graph, part.at_size), reference, span)
+    gate = Gate(**typed.report["gate"], lpips=0)
+    if not found.passes(gate):
+        raise BackendError(
+            f"{graph.name} in {typed.precision} differs from fp32 by {found.psnr_db} dB, detail {found.detail_snr_db} "
+            f"dB, in a default session of ONNX Runtime (at least {gate.psnr_db:.0f} and {gate.detail_snr_db:.0f} are "
+            "needed); nothing was written; try another version of onnxruntime, or another --precision"
+        )
+    return found.record()
+
+
+def io_of(graphs: Mapping[str, Path]) -> dict[str, Io]:
+    """What plans of these graphs take and give."""
+    found = {}
+    for name, path in graphs.items():
+        graph = onnx.load(path).graph
+        found[name] = {"inputs": _tensors(graph.input), "outputs": _tensors(graph.output)}
+    return found
+
+
+def _tensors(values: Iterable[onnx.ValueInfoProto]) -> dict[str, dict[str, Any]]:
+    return {
+        item.name: {
+            "dtype": onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type).name,
+            "shape": [dim.dim_value or -1 for dim in item.type.tensor_type.shape.dim],
+        }
+        for item in values
     }
-    digest = hashlib.sha256(json.dumps({"engine": to_dict(spec), "files": files}, sort_keys=True).encode()).hexdigest()
-    manifest = {
-        "format": _FORMAT,
-        "digest": digest,
-        "engine": to_dict(spec),
-        "tile": options.tile_of(spec.model),
-        "batch": list(options.batch),
-        "files": files,
-        "trtexec": {
-            family: [
-                trtexec_line(Path(name), _open_shapes(path), options, tensorrt=version) for name, path in graphs.items()
-            ]
-            for family, version in _TRTEXEC.items()
-        },
-        "reports": dict(reports),
-        **{key: value for key, value in to_dict(record).items() if value},
-    }
-    target = output / f"{spec.model.name}-tensorrt-{spec.precision.value}-onnx-{digest[:_DIGEST_LENGTH]}"
-    make_folder(output)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=output) as temporary:
-            fresh = Path(temporary) / "new"
-            fresh.mkdir()
-            for name, path in graphs.items():
-                shutil.copyfile(path, fresh / name)
-            (fresh / MANIFEST).write_text(f"{json.dumps(manifest, indent=2)}\n", encoding="utf-8")
-            replace_folder(fresh, target, aside=Path(temporary) / "old")
-    except OSError as error:
-        raise output_error(target, error) from error
-    return GraphsOnly(target, manifest)
-
-
-def _open_shapes(graph: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes for one tile of the inputs whose batch is left open; trtexec refuses those of others."""
-    shapes = {}
-    for item in onnx.load(graph).graph.input:
-        sizes = [dim.dim_value for dim in item.type.tensor_type.shape.dim]
-        if 0 in sizes:
-            shapes[item.name] = tuple(size or 1 for size in sizes)
-    return shapes

@@ -16,7 +16,7 @@ from rsd_edge.backends.onnx_parts import OnnxPartsEngine
 from rsd_edge.bundle import DECODER, GRAPH, BuildRecord
 from rsd_edge.errors import InputError
 from rsd_edge.export.build import Source, from_bundle, from_checkpoint
-from rsd_edge.export.calibration import Samples, calibration_samples, held_out_samples
+from rsd_edge.export.calibration import Samples, calibration_samples, held_out_samples, held_out_tiles
 from rsd_edge.export.quantize import BATCH, batches_of
 from rsd_edge.export.ranges import Feeds
 from rsd_edge.export.tensorrt_options import TensorRtOptions
@@ -40,6 +40,8 @@ class Part:
     """Between the least and the greatest value that matter; None for what the graph gives, as with latents."""
     sizes: dict[str, int]
     """Symbolic dimensions to be fixed once the graph is typed."""
+    at_size: list[Feeds]
+    """Held-out inputs of those sizes."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def _edge(source: Source, options: TensorRtOptions, images: Path | None) -> Part
         batches_of(held_out_samples(source.model), BATCH),
         _IMAGE_SPAN,
         {"h": side, "w": side},
+        [{"lq": lq[None], "noise": noise[None]} for lq, noise in zip(*held_out_tiles(source.model, side), strict=True)],
     )
     known = source.provenance
     record = BuildRecord(licence=known.licence, training=known.training, source=source.origin)
@@ -103,7 +106,7 @@ def _published(path: Path, folder: Path, options: TensorRtOptions, lookup: bool,
     seen = _recorded(folder, spec, calibration_samples(spec, images).first(_PARTS_CALIBRATION), options.threads)
     judged = _recorded(folder, spec, held_out_samples(spec).first(_PARTS_HELD_OUT), options.threads)
     parts = {
-        name: Part(graph, seen[name], judged[name], _IMAGE_SPAN if name == DECODER else None, {})
+        name: Part(graph, seen[name], judged[name], _IMAGE_SPAN if name == DECODER else None, {}, judged[name])
         for name, graph in graphs.items()
     }
     origin = {"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}

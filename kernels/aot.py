@@ -20,15 +20,15 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from rsd_edge.errors import BackendError, InputError, OutputError
+from rsd_edge.kernels import catalogue as catalogue_module
 from rsd_edge.kernels.catalogue import DTYPES, KernelSpec, catalogue
 from rsd_edge.kernels.implementation import triton_kernels
-from rsd_edge.kernels.launch import FORMAT, MANIFEST, POINTER_ALIGNMENT
+from rsd_edge.kernels.manifest import FORMAT, MANIFEST, NOISE_TABLE, POINTER_ALIGNMENT, SEQUENCES, describe
+from rsd_edge.noise import gaussian_table
 from rsd_edge.stream.atomic import make_folder, output_error, write_json
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 """Compute capabilities that the ptxas of Triton 3.7 knows."""
-SCRATCH_POINTERS = 2
-"""Triton appends two pointers to every kernel's parameters; unused ones are null."""
 
 _DIVISIBLE = [["tt.divisibility", POINTER_ALIGNMENT]]
 _RESOURCES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -67,9 +67,8 @@ def compile_kernel(spec: KernelSpec, dtype: str, sm: int, *, aligned: bool = Tru
         knobs.cache.dir = folder
         knobs.compilation.disable_line_info = True  # paths of sources would make the bytes differ between machines
         try:
-            built = triton.compile(
-                source, target=GPUTarget("cuda", sm, 32), options={"num_warps": _warps(spec, aligned)}
-            )
+            options = {"num_warps": spec.warps(aligned), "maxnreg": spec.registers}
+            built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
         except (triton.TritonError, RuntimeError) as error:
             raise BackendError(
                 f"kernel {spec.name} {dtype} does not compile for sm_{sm}: {' '.join(str(error).split())[:300]}; "
@@ -119,6 +118,8 @@ def build_kernels(
                 "triton": triton.__version__,
                 "ptxas": {tool.name: tool.version for tool in _tools(wanted)},
                 "sources": _source_hashes(),
+                "sequences": SEQUENCES,
+                "noise_table": _write_table(fresh),
                 "kernels": entries,
             }
             write_json(fresh / MANIFEST, manifest)
@@ -176,10 +177,6 @@ def _source(spec: KernelSpec, function: JITFunction[Any], dtype: str, aligned: b
     return ASTSource(function, signature, dict(spec.constants), attributes)
 
 
-def _warps(spec: KernelSpec, aligned: bool) -> int:
-    return spec.num_warps if aligned else spec.odd_warps
-
-
 def _resources(ptx: str, sm: int, folder: Path) -> tuple[int, int, int]:
     """Stack and spilled bytes, and registers, in the words of ptxas."""
     source = folder / "kernel.ptx"
@@ -212,35 +209,21 @@ def _write(folder: Path, spec: KernelSpec, dtype: str, sm: int, aligned: bool) -
     resources = asdict(compiled)
     del resources["cubin"], resources["ptx"]
     return {
-        "name": spec.name,
-        "dtype": dtype if spec.typed else None,
+        **describe(spec, dtype, aligned=aligned),
         "sm": sm,
-        "aligned": aligned,
         "file": file.as_posix(),
         "sha256": hashlib.sha256(compiled.cubin).hexdigest(),
-        "arguments": _arguments(spec, dtype, aligned),
-        "scratch_pointers": SCRATCH_POINTERS,
-        "constants": dict(spec.constants),
-        "threads": 32 * _warps(spec, aligned),
-        "grid": [asdict(axis) for axis in spec.grid],
         **resources,
     }
 
 
-def _arguments(spec: KernelSpec, dtype: str, aligned: bool) -> list[dict[str, Any]]:
-    """In the order in which the kernel takes them."""
-    function = getattr(triton_kernels(spec.module), spec.function)
-    rows = []
-    for name in function.arg_names:
-        if name in spec.constants:
-            continue
-        kind, _, multiple = spec.arguments[name].partition("/")
-        divisor = POINTER_ALIGNMENT if aligned and (multiple or kind.startswith("*")) else 1
-        rows.append({"name": name, "type": kind.replace("D", dtype), "multiple_of": divisor})
-    return rows
+def _write_table(folder: Path) -> dict[str, Any]:
+    data = gaussian_table().astype("<i2").tobytes()
+    (folder / NOISE_TABLE).write_bytes(data)
+    return {"file": NOISE_TABLE, "type": "i16", "shape": [len(data) // 2], "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _source_hashes() -> dict[str, str]:
     names = sorted({spec.module for spec in catalogue()})
-    files = [Path(str(triton_kernels(name).__file__)) for name in names]
+    files = [Path(str(module.__file__)) for module in (catalogue_module, *map(triton_kernels, names))]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -8,13 +8,13 @@ from torch import Tensor
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
 from rsd_edge.kernels import reference_frames
-from rsd_edge.kernels.implementation import DTYPES, check_implementation, triton_kernels
+from rsd_edge.kernels.catalogue import MERGE_LANES, MERGE_REGISTERS, merge_columns
+from rsd_edge.kernels.implementation import DTYPES, check_implementation, launch, runs_reference
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 from rsd_edge.tiling import AxisPlan, TilePlan
 
 TILE_LANES = 64
 PIXELS_PER_LANE = 16
-MERGE_BLOCK = 512
 
 
 def frame_tiles(frame: Tensor, plan: TilePlan, *, dtype: torch.dtype = torch.float32, implementation: str) -> Tensor:
@@ -31,11 +31,15 @@ def frame_tiles(frame: Tensor, plan: TilePlan, *, dtype: torch.dtype = torch.flo
     return tiles
 
 
-def merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, plan: TilePlan, *, implementation: str) -> Tensor:
+def merge_tiles(
+    detail: Tensor, frame: Tensor, strength: Tensor, not_finite: Tensor, plan: TilePlan, *, implementation: str
+) -> Tensor:
     """bicubic x4 of the frame + strength * detail: uint8 (4h, 4w, 3) BGR.
 
     detail: (count, 3, 4 tile_h, 4 tile_w), RGB in units of the [-1, 1] range; copied if not contiguous. strength:
-    float32 (1,) on the frame's device, so that a CUDA graph can be replayed with another one. Raises as `frame_tiles`.
+    float32 (1,) on the frame's device, so that a CUDA graph can be replayed with another one. not_finite: int32 (1,)
+    there, set to 1 if a value that counts in the result is an infinity or no number, and never set to 0. Raises as
+    `frame_tiles`.
     """
     _check_frame(frame, plan)
     shape = (plan.count, 3, SCALE * plan.tile_h, SCALE * plan.tile_w)
@@ -46,8 +50,12 @@ def merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, plan: TilePlan,
         )
     if strength.shape != (1,) or strength.dtype != torch.float32 or strength.device != frame.device:
         raise InputError(f"strength is {strength.dtype} {tuple(strength.shape)}; it must be float32 (1,) beside frame")
+    if not_finite.shape != (1,) or not_finite.dtype != torch.int32 or not_finite.device != frame.device:
+        found = f"{not_finite.dtype} {tuple(not_finite.shape)}"
+        raise InputError(f"not_finite is {found}; it must be int32 (1,) beside frame")
     check_implementation(implementation, frame.device)
-    result: Tensor = torch.ops.rsd_edge.merge_tiles(detail, frame, strength, _numbers(plan), implementation)
+    numbers = _numbers(plan)
+    result: Tensor = torch.ops.rsd_edge.merge_tiles(detail, frame, strength, not_finite, numbers, implementation)
     return result
 
 
@@ -74,11 +82,12 @@ def _plan(numbers: list[int]) -> TilePlan:
 @torch.library.custom_op("rsd_edge::frame_tiles", mutates_args=())
 def _frame_tiles(frame: Tensor, numbers: list[int], dtype: torch.dtype, implementation: str) -> Tensor:
     plan = _plan(numbers)
-    if implementation == "reference":
+    if runs_reference(implementation, frame.device):
         return reference_frames.frame_tiles(frame, plan, dtype)
     out = torch.empty((plan.count, 3, plan.tile_h, plan.tile_w), dtype=dtype, device=frame.device)
     lanes = plan.tile_h * -(-plan.tile_w // PIXELS_PER_LANE)
-    triton_kernels("frames").frame_tiles[(-(-lanes // TILE_LANES), plan.count)](
+    launch(
+        "frames", "frame_tiles", (-(-lanes // TILE_LANES), plan.count),
         frame, out, plan.y.length, plan.x.length, plan.x.count, plan.tile_h, plan.tile_w, plan.y.stride, plan.x.stride,
         plan.y.halo, plan.tile_h * plan.tile_w, lanes, LANES=TILE_LANES,
     )  # fmt: skip
@@ -91,22 +100,29 @@ def _(frame: Tensor, numbers: list[int], dtype: torch.dtype, implementation: str
     return frame.new_empty((plan.count, 3, plan.tile_h, plan.tile_w), dtype=dtype)
 
 
-@torch.library.custom_op("rsd_edge::merge_tiles", mutates_args=())
-def _merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[int], implementation: str) -> Tensor:
+@torch.library.custom_op("rsd_edge::merge_tiles", mutates_args=("not_finite",))
+def _merge_tiles(
+    detail: Tensor, frame: Tensor, strength: Tensor, not_finite: Tensor, numbers: list[int], implementation: str
+) -> Tensor:
     plan = _plan(numbers)
-    if implementation == "reference":
-        return reference_frames.merge_tiles(detail, frame, strength, plan)
+    if runs_reference(implementation, frame.device):
+        return reference_frames.merge_tiles(detail, frame, strength, not_finite, plan)
     height, width = plan.y.length, plan.x.length
     words = torch.empty((SCALE * height, 3 * width), dtype=torch.int32, device=frame.device)
-    blocks = -(-SCALE * plan.x.stride // MERGE_BLOCK)
-    triton_kernels("frames").merge_tiles[(SCALE * height, plan.x.count * blocks)](
-        detail.contiguous(), frame, words, strength, height, width, plan.y.count, plan.x.count, plan.tile_h,
-        plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, blocks, BLOCK=MERGE_BLOCK,
+    block = merge_columns(plan.x.stride)
+    rows = MERGE_LANES // block
+    launch(
+        "frames", "merge_tiles", (2 * -(-height // rows), plan.x.count * -(-plan.x.stride // block)),
+        detail, frame, words, strength, not_finite, height, width, plan.y.count, plan.x.count, plan.tile_h,
+        plan.tile_w, plan.y.stride, plan.x.stride, plan.y.halo, plan.y.feather, ROWS=rows, COLUMNS=block,
+        maxnreg=MERGE_REGISTERS,
     )  # fmt: skip
     return words.view(torch.uint8).view(SCALE * height, SCALE * width, 3)
 
 
 @_merge_tiles.register_fake
-def _(detail: Tensor, frame: Tensor, strength: Tensor, numbers: list[int], implementation: str) -> Tensor:
+def _(
+    detail: Tensor, frame: Tensor, strength: Tensor, not_finite: Tensor, numbers: list[int], implementation: str
+) -> Tensor:
     height, width = numbers[:2]
     return frame.new_empty((SCALE * height, SCALE * width, 3))

@@ -30,10 +30,38 @@ def check_implementation(implementation: str, device: torch.device) -> None:
         return
     if implementation != TRITON:
         raise InputError(f"implementation is '{implementation}'; it must be one of {', '.join(IMPLEMENTATIONS)}")
-    if device.type != "cuda" and not _interpreted(triton_kernels("noising").forward_noise_backward):
+    kernels = triton_kernels("noising")
+    if device.type != "cuda" and not _interpreted(kernels.forward_noise_backward):
         raise BackendError(
             f"implementation 'triton' needs tensors on a CUDA device, not on '{device}'; "
             "move them there, or ask for implementation 'reference'"
+        )
+
+
+def runs_reference(implementation: str, device: torch.device) -> bool:
+    """Whether an operator is to compute its definition. Raises what `check_implementation` raises."""
+    check_implementation(implementation, device)
+    return implementation == REFERENCE
+
+
+def launch(module: str, kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Start a kernel of rsd_edge.kernels.triton_<module>. The only way to one: kernels take no strides.
+
+    Tensors that are not contiguous are copied, so those that the kernel writes must be contiguous. Raises
+    MissingDependencyError without triton.
+    """
+    ready = [argument.contiguous() if isinstance(argument, Tensor) else argument for argument in arguments]
+    getattr(triton_kernels(module), kernel)[grid](*ready, **constants)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise BackendError for a CUDA device that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not (device.index or 0) < count:
+        found = f"has {count} of them" if count else "has no GPU that CUDA can use"
+        raise BackendError(
+            f"device '{device}' was asked for, but this machine {found}; choose another device, or device 'cpu' with "
+            "implementation 'reference'"
         )
 
 
@@ -47,7 +75,8 @@ def triton_kernels(name: str) -> ModuleType:
         if error.name != "triton":
             raise
         raise MissingDependencyError(
-            "implementation 'triton' needs the package triton; run: pip install 'rsd-edge[kernels]'"
+            "implementation 'triton' needs the package triton; run: pip install 'rsd-edge[kernels]', or ask "
+            "for 'reference'"
         ) from error
 
 

@@ -4,29 +4,25 @@
     pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, stream=stream,
                 arguments={"Z_Y": pointer, ..., "pixels": 4096})
 
-Pointers are device addresses. The driver's context must be current in the calling thread. cuda-bindings is enough:
-cuda-core would wrap the same three calls and be one more package on a small device.
+kernels/manifest.py says what the arguments, sizes and shapes are; kernels/sequences.py launches whole operations, such
+as the three kernels of a frame. Pointers are device addresses. The driver's context must be current in the calling
+thread. cuda-bindings is enough: cuda-core would wrap the same three calls and be one more package on a small device.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-POINTER_ALIGNMENT = 16
+from rsd_edge.kernels.manifest import check_arguments, count, read_manifest
 
 _C_TYPES: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _SIZES: Mapping[str, int] = {"u8": 1, "i16": 2, "fp16": 2, "bf16": 2, "i32": 4, "fp32": 4, "i64": 8}
-_INT32_LIMIT = 1 << 31
 _MAX_GRID = ((1 << 31) - 1, 65535, 65535)
 
 
@@ -87,13 +83,14 @@ class KernelPack:
     def __init__(self, folder: Path, sm: int, driver: Driver) -> None:
         """sm: 87 for sm_87. Raises ModelError for a folder that is missing, damaged or built for something else."""
         self._folder, self._driver = folder, driver
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         self._kernels = {_key(entry): entry for entry in manifest["kernels"] if entry["sm"] == sm}
         if not self._kernels:
             built = ", ".join(str(number) for number in sorted({entry["sm"] for entry in manifest["kernels"]}))
             raise ModelError(
                 f"{folder} has no kernels for sm_{sm}, only for {built}; run: rsd-edge build-kernels --sm {sm}"
             )
+        self._table: dict[str, str] = manifest["noise_table"]
         self._functions: dict[tuple[str, str | None, bool], Any] = {}
 
     def launch(
@@ -112,69 +109,41 @@ class KernelPack:
         taken where all of them allow it; both give the same values. Raises InputError, ModelError, BackendError.
         """
         aligned = self._entry(name, dtype, True)
+        check_arguments(aligned, arguments, sizes)
         entry = aligned if _fits(aligned, arguments) else self._entry(name, dtype, False)
         values, types = _pack(entry, arguments)
         grid = _grid(entry, {**arguments, **sizes})
         self._driver.launch(self._function(entry), grid, entry["threads"], entry["shared_bytes"], stream, values, types)
 
-    def dtype_of(self, name: str, wanted: str) -> str | None:
-        """The dtype to launch a kernel with: the one wanted, or None for a kernel that knows only one."""
-        return wanted if (name, wanted, True) in self._kernels else None
-
-    def only_taken(self, name: str, dtype: str | None, arguments: Mapping[str, int | float]) -> dict[str, int | float]:
-        """Those of some arguments that a kernel takes. Raises InputError for one that is not there."""
-        names = {argument["name"] for argument in self._entry(name, dtype, True)["arguments"]}
-        return {key: value for key, value in arguments.items() if key in names}
-
-    def constants(self, name: str, dtype: str | None = None) -> Mapping[str, Any]:
-        """What a kernel was compiled with, such as its BLOCK. Raises InputError for one that is not there."""
-        found: Mapping[str, Any] = self._entry(name, dtype, True)["constants"]
-        return found
-
     def _entry(self, name: str, dtype: str | None, aligned: bool) -> dict[str, Any]:
         entry: dict[str, Any] | None = self._kernels.get((name, dtype, aligned))
         if entry is None:
-            known = sorted({f"{kernel} {kind or ''}".strip() for kernel, kind, _ in self._kernels})
-            raise InputError(f"there is no kernel {name} for {dtype}; the folder has {', '.join(known)}")
+            names = {kernel for kernel, _, _ in self._kernels}
+            dtypes = sorted({str(kind) for kernel, kind, _ in self._kernels if kernel == name})
+            near = ", ".join(get_close_matches(name, names, n=3, cutoff=0.0))
+            has = f"it has it for {', '.join(dtypes)}" if dtypes else f"names like it are {near}"
+            raise InputError(f"{self._folder} has no kernel {name} for {dtype}; {has}")
         return entry
+
+    def noise_table(self) -> bytes:
+        """What TABLE points to on the device: 65536 int16. Raises ModelError for a file that is missing or damaged."""
+        return self._read(self._table)
 
     def _function(self, entry: dict[str, Any]) -> Any:
         key = _key(entry)
         if key not in self._functions:
-            path = self._folder / entry["file"]
-            try:
-                cubin = path.read_bytes()
-            except OSError as error:
-                raise ModelError(f"cannot read {path}: {error.strerror}; run rsd-edge build-kernels again") from error
-            if hashlib.sha256(cubin).hexdigest() != entry["sha256"]:
-                raise ModelError(f"{path} is damaged: its hash differs; run rsd-edge build-kernels again")
-            self._functions[key] = self._driver.load(cubin, entry["entry"])
+            self._functions[key] = self._driver.load(self._read(entry), entry["entry"])
         return self._functions[key]
 
-
-def pack_files(folder: Path, sm: int, names: Sequence[str]) -> list[str]:
-    """Files of a pack, relative to it, with these kernels for one architecture.
-
-    Raises ModelError for a folder that is not a pack, or has not all of them.
-    """
-    entries = [entry for entry in _read_manifest(folder)["kernels"] if entry["sm"] == sm and entry["name"] in names]
-    missing = sorted(set(names) - {entry["name"] for entry in entries})
-    if missing:
-        raise ModelError(f"{folder} has no {', '.join(missing)} for sm_{sm}; run: rsd-edge build-kernels --sm {sm}")
-    return [str(entry["file"]) for entry in entries]
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} holds no kernels that can be read: {error}; run rsd-edge build-kernels") from error
-    if version != FORMAT:
-        raise ModelError(
-            f"{folder} has format {version}, this version reads {FORMAT}; run rsd-edge build-kernels again"
-        )
-    return manifest
+    def _read(self, listed: Mapping[str, Any]) -> bytes:
+        path = self._folder / str(listed["file"])
+        try:
+            data: bytes = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}; run rsd-edge build-kernels again") from error
+        if hashlib.sha256(data).hexdigest() != listed["sha256"]:
+            raise ModelError(f"{path} is damaged: its hash differs; run rsd-edge build-kernels again")
+        return data
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, str | None, bool]:
@@ -191,18 +160,10 @@ def _fits(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> boo
 
 def _pack(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> tuple[list[Any], list[Any]]:
     """Values and ctypes in the kernel's order, with null for the scratch memory that no kernel here uses."""
-    names = [argument["name"] for argument in entry["arguments"]]
-    if set(names) != set(arguments):
-        missing, unknown = sorted(set(names) - set(arguments)), sorted(set(arguments) - set(names))
-        raise InputError(f"kernel {entry['name']} lacks arguments {missing} and does not know {unknown}")
     values: list[Any] = []
     types: list[Any] = []
     for argument in entry["arguments"]:
         value, kind = arguments[argument["name"]], argument["type"]
-        if kind == "i32" and not -_INT32_LIMIT <= value < _INT32_LIMIT:
-            raise InputError(
-                f"kernel {entry['name']}: {argument['name']} is {value}, beyond 32 bits; use smaller batches"
-            )
         pointer = kind.startswith("*")
         if pointer and value % _SIZES[kind[1:]]:
             raise InputError(
@@ -216,15 +177,9 @@ def _pack(entry: Mapping[str, Any], arguments: Mapping[str, int | float]) -> tup
 
 
 def _grid(entry: Mapping[str, Any], sizes: Mapping[str, int | float]) -> tuple[int, int, int]:
-    axes = []
-    for axis in entry["grid"]:
-        try:
-            product = math.prod(int(sizes[size]) for size in axis["sizes"])
-        except KeyError as error:
-            raise InputError(f"kernel {entry['name']} needs the size {error} for its grid; pass it in sizes") from None
-        axes.append(-(-product // axis["per"]))
+    axes = [count(entry, factors, sizes) for factors in entry["grid"]]
     axes += [1] * (3 - len(axes))
-    for count, limit in zip(axes, _MAX_GRID, strict=True):
-        if not 1 <= count <= limit:
+    for programs, limit in zip(axes, _MAX_GRID, strict=True):
+        if not 1 <= programs <= limit:
             raise InputError(f"kernel {entry['name']} has a grid of {axes}; CUDA takes 1 to {_MAX_GRID}")
     return axes[0], axes[1], axes[2]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsd_edge.errors import InputError
-from rsd_edge.kernels.implementation import DTYPES, check_implementation, triton_kernels
+from rsd_edge.kernels.implementation import DTYPES, check_implementation, launch, runs_reference
 from rsd_edge.noise import CHANNELS_PER_BLOCK, TABLE_SIZE, TABLE_UNIT, NoiseField, gaussian_table
 
 _ROUNDS = 10
@@ -46,7 +46,7 @@ def noise_field(
     each sample's first pixel; may be negative. Sample i is NoiseField(seed i).normal(channels, *origin i, height,
     width). Raises InputError, and what `check_implementation` raises.
     """
-    check_field(seeds, origins, len(seeds))
+    check_field(seeds, origins, len(seeds), seeds.device)
     if min(channels, height, width) < 1:
         raise InputError(f"noise of {channels} channels on {height} x {width} pixels is empty; each must be at least 1")
     if dtype not in DTYPES:
@@ -56,10 +56,13 @@ def noise_field(
     return noise
 
 
-def check_field(seeds: Tensor, origins: Tensor, samples: int) -> None:
+def check_field(seeds: Tensor, origins: Tensor, samples: int, device: torch.device) -> None:
     """Raise InputError unless these select one part of the field for each of `samples` samples."""
-    if seeds.dtype != torch.int64 or seeds.shape != (samples,):
-        raise InputError(f"seeds are {seeds.dtype} {tuple(seeds.shape)}; they must be int64 ({samples},)")
+    if seeds.dtype != torch.int64 or seeds.shape != (samples,) or seeds.device != device:
+        raise InputError(
+            f"seeds are {seeds.dtype} {tuple(seeds.shape)} on {seeds.device}; "
+            f"they must be int64 ({samples},) on {device}"
+        )
     if origins.dtype != torch.int32 or origins.shape != (samples, 2) or origins.device != seeds.device:
         raise InputError(
             f"origins are {origins.dtype} {tuple(origins.shape)} on {origins.device}; "
@@ -73,15 +76,13 @@ def check_field(seeds: Tensor, origins: Tensor, samples: int) -> None:
 def _noise_field(
     seeds: Tensor, origins: Tensor, channels: int, height: int, width: int, dtype: torch.dtype, implementation: str
 ) -> Tensor:
-    if implementation == "reference":
+    if runs_reference(implementation, seeds.device):
         return reference_field(seeds, origins, channels, height, width).to(dtype)
     out = torch.empty(len(seeds), channels, height, width, dtype=dtype, device=seeds.device)
     pixels = height * width
     grid = (-(-pixels // BLOCK), len(seeds), -(-channels // CHANNELS_PER_BLOCK))
     table = table_tensor(seeds.device)
-    triton_kernels("noise").noise_field[grid](
-        out, seeds.contiguous(), origins.contiguous(), table, channels, pixels, width, BLOCK=BLOCK
-    )
+    launch("noise", "noise_field", grid, out, seeds, origins, table, channels, pixels, width, BLOCK=BLOCK)
     return out
 
 

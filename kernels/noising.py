@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rsd_edge.errors import InputError
 from rsd_edge.kernels import reference
-from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
+from rsd_edge.kernels.implementation import check_images, check_implementation, launch, runs_reference
 from rsd_edge.kernels.noise_field import BLOCK, MAX_SAMPLES, check_field, reference_field, table_tensor
 from rsd_edge.kernels.tables import StepTables, check_values
 
@@ -55,7 +55,7 @@ def forward_noise_drawn(
     field: seeds and origins of the samples, as for `noise_field`; channels 0 to c - 1 are drawn.
     """
     check_images(x0=x0, y=y)
-    check_field(*field, len(x0))
+    check_field(*field, len(x0), x0.device)
     _check(x0, t, tables, implementation)
     scale = tables.input_scale if scaled else None
     x_t: Tensor = torch.ops.rsd_edge.forward_noise(
@@ -101,11 +101,7 @@ def posterior_step(
     scale of t - 1 (unscaled where t = 0), the others stay. Raises as `forward_noise` does.
     """
     check_images(x_t=x_t, x0_hat=x0_hat, eps=eps)
-    channels = network_input.shape[1] if network_input.ndim == 4 else 0
-    if channels < x_t.shape[1] or not network_input.is_contiguous():
-        raise InputError(
-            f"network_input is {tuple(network_input.shape)}; it must be contiguous (n, {x_t.shape[1]} or more, h, w)"
-        )
+    _check_network_input(network_input, x_t.shape[1])
     check_images(x_t=x_t, network_input=network_input[:, : x_t.shape[1]])
     _check(x_t, t, tables, implementation)
     x_prev: Tensor = torch.ops.rsd_edge.posterior_step(
@@ -132,6 +128,15 @@ def _check(x: Tensor, t: Tensor, tables: StepTables, implementation: str) -> Non
     check_implementation(implementation, x.device)
 
 
+def _check_network_input(network_input: Tensor, channels: int) -> None:
+    """It is written to, so a copy would not do."""
+    room = network_input.shape[1] if network_input.ndim == 4 else 0
+    if room < channels or not network_input.is_contiguous():
+        raise InputError(
+            f"network_input is {tuple(network_input.shape)}; it must be contiguous (n, {channels} or more, h, w)"
+        )
+
+
 def _grid(x: Tensor) -> tuple[int, int]:
     return -(-x[0, 0].numel() // BLOCK), len(x)
 
@@ -151,18 +156,18 @@ def _forward_noise(
 ) -> Tensor:
     check_values(t, len(eta))
     _, channels, height, width = x0.shape
-    if implementation == "reference":
+    if runs_reference(implementation, x0.device):
         if eps is None:
             assert seeds is not None
             assert origins is not None
             eps = reference_field(seeds, origins, channels, height, width)
         scale_t = torch.ones_like(eta[t]) if scale is None else scale[t]
         return reference.forward_noise(x0, y, eps, eta[t], sigma[t], scale_t).contiguous()
-    x0, y, out = x0.contiguous(), y.contiguous(), torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
-    given = None if eps is None else eps.contiguous()
+    out = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
     table = table_tensor(x0.device) if eps is None else None
-    triton_kernels("noising").forward_noise[_grid(x0)](
-        x0, y, given, out, t, eta, sigma, scale, seeds, origins, table, height * width, width,
+    launch(
+        "noising", "forward_noise", _grid(x0),
+        x0, y, eps, out, t, eta, sigma, scale, seeds, origins, table, height * width, width,
         CHANNELS=channels, SCALED=scale is not None, DRAW=eps is None, BLOCK=BLOCK,
     )  # fmt: skip
     return out
@@ -177,13 +182,14 @@ def _(x0: Tensor, *_: Any) -> Tensor:
 def _forward_noise_backward(
     grad: Tensor, t: Tensor, eta: Tensor, scale: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    if implementation == "reference":
+    if runs_reference(implementation, grad.device):
         eta_t = eta[t][:, None, None, None]
         scaled = grad.float() if scale is None else grad.float() * scale[t][:, None, None, None]
         return (scaled - eta_t * scaled).to(grad.dtype).contiguous(), (eta_t * scaled).to(grad.dtype).contiguous()
     grad = grad.contiguous()
     grad_x0, grad_y = torch.empty_like(grad), torch.empty_like(grad)
-    triton_kernels("noising").forward_noise_backward[_grid(grad)](
+    launch(
+        "noising", "forward_noise_backward", _grid(grad),
         grad, grad_x0, grad_y, t, eta, scale, grad[0, 0].numel(),
         CHANNELS=grad.shape[1], SCALED=scale is not None, BLOCK=BLOCK,
     )  # fmt: skip
@@ -214,12 +220,13 @@ _forward_noise.register_autograd(_differentiate_forward_noise, setup_context=_ke
 def _prior_input(
     z_y: Tensor, lq: Tensor, noise: Tensor, mean_scale: float, noise_scale: float, implementation: str
 ) -> Tensor:
-    if implementation == "reference":
+    if runs_reference(implementation, z_y.device):
         return reference.prior_input(z_y, lq, noise, mean_scale, noise_scale).contiguous()
     n, zc, height, width = z_y.shape
     out = torch.empty((n, zc + RGB + 1, height, width), dtype=z_y.dtype, device=z_y.device)
-    triton_kernels("noising").prior_input[_grid(z_y)](
-        z_y.contiguous(), lq.contiguous(), noise.contiguous(), out, mean_scale, noise_scale, height * width,
+    launch(
+        "noising", "prior_input", _grid(z_y),
+        z_y, lq, noise, out, mean_scale, noise_scale, height * width,
         CHANNELS=zc, BLOCK=BLOCK,
     )  # fmt: skip
     return out
@@ -258,14 +265,16 @@ def _posterior_step(
 ) -> Tensor:
     check_values(t, len(std))
     channels = x_t.shape[1]
-    if implementation == "reference":
+    _check_network_input(network_input, channels)
+    if runs_reference(implementation, x_t.device):
         x_prev, scaled = reference.posterior_step(x_t, x0_hat, eps, xt_coef[t], x0_coef[t], std[t], next_scale[t])
         network_input[:, :channels] = scaled
         return x_prev.contiguous()
     x_t = x_t.contiguous()
     x_prev = torch.empty_like(x_t)
-    triton_kernels("noising").posterior_step[_grid(x_t)](
-        x_t, x0_hat.contiguous(), eps.contiguous(), x_prev, network_input, t, xt_coef, x0_coef, std, next_scale,
+    launch(
+        "noising", "posterior_step", _grid(x_t),
+        x_t, x0_hat, eps, x_prev, network_input, t, xt_coef, x0_coef, std, next_scale,
         x_t[0, 0].numel(), network_input.shape[1], CHANNELS=channels, BLOCK=BLOCK,
     )  # fmt: skip
     return x_prev

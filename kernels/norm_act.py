@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsd_edge.errors import InputError
 from rsd_edge.kernels import reference
-from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
+from rsd_edge.kernels.implementation import check_images, check_implementation, launch, runs_reference
 from rsd_edge.kernels.noise_field import MAX_SAMPLES
 
 SPAN_BLOCK = 4096
@@ -58,9 +58,8 @@ def _group_norm_silu(
 ) -> Tensor:
     layout = _memory_format(x)
     x = x.contiguous(memory_format=layout)
-    if implementation == "reference":
+    if runs_reference(implementation, x.device):
         return reference.group_norm_silu(x, weight, bias, groups, epsilon).contiguous(memory_format=layout)
-    weight, bias = weight.contiguous(), bias.contiguous()
     return (
         _channels_last(x, weight, bias, groups, epsilon)
         if layout is torch.channels_last
@@ -75,32 +74,34 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 def _contiguous(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
     n, channels, height, width = x.shape
-    pixels, kernels = height * width, triton_kernels("norm")
+    pixels = height * width
     span = channels // groups * pixels
     parts = -(-span // SPAN_BLOCK)
     partials = _partials(n * groups, parts, x.device)
-    kernels.stats_contiguous[(n * groups, parts)](x, partials, span, partials.shape[2], BLOCK=SPAN_BLOCK)
+    launch("norm", "stats_contiguous", (n * groups, parts), x, partials, span, partials.shape[2], BLOCK=SPAN_BLOCK)
     scale, shift = _merge(partials, parts, weight, bias, n, groups, epsilon)
     out = torch.empty_like(x)
     grid = (n * channels, -(-pixels // APPLY_BLOCK))
-    kernels.apply_contiguous[grid](x, out, scale, shift, pixels, BLOCK=APPLY_BLOCK)
+    launch("norm", "apply_contiguous", grid, x, out, scale, shift, pixels, BLOCK=APPLY_BLOCK)
     return out
 
 
 def _channels_last(x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
     n, channels, height, width = x.shape
-    pixels, kernels = height * width, triton_kernels("norm")
-    group_size = channels // groups
+    pixels, group_size = height * width, channels // groups
     blocks, columns = -(-pixels // (PIXEL_STEPS * PIXEL_BLOCK)), -(-channels // CHANNEL_BLOCK)
     shape = {"BLOCK": PIXEL_BLOCK, "BLOCK_C": CHANNEL_BLOCK}
     partials = _partials(n * groups, blocks * group_size, x.device)
-    kernels.stats_channels_last[(blocks, n, columns)](
-        x, partials, pixels, channels, group_size, partials.shape[2], STEPS=PIXEL_STEPS, **shape
-    )
+    in_memory, out = x.permute(0, 2, 3, 1), torch.empty_like(x)
+    launch(
+        "norm", "stats_channels_last", (blocks, n, columns),
+        in_memory, partials, pixels, channels, group_size, partials.shape[2], STEPS=PIXEL_STEPS, **shape,
+    )  # fmt: skip
     scale, shift = _merge(partials, blocks * group_size, weight, bias, n, groups, epsilon)
-    out = torch.empty_like(x)
-    grid = (-(-pixels // PIXEL_BLOCK), n, columns)
-    kernels.apply_channels_last[grid](x, out, scale, shift, pixels, channels, **shape)
+    launch(
+        "norm", "apply_channels_last", (-(-pixels // PIXEL_BLOCK), n, columns),
+        in_memory, out.permute(0, 2, 3, 1), scale, shift, pixels, channels, **shape,
+    )  # fmt: skip
     return out
 
 
@@ -114,7 +115,8 @@ def _merge(
 ) -> tuple[Tensor, Tensor]:
     scale = torch.empty(n, len(weight), device=weight.device)
     shift, group_size = torch.empty_like(scale), len(weight) // groups
-    triton_kernels("norm").merge_stats[(n * groups,)](
+    launch(
+        "norm", "merge_stats", (n * groups,),
         partials, weight, bias, scale, shift, groups, group_size, parts, partials.shape[2], epsilon,
         BLOCK=MERGE_BLOCK, BLOCK_C=1 << (group_size - 1).bit_length(),
     )  # fmt: skip

@@ -24,14 +24,18 @@ def frame_tiles(frame: Tensor, plan: TilePlan, dtype: torch.dtype) -> Tensor:
     return tiles.flatten(1, 2).transpose(0, 1).to(dtype).contiguous()
 
 
-def merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, plan: TilePlan) -> Tensor:
-    """bicubic + strength * feathered detail, rounded to uint8 (4h, 4w, 3) BGR. strength: float32 (1,)."""
+def merge_tiles(detail: Tensor, frame: Tensor, strength: Tensor, not_finite: Tensor, plan: TilePlan) -> Tensor:
+    """bicubic + strength * feathered detail, rounded to uint8 (4h, 4w, 3) BGR. strength: float32 (1,).
+
+    not_finite: int32 (1,), set to 1 if any detail of the frame is an infinity or no number.
+    """
     merged = detail.new_zeros((3, SCALE * plan.y.length, SCALE * plan.x.length), dtype=torch.float32)
     for index in range(plan.count):
         row, column = divmod(index, plan.x.count)
         (y_tile, y_frame, y_weight), (x_tile, x_frame, x_weight) = _kept(plan.y, row), _kept(plan.x, column)
         weight = (y_weight[:, None] * x_weight).to(detail.device)
         merged[:, y_frame, x_frame] += weight * detail[index, :, y_tile, x_tile].float()
+    not_finite.masked_fill_(~merged.isfinite().all(), 1)
     gain = strength * GREY_LEVELS_PER_UNIT
     levels = bicubic_x4(frame).float() + gain * merged.flip(0).permute(1, 2, 0)
     return levels.round().clamp(0, 255).to(torch.uint8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsd_edge.kernels import reference
-from rsd_edge.kernels.implementation import check_images, check_implementation, triton_kernels
+from rsd_edge.kernels.implementation import check_images, check_implementation, launch, runs_reference
 
 BLOCK = 2048
 
@@ -30,13 +30,12 @@ def rsd_terms(f_star: Tensor, f_phi: Tensor, z0_hat: Tensor, *, implementation: 
 
 @torch.library.custom_op("rsd_edge::rsd_terms", mutates_args=())
 def _rsd_terms(f_star: Tensor, f_phi: Tensor, z0_hat: Tensor, implementation: str) -> tuple[Tensor, Tensor, Tensor]:
-    if implementation == "reference":
+    if runs_reference(implementation, f_star.device):
         return reference.rsd_terms(f_star, f_phi, z0_hat)
     n, size = len(f_star), f_star[0].numel()
     partials = torch.empty(n, -(-size // BLOCK), 3, device=f_star.device)
-    triton_kernels("rsd").rsd_partials[(n, partials.shape[1])](
-        f_star.contiguous(), f_phi.contiguous(), z0_hat.contiguous(), partials, size, BLOCK=BLOCK
-    )
+    grid = (n, partials.shape[1])
+    launch("rsd", "rsd_partials", grid, f_star, f_phi, z0_hat, partials, size, BLOCK=BLOCK)
     means = partials.sum(dim=1) / size
     return means[:, 0].clone(), means[:, 1].clone(), means[:, 2].clone()
 
@@ -53,7 +52,7 @@ def _rsd_terms_backward(
     f_star: Tensor, f_phi: Tensor, z0_hat: Tensor, grad_difference: Tensor, grad_fake: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = f_star[0].numel()
-    if implementation == "reference":
+    if runs_reference(implementation, f_star.device):
         difference = (2 / size) * grad_difference[:, None, None, None]
         fake = (2 / size) * grad_fake[:, None, None, None]
         star, phi, z0 = f_star.float(), f_phi.float(), z0_hat.float()
@@ -61,11 +60,10 @@ def _rsd_terms_backward(
         grad_z0 = difference * (phi - star) - fake * (phi - z0)
         grad_star, grad_phi, grad_z0 = (grad.to(f_star.dtype).contiguous() for grad in (*grads, grad_z0))
         return grad_star, grad_phi, grad_z0
-    f_star, f_phi, z0_hat = f_star.contiguous(), f_phi.contiguous(), z0_hat.contiguous()
-    grad_star, grad_phi, grad_z0 = torch.empty_like(f_star), torch.empty_like(f_star), torch.empty_like(f_star)
-    triton_kernels("rsd").rsd_backward[(len(f_star), -(-size // BLOCK))](
-        f_star, f_phi, z0_hat, grad_star, grad_phi, grad_z0, grad_difference.contiguous(), grad_fake.contiguous(),
-        size, 2 / size, BLOCK=BLOCK,
+    grad_star, grad_phi, grad_z0 = (f_star.new_empty(f_star.shape) for _ in range(3))
+    launch(
+        "rsd", "rsd_backward", (len(f_star), -(-size // BLOCK)),
+        f_star, f_phi, z0_hat, grad_star, grad_phi, grad_z0, grad_difference, grad_fake, size, 2 / size, BLOCK=BLOCK,
     )  # fmt: skip
     return grad_star, grad_phi, grad_z0
 

@@ -1,20 +1,23 @@
 """Bytes of device memory that each operator moves, so that a time says how near to the bandwidth a kernel is.
 
 `minimum`: every byte of the operands read or written once. `counted`: once for each program that touches it, which is
-what leaves the L1 caches. Left out: seeds, timesteps, coefficients and block sums, and the table of the noise field,
-which stays in the caches. tests/interpreted_traffic.py counts both while the kernels run in Triton's interpreter.
+what leaves the L1 caches. Left out: seeds, timesteps, coefficients and block sums, the word that merge_tiles sets, and
+the table of the noise field, which stays in the caches. tests/interpreted_traffic.py counts both while the kernels run
+in Triton's interpreter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rsd_edge.frames import SCALE
+from rsd_edge.kernels.catalogue import MERGE_LANES, merge_columns
 from rsd_edge.tiling import AxisPlan, TilePlan
 
 RGB = 3
-_TAP_ROWS = 5
-"""LR rows that one output row of merge_tiles reads; and as many columns."""
+_TAPS_BESIDE = 2
+"""LR pixels on either side of its own that merge_tiles reads for an output."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,23 @@ def frame_tiles(plan: TilePlan, size: int) -> Traffic:
 
 
 def merge_tiles(plan: TilePlan, size: int) -> Traffic:
-    """Reads the detail of cores and seams, writes the frame; each output row reads five rows of the LR frame."""
+    """Reads the detail of cores and seams, writes the frame; a block of the LR frame is read with what lies around."""
     height, width = plan.y.length, plan.x.length
     detail = RGB * _kept(plan.y) * _kept(plan.x) * size
     written = RGB * SCALE * height * SCALE * width
-    rows = SCALE * height * _TAP_ROWS * RGB * (width + (_TAP_ROWS - 1) * plan.x.count)
-    return Traffic(detail + rows + written, detail + RGB * height * width + written)
+    block = merge_columns(plan.x.stride)
+    lines = MERGE_LANES // block
+    # Two programs for the same LR rows: of their output rows, the upper two and the lower two.
+    rows = sum(_with_taps(height, range(0, height, lines), lines, _TAPS_BESIDE - i, 1 + i) for i in range(2))
+    starts = [start + low for start in range(0, width, plan.x.stride) for low in range(0, plan.x.stride, block)]
+    columns = _with_taps(width, [start for start in starts if start < width], block, _TAPS_BESIDE, _TAPS_BESIDE)
+    return Traffic(detail + RGB * rows * columns + written, detail + RGB * height * width + written)
+
+
+def _with_taps(length: int, starts: Iterable[int], block: int, before: int, after: int) -> int:
+    """LR pixels along an axis that blocks read, added up; at its ends, its end pixels again."""
+    reads = ((min(max(start - before, 0), length - 1), min(start + block + after, length)) for start in starts)
+    return sum(stop - start for start, stop in reads)
 
 
 def _kept(axis: AxisPlan) -> int:

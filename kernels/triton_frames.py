@@ -126,22 +126,28 @@ def phase_tap(phase, TAP: tl.constexpr):
 
 
 @triton.jit
-def bicubic_base(FRAME, y_out, x_low, phase, height, width, c, inside):
-    """The bicubic x4 enlargement at output row y_out (a scalar), as OpenCV rounds it: int32 (LR columns, 4).
+def base_lines(FRAME, first, x, phase, height, width, c, used):
+    """Four LR rows from row `first` on, enlarged along x only: int32 (lanes, 4) times 2048 each, for sums along y.
 
-    x_low: LR columns; phase: 0 to 3. Columns first, so that the four outputs of an LR pixel share what is read.
+    x: LR pixel of each lane; phase: 0 to 3. What is read serves eight outputs of an LR pixel.
     """
-    up = y_out % 4
-    weights = (phase_tap(up, 0), phase_tap(up, 1), phase_tap(up, 2), phase_tap(up, 3), phase_tap(up, 4))
-    total = tl.zeros_like(x_low[:, None] + phase[None, :])
-    for j in tl.static_range(5):
-        x = tl.minimum(tl.maximum(x_low + (j - 2), 0), width - 1) * 3 + c
-        column = tl.zeros_like(x_low)
-        for i in tl.static_range(5):
-            y = tl.minimum(tl.maximum(y_out // 4 + (i - 2), 0), height - 1)
-            level = tl.load(FRAME + y.to(tl.int64) * width * 3 + x, mask=inside, other=0).to(tl.int32)
-            column += weights[i] * level
-        total += phase_tap(phase, j)[None, :] * column[:, None]
+    lines = ()
+    for i in tl.static_range(4):
+        row = FRAME + tl.minimum(tl.maximum(first + i, 0), height - 1).to(tl.int64) * width * 3 + c
+        line = tl.zeros_like(x[:, None] + phase[None, :])
+        for j in tl.static_range(5):
+            at = tl.minimum(tl.maximum(x + (j - 2), 0), width - 1) * 3
+            line += phase_tap(phase, j)[None, :] * tl.load(row + at, mask=used, other=0).to(tl.int32)[:, None]
+        lines = lines + (line,)
+    return lines
+
+
+@triton.jit
+def bicubic_base(lines, up):
+    """The bicubic x4 enlargement at output row `up` (0 to 3) of an LR pixel, as OpenCV rounds it: int32 (lanes, 4)."""
+    k = (2 * up + 5) % 8
+    total = cubic_tap(k, 0) * lines[0] + cubic_tap(k, 1) * lines[1] + cubic_tap(k, 2) * lines[2]
+    total += cubic_tap(k, 3) * lines[3]
     return tl.minimum(tl.maximum((total + (1 << 21)) >> 22, 0), 255)
 
 
@@ -162,49 +168,79 @@ def seam(at, index, count, core, fade):
 
 
 @triton.jit
-def merge_tiles(
-    DETAIL, FRAME, OUT, STRENGTH, height, width, rows, columns, tile_h, tile_w, stride_y, stride_x, halo, feather,
-    blocks, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Grid (output rows, tile columns x blocks of a core's columns). DETAIL: (tiles, 3, 4 tile_h, 4 tile_w).
+def with_bytes(words, levels, up: tl.constexpr, c: tl.constexpr):
+    """Six words, three an output row, with the bytes of four outputs of row `up` (0, 1) in channel c put into place.
 
-    OUT: the frame's bytes as int32 (4 height, 3 width), because byte by byte three times as many stores would start.
+    The twelve bytes of an LR pixel's four outputs in a row begin at a multiple of four.
     """
-    y = tl.program_id(0)
-    column = tl.program_id(1) // blocks
-    low, phase = (tl.program_id(1) % blocks) * (BLOCK // 4) + tl.arange(0, BLOCK // 4), tl.arange(0, 4)
-    x_low = stride_x * column + low
-    local = 4 * low[:, None] + phase[None, :]
-    x = 4 * stride_x * column + local
-    inside = (local < 4 * stride_x) & (x < 4 * width)
-    row = y // (4 * stride_y)
-    own_y, other_y, row_beside = seam(y, row, rows, 4 * stride_y, 4 * feather)
-    own_x, other_x, column_beside = seam(x, column, columns, 4 * stride_x, 4 * feather)
-    fading = inside & (column_beside != column)
-    line, plane = 4 * tile_w, 16 * tile_h * tile_w
-    here = (row.to(tl.int64) * columns + column) * 3 * plane + (y - 4 * (row * stride_y - halo)) * line
-    below = (row_beside.to(tl.int64) * columns + column) * 3 * plane + (y - 4 * (row_beside * stride_y - halo)) * line
-    at = local + 4 * halo
-    beside = (column_beside - column).to(tl.int64) * 3 * plane + x - 4 * (column_beside * stride_x - halo)
-    gain = tl.load(STRENGTH) * 127.5
-    levels = ()
-    for c in tl.static_range(3):
-        source = DETAIL + (2 - c) * plane
-        value = own_x * tl.load(source + here + at, mask=inside, other=0.0).to(tl.float32)
-        value += other_x * tl.load(source + here + beside, mask=fading, other=0.0).to(tl.float32)
-        if row_beside != row:
-            faded = own_x * tl.load(source + below + at, mask=inside, other=0.0).to(tl.float32)
-            faded += other_x * tl.load(source + below + beside, mask=fading, other=0.0).to(tl.float32)
-            value = own_y * value + other_y * faded
-        base = bicubic_base(FRAME, y, x_low, phase, height, width, c, x_low < width)
-        # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
-        level = (base.to(tl.float32) + gain * value + 12582912.0) - 12582912.0
-        levels = levels + (four_columns(tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint32)),)
-    # The twelve bytes of an LR pixel's four outputs begin at a multiple of four: three words.
-    words_out = OUT + y.to(tl.int64) * (3 * width) + 3 * x_low
-    whole = (low < stride_x) & (x_low < width)
-    for i in tl.static_range(3):
-        word = tl.zeros_like(levels[0][0])
+    filled = ()
+    for i in tl.static_range(6):
+        word = words[i]
         for k in tl.static_range(4):
-            word |= levels[(4 * i + k) % 3][(4 * i + k) // 3] << (8 * k)
-        tl.store(words_out + i, word.to(tl.int32, bitcast=True), mask=whole)
+            if i == 3 * up + (3 * k + c) // 4:
+                word = word | (levels[k] << (8 * ((3 * k + c) % 4)))
+        filled = filled + (word,)
+    return filled
+
+
+@triton.jit
+def merge_tiles(
+    DETAIL, FRAME, OUT, STRENGTH, NOT_FINITE, height, width, rows, columns, tile_h, tile_w, stride_y, stride_x, halo,
+    feather, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Grid (blocks of ROWS LR rows x 2, tile columns x blocks of COLUMNS LR columns of a core).
+
+    A lane is an LR pixel, of whose four output rows it makes two, for which the same four LR rows count.
+
+    DETAIL: (tiles, 3, 4 tile_h, 4 tile_w). OUT: the frame's bytes as int32 (4 height, 3 width), because byte by byte
+    three times as many stores would start. NOT_FINITE: a word that becomes 1 where any detail of the frame is no
+    number; all who write it write the same.
+    """
+    blocks = tl.cdiv(stride_x, COLUMNS)
+    column = tl.program_id(1) // blocks
+    lane, phase = tl.arange(0, ROWS * COLUMNS), tl.arange(0, 4)
+    low = (tl.program_id(1) % blocks) * COLUMNS + lane % COLUMNS
+    x, y = stride_x * column + low, (tl.program_id(0) // 2) * ROWS + lane // COLUMNS
+    half = tl.program_id(0) % 2
+    used = (low < stride_x) & (x < width) & (y < height)
+    row = tl.minimum(y // stride_y, rows - 1)
+    local = 4 * low[:, None] + phase[None, :]
+    own_x, other_x, column_beside = seam(4 * stride_x * column + local, column, columns, 4 * stride_x, 4 * feather)
+    fading_x = used[:, None] & (column_beside != column)
+    line, plane = 4 * tile_w, 16 * tile_h * tile_w
+    here = (row.to(tl.int64) * columns + column) * 3 * plane + (4 * (y - row * stride_y + halo) + 2 * half) * line
+    at = here[:, None] + local + 4 * halo
+    beside = (column_beside - column).to(tl.int64) * (3 * plane) - 4 * (column_beside - column) * stride_x
+    # The four output rows of an LR row have the same neighbour.
+    own_y, other_y, row_beside = seam(4 * y, row, rows, 4 * stride_y, 4 * feather)
+    step = row_beside - row
+    over = (step.to(tl.int64) * columns * (3 * plane) - 4 * step * stride_y * line)[:, None]
+    fading_y = used & (step != 0)
+    some_fading_y = tl.max(fading_y.to(tl.int32), axis=0) > 0
+    gain = tl.load(STRENGTH) * 127.5
+    empty = tl.zeros_like(x).to(tl.uint32)
+    words = (empty,) * 6
+    for c in tl.static_range(3):
+        lines = base_lines(FRAME, y - 2 + half, x, phase, height, width, c, used)
+        for up in tl.static_range(2):
+            source = DETAIL + (2 - c) * plane + up * line + at
+            value = own_x * tl.load(source, mask=used[:, None], other=0.0).to(tl.float32)
+            value += other_x * tl.load(source + beside, mask=fading_x, other=0.0).to(tl.float32)
+            own_y, other_y, row_beside = seam(4 * y + 2 * half + up, row, rows, 4 * stride_y, 4 * feather)
+            if some_fading_y:
+                faded = own_x * tl.load(source + over, mask=fading_y[:, None], other=0.0).to(tl.float32)
+                across = tl.load(source + over + beside, mask=fading_x & fading_y[:, None], other=0.0)
+                faded += other_x * across.to(tl.float32)
+                value = own_y[:, None] * value + other_y[:, None] * faded
+            # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, as OpenCV does.
+            level = bicubic_base(lines, 2 * half + up).to(tl.float32) + gain * value + 12582912.0
+            # Here, and not once at the end: what would be carried there makes registers spill.
+            sound = tl.abs(tl.sum(level, axis=1)) < float("inf")
+            tl.store(NOT_FINITE + tl.zeros_like(x), tl.full(x.shape, 1, tl.int32), mask=used & (sound == 0))
+            level -= 12582912.0
+            level = tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint32)
+            words = with_bytes(words, four_columns(level), up, c)
+    for up in tl.static_range(2):
+        words_out = OUT + (4 * y + 2 * half + up).to(tl.int64) * (3 * width) + 3 * x
+        for i in tl.static_range(3):
+            tl.store(words_out + i, words[3 * up + i].to(tl.int32, bitcast=True), mask=used)

@@ -22,6 +22,7 @@ ENCODERS = (
 )  # fmt: skip
 """Those that `rsd-edge run` uses by itself, and the hardware ones that may be named with --codec."""
 
+_NVIDIA = "_nvenc"
 _CAMERAS = Path("/sys/class/video4linux")
 _MIB = 1 << 20
 
@@ -45,7 +46,7 @@ def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
         "driver": nvidia_driver() or None,
         "tensorrt": _tensorrt(),
         "opencv": _opencv(),
-        "pyav": _pyav(),
+        "pyav": _pyav(nvidia=gpu["name"] is not None or bool(nvidia_driver())),
         "cameras": _cameras(),
         "backends": backends,
         "engines": [_engine(path, backends) for path in sorted(_bundles(folders))],
@@ -135,10 +136,12 @@ def _opencv() -> Facts:
     return {"version": cv2.__version__, "gstreamer": gstreamer, "note": None if gstreamer else f"no GStreamer; {cure}"}
 
 
-def _pyav() -> Facts:
+def _pyav(*, nvidia: bool) -> Facts:
+    """Encoders that FFmpeg was built with; those of NVIDIA's GPUs only where there is one."""
     import av
 
-    return {"version": av.__version__, "encoders": [name for name in ENCODERS if _encodes(name)]}
+    served = [name for name in ENCODERS if nvidia or not name.endswith(_NVIDIA)]
+    return {"version": av.__version__, "encoders": [name for name in served if _encodes(name)]}
 
 
 def _encodes(name: str) -> bool:

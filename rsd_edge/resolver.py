@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,10 @@ from rsd_edge.machine import usable_cores
 from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
 from rsd_edge.sampling import with_steps
 from rsd_edge.selection import Choice, choose
-from rsd_edge.specs import Backend, Precision, TileSpec
+from rsd_edge.specs import Backend, FramePathKind, Precision, TileSpec
+
+if TYPE_CHECKING:
+    from rsd_edge.backends.torch import TorchEngine
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class SuperResolver:
         batch: int = 1,
         steps: int | None = None,
         device: str | None = None,
+        frame_path: str | FramePathKind | None = None,
     ) -> SuperResolver:
         """Open a shipped engine by name, or a bundle folder or a checkpoint (.safetensors) by path.
 
@@ -70,29 +74,33 @@ class SuperResolver:
         threads: CPU threads, None for all cores; tile: side of a tile in LR pixels, halo included, None for the
         default; batch: tiles that the engine takes at once.
         A checkpoint runs on torch, in fp32, bf16 or fp16. steps: evaluations of the generator, None for as many as the
-        model says. device: cpu or cuda, for a checkpoint; None is cpu.
+        model says. device: cpu or cuda, for a checkpoint; None is cpu. frame_path: what cuts and merges its frames:
+        triton or reference on the device, for edge models, or numpy; None is triton for these on cuda, and else numpy.
         Raises ModelError, BackendError or InputError.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be at least 1")
         wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
+        kind = _check(FramePathKind, "frame path", frame_path)
         if str(model).endswith(CHECKPOINT_SUFFIX):
             path = Path(model)
             _check_runs_checkpoints(path, runtime)
-            resolver = cls(_open_checkpoint(path, wanted, steps, threads, tile, batch, device or "cpu"))
-            resolver._checkpoint = {"digest": hash_file(path), "device": device or "cpu"}
+            engine = _open_checkpoint(path, wanted, steps, threads, tile, batch, device or "cpu", kind)
+            resolver = cls(engine)
+            facts = {"device": device or "cpu", "frame_path": engine.frame_path.value}
+            resolver._checkpoint = {"digest": hash_file(path), **facts}
             return resolver
         choice = choose(model, wanted, runtime, threads or usable_cores())
         for reason in staleness(choice.candidate.bundle):
             log.warning("%s", reason)
         chosen = replace(choice.candidate.spec, model=with_steps(choice.candidate.spec.model, steps))
         tiles = TileSpec.of(chosen.model, tile, batch)
-        check_device(device, chosen.backend)
-        engine = open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads)
-        if tile not in (None, engine.tile.size):
-            engine.close()
-            raise InputError(f"tile is {tile}, but '{model}' was built for {engine.tile.size}; leave it out")
-        resolver = cls(engine)
+        check_device(device, chosen.backend, kind)
+        opened = open_engine(choice.candidate.bundle.graph_path, chosen, tile=tiles, threads=threads)
+        if tile not in (None, opened.tile.size):
+            opened.close()
+            raise InputError(f"tile is {tile}, but '{model}' was built for {opened.tile.size}; leave it out")
+        resolver = cls(opened)
         resolver.choice = choice
         return resolver
 
@@ -225,11 +233,19 @@ def _open_checkpoint(
     tile: int | None,
     batch: int,
     device: str,
-) -> TileEngine:
+    frame_path: FramePathKind | None,
+) -> TorchEngine:
     from rsd_edge.backends.torch import open_checkpoint
 
     return open_checkpoint(
-        path, precision=precision or Precision.FP32, steps=steps, threads=threads, tile=tile, batch=batch, device=device
+        path,
+        precision=precision or Precision.FP32,
+        steps=steps,
+        threads=threads,
+        tile=tile,
+        batch=batch,
+        device=device,
+        frame_path=frame_path,
     )
 
 

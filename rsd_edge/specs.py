@@ -49,6 +49,17 @@ class Backend(str, Enum):
     TORCH = "torch"
 
 
+class FramePathKind(str, Enum):
+    """What cuts frames into tiles and merges them again, for a checkpoint on torch."""
+
+    TRITON = "triton"
+    """On the device, with kernels."""
+    REFERENCE = "reference"
+    """On the device, with what defines the kernels, in plain torch."""
+    NUMPY = "numpy"
+    """On the CPU, batch by batch."""
+
+
 @dataclass(frozen=True)
 class ScheduleSpec:
     """Constants of the residual-shift schedule (ResShift, Eq. 4 and its `exponential` rule)."""

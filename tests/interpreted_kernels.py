@@ -6,6 +6,7 @@ tests/test_kernels_interpreted.py runs this file in one of its own, with TRITON_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -167,6 +168,14 @@ def test_epsilon_counts_where_the_variance_is_as_small() -> None:
         check(more, group_norm_silu_definition(*arguments, 1e-6))
 
 
+def test_the_default_epsilon_is_that_of_the_vq_networks() -> None:
+    x = 1e-3 * images(1, (1, 4, 33, 37))[0]
+    arguments = x, torch.ones(4), torch.zeros(4), 2
+    for name in ("triton", "reference"):
+        got = group_norm_silu(*arguments, implementation=name)
+        check(got, group_norm_silu_definition(*arguments, 1e-6))
+
+
 def test_memory_that_is_not_contiguous() -> None:
     tables, (x0, y, eps) = StepTables.of(), images(3, SHAPES[0])
     strange = [not_contiguous(value) for value in (x0, y, eps)]
@@ -185,6 +194,30 @@ def test_memory_that_is_not_contiguous() -> None:
     weights = (torch.ones(4), torch.zeros(4))
     plain = group_norm_silu(x0, *weights, 2, implementation="triton")
     assert torch.equal(group_norm_silu(strange[0], *weights, 2, implementation="triton"), plain)
+
+
+def test_steps_seeds_and_origins_that_are_not_contiguous() -> None:
+    """A column of a table, one step expanded: kernels know no strides and would read past them."""
+    tables, (x0, y, eps) = StepTables.of(), images(3, SHAPES[0])
+    column = torch.stack([T, torch.full_like(T, 9)], dim=1)[:, 0]
+    seeds = torch.stack([seed_tensor(SEEDS), seed_tensor([7, 8, 9])], dim=1)[:, 0]
+    origins = ORIGINS.t().contiguous().t()
+    for strange in (column, torch.tensor([14]).expand(3)):
+        assert strange.stride() != (1,)
+        steps = strange.clone(memory_format=torch.contiguous_format)
+
+        def run(t: Tensor, seeds: Tensor, origins: Tensor) -> list[Tensor]:
+            x, network_input = x0.clone().requires_grad_(), torch.zeros(3, 8, 5, 7)
+            x_t = forward_noise(x, y, eps, t, tables, scaled=True, implementation="triton")
+            drawn = forward_noise_drawn(x0, y, (seeds, origins), t, tables, implementation="triton")
+            x_prev = posterior_step(x0, y, eps, t, tables, network_input, implementation="triton")
+            return [x_t.detach(), *torch.autograd.grad(x_t.sum(), x), drawn, x_prev, network_input]
+
+        for got, expected in zip(run(strange, seeds, origins), run(steps, seed_tensor(SEEDS), ORIGINS), strict=True):
+            assert torch.equal(got, expected)
+    noise = [noise_field(*field, 4, 5, 7, implementation="triton") for field in
+             ((seeds, origins), (seed_tensor(SEEDS), ORIGINS))]  # fmt: skip
+    assert torch.equal(*noise)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +250,8 @@ def test_frame_tiles(height: int, width: int, spec: TileSpec, offset: int, dtype
         (3, 3, TileSpec(size=10, halo=4, feather=1, fixed=True)),  # seams both ways, short last cores
         (1, 5, TileSpec(size=10, halo=4, feather=1, fixed=True)),  # a tile with seams on both sides
         (1, 3, TileSpec(size=10, halo=4, feather=0, fixed=True)),  # a border without a fade
+        (10, 19, TileSpec(size=24, halo=4, feather=2, fixed=True)),  # more rows than a block; of two tiles' columns
+        (3, 34, TileSpec(size=62, halo=14, feather=2, fixed=True)),  # no block of columns fits
     ],
 )
 def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
@@ -228,12 +263,34 @@ def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
     shape = (plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w)
     detail = torch.tensor(rng.normal(0, 0.4, shape).astype(np.float32))
     for dtype in DTYPES[(height, width) == (1, 3) :][:1]:
-        arguments = detail.to(dtype), frame, torch.tensor([0.7]), plan
+        flag = torch.zeros(1, dtype=torch.int32)
+        arguments = detail.to(dtype), frame, torch.tensor([0.7]), flag, plan
         got, expected = both(lambda name, arguments=arguments: merge_tiles(*arguments, implementation=name))
+        assert not flag
         # Four weighted details are added in another order, so a sum at a tie may round the other way.
         differences = (got.int() - expected.int()).abs()
         assert differences.max() <= 1
         assert differences.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        # Seams reach four output pixels into what the neighbour decides, before a tile's core and behind it.
+        ((3, 0, 12, 12), math.nan, 1),
+        ((0, 2, 27, 27), math.inf, 1),
+        ((1, 1, 16, 11), math.nan, 0),  # in the halo, of which nothing is in the picture
+    ],
+)
+def test_merging_tells_of_a_single_value_that_is_not_finite(place: tuple[int, ...], value: float, told: int) -> None:
+    plan = plan_tiles(3, 3, TileSpec(size=10, halo=4, feather=1, fixed=True))  # four tiles with cores of two pixels
+    frame, detail = torch.zeros(3, 3, 3, dtype=torch.uint8), torch.zeros(4, 3, 40, 40)
+    detail[place] = value
+    for implementation in ("triton", "reference"):
+        flag = torch.zeros(1, dtype=torch.int32)
+        with np.errstate(invalid="ignore"):  # what NumPy says of such a value's pixel
+            merge_tiles(detail, frame, torch.ones(1), flag, plan, implementation=implementation)
+        assert int(flag) == told, implementation
 
 
 def test_opcheck_with_the_kernels() -> None:

@@ -121,8 +121,8 @@ def test_options_reach_the_resolver(fake: type[FakeResolver]) -> None:
         "--scale 2.5 --seed 7 --strength 0.25"
     )
     assert rsd_edge("run", "in/a.png", "-o", "x.png", *options.split()) == 0
-    choice = {"precision": "int8", "backend": "openvino"}
-    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2, "steps": None, "device": None})
+    choice, on = {"precision": "int8", "backend": "openvino"}, {"device": None, "frame_path": None}
+    assert fake.loaded == ("my/bundle", {**choice, "threads": 3, "tile": 96, "batch": 2, "steps": None, **on})
     assert fake.calls == [{"seed": 7, "strength": 0.25, "size": (20, 15)}]
     assert read_image("x.png").shape == (15, 20, 3)
 
@@ -133,7 +133,7 @@ def test_defaults(fake: type[FakeResolver]) -> None:
     choice = {"precision": None, "backend": None}
     assert fake.loaded == (
         "edge-s",
-        {**choice, "threads": None, "tile": None, "batch": 1, "steps": None, "device": None},
+        {**choice, "threads": None, "tile": None, "batch": 1, "steps": None, "device": None, "frame_path": None},
     )
     assert fake.calls == [{"seed": 0, "strength": 1.0, "size": (32, 24)}]
 

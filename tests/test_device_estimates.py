@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,33 @@ def test_a_measured_row_takes_the_place_of_a_computed_one(
     monkeypatch.setitem(keep.__globals__, "shipped_engines", lambda: ["edge-n"])
     monkeypatch.setitem(keep.__globals__, "estimates", lambda graph, model: {"AGX Orin 64 GB": {"fp16": computed}})
     assert keep({"edge-n": {"AGX Orin 64 GB": {"fp16": row}}})["edge-n"]["AGX Orin 64 GB"]["fp16"] == row
+
+
+def test_what_cannot_be_measured_is_one_line(
+    toy_graph: Path, toy_spec: EngineSpec, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsd_edge.export.tensorrt_judge._ROUNDS", 1)
+    fake_tensorrt.install(monkeypatch, "10.3.0")
+    spec = replace(toy_spec, backend=Backend.TENSORRT, precision=Precision.FP16)
+    graphs, options = {"graph.onnx": toy_graph}, TensorRtOptions(tile=128)
+    bundle = build_bundle(graphs, spec, tmp_path / "e", BuildRecord(), reference=graphs, options=options)
+    script: dict[str, Any] = runpy.run_path(str(SCRIPT))
+
+    def told(folder: Path) -> str:
+        words = ["--measure", str(folder), "--board", "X", "--reports", str(tmp_path)]
+        done = click.testing.CliRunner().invoke(script["main"], words)
+        assert done.exit_code == 1
+        assert isinstance(done.exception, SystemExit)
+        assert done.output.count("\n") == 1
+        assert not (tmp_path / "devices.json").exists()
+        return done.output
+
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert "need cuda-python" in told(bundle.path)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "Error: TensorRT is not installed here" in told(bundle.path)
+    assert "is an engine for onnxruntime; measure one of 'rsd-edge build-engine" in told(toy_bundle)
+    assert "is not an engine bundle" in told(tmp_path)
 
 
 def test_the_report_holds_all_devices() -> None:

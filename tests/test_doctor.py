@@ -48,6 +48,10 @@ def facts_of(run: Run, *arguments: object) -> dict[str, Any]:
     return found
 
 
+def test_encoders_of_a_gpu_are_listed_where_there_is_one(run: Run, engine: Path) -> None:
+    assert ("h264_nvenc" in facts_of(run)["pyav"]["encoders"]) is doctor._encodes("h264_nvenc")
+
+
 def test_a_machine_without_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     facts = facts_of(run)
@@ -56,6 +60,7 @@ def test_a_machine_without_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert facts["tensorrt"]["version"] is None
     assert facts["gpu"]["problem"]
     assert "mpeg4" in facts["pyav"]["encoders"]
+    assert not [name for name in facts["pyav"]["encoders"] if "nvenc" in name]  # FFmpeg has them, and no GPU to run on
     assert isinstance(facts["opencv"]["gstreamer"], bool)
     shipped = {engine["model"] for engine in facts["engines"] if engine["usable"]}
     assert set(shipped_engines()) <= shipped

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsd_edge.backends import TileEngine, open_engine
+from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
 from rsd_edge.bundle import load_bundle
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import bicubic_x4
@@ -30,17 +32,25 @@ Photo = Callable[[int, int], NDArray[np.uint8]]
 TILE = TileSpec(size=48, halo=16, feather=4, batch=2)
 
 
+class Engine(OnnxRuntimeEngine):
+    """With what a frame path on a device asks for."""
+
+    def check_open(self) -> None:
+        pass
+
+    def before_close(self, work: Callable[[], None]) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def engine() -> Iterator[TileEngine]:
+def engine() -> Iterator[Engine]:
     """edge-n, as it ships."""
-    from pathlib import Path
-
     bundle = load_bundle(Path(zoo_file).parent / "edge-n" / "fp32")
-    with open_engine(bundle.graph_path, bundle.spec, tile=TILE, threads=1) as opened:
-        yield opened
+    with Engine(bundle.graph_path, bundle.spec, 1, tile=TILE) as opened:
+        yield opened  # type: ignore[misc]
 
 
-def as_network(engine: TileEngine) -> Callable[[Tensor, Tensor], Tensor]:
+def as_network(engine: Engine) -> Callable[[Tensor, Tensor], Tensor]:
     """The engine in the shape of a torch network: RGB planes instead of BGR pixels."""
 
     def network(lq: Tensor, noise: Tensor) -> Tensor:
@@ -53,14 +63,14 @@ def as_network(engine: TileEngine) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @pytest.fixture(scope="module")
-def path(engine: TileEngine) -> CudaFramePath:
-    return CudaFramePath(as_network(engine), engine.spec.model, TILE, implementation="reference", device="cpu")
+def path(engine: Engine) -> CudaFramePath:
+    return CudaFramePath(engine, as_network(engine), implementation="reference", device="cpu")
 
 
 @pytest.mark.parametrize(("height", "width"), [(21, 50), (40, 16)])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_the_frame_is_that_of_the_numpy_path(
-    path: CudaFramePath, engine: TileEngine, photo: Photo, height: int, width: int, strength: float
+    path: CudaFramePath, engine: Engine, photo: Photo, height: int, width: int, strength: float
 ) -> None:
     frame = photo(height, width)
     got = path(frame, seed=2**63 + 11, strength=strength)
@@ -86,7 +96,51 @@ def test_strength_0_is_bicubic_and_out_is_filled(path: CudaFramePath, photo: Pho
     out, calls = np.empty((48, 72, 3), np.uint8), []
     assert path(frame, out=out, progress=lambda done, total: calls.append((done, total))) is out
     assert np.array_equal(out, path(frame))
-    assert calls == [(1, 1)]
+    assert calls == [(2, 2)]
+
+
+def test_bands_are_those_of_the_whole(path: CudaFramePath, photo: Photo) -> None:
+    frame, calls = photo(40, 50), []
+    bands = [
+        band.copy() for band in path.bands(frame, seed=3, progress=lambda done, total: calls.append((done, total)))
+    ]
+    np.testing.assert_array_equal(np.concatenate(bands), path(frame, seed=3))
+    assert len(bands) == len(calls) == 3
+    assert calls[-1] == (12, 12)
+
+
+def test_what_the_device_does_not_do_goes_over_numpy(
+    path: CudaFramePath, engine: Engine, photo: Photo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frames of 16 bits, and those that do not fit into memory at once."""
+    deep, frame, numpy = photo(8, 8).astype(np.uint16) * 257, photo(8, 9), NumpyFramePath(engine)
+    np.testing.assert_array_equal(path(deep), numpy(deep))
+    monkeypatch.setattr(path, "memory", lambda plan: (7 << 20, 11 << 20))  # 64 % of what is free
+    for _ in range(2):
+        np.testing.assert_array_equal(path(frame), numpy(frame))
+    assert caplog.messages == [
+        "frames of 9x8 take 7 MiB of the GPU at once and 11 are free: they are done tile by tile"
+    ]  # once
+
+
+@pytest.mark.parametrize("tile", range(6))
+def test_a_tile_with_a_value_that_is_not_finite_becomes_bicubic(
+    engine: Engine, photo: Photo, caplog: pytest.LogCaptureFixture, tile: int
+) -> None:
+    sound, calls = as_network(engine), [0]
+
+    def network(lq: Tensor, noise: Tensor) -> Tensor:
+        detail = sound(lq, noise)
+        if calls[0] <= tile < calls[0] + len(lq):
+            detail[tile - calls[0], 1, 64 + tile, 70] = torch.nan
+        calls[0] += len(lq)
+        return detail
+
+    frame, (row, column) = photo(40, 30), divmod(tile, 2)
+    found = CudaFramePath(engine, network, implementation="reference", device="cpu")(frame)
+    core = np.s_[56 * row + 16 : min(56 * row + 40, 160), 64 * column + 16 : min(64 * column + 48, 120)]
+    np.testing.assert_array_equal(found[core], reference_frames.bicubic_x4(torch.tensor(frame))[core])
+    assert "1 of 6 tiles from edge-n were not finite" in caplog.text
 
 
 class OperatorCount(TorchDispatchMode):
@@ -110,14 +164,26 @@ def test_three_operators_of_ours_a_frame(path: CudaFramePath, photo: Photo) -> N
     assert ours == {"rsd_edge.frame_tiles": 1, "rsd_edge.noise_field": 1, "rsd_edge.merge_tiles": 1}
 
 
-def test_what_cannot_run_is_refused(path: CudaFramePath, engine: TileEngine, photo: Photo) -> None:
-    with pytest.raises(InputError, match="frames of 16 bits"):
-        path(photo(8, 8).astype(np.uint16))
+def test_what_cannot_run_is_refused(path: CudaFramePath, engine: Engine, photo: Photo) -> None:
     with pytest.raises(InputError, match="strength is nan"):
         path(photo(8, 8), strength=float("nan"))
     pytest.importorskip("triton")
     with pytest.raises(BackendError, match="needs tensors on a CUDA device"):
-        CudaFramePath(as_network(engine), engine.spec.model, TILE, implementation="triton", device="cpu")
+        CudaFramePath(engine, as_network(engine), implementation="triton", device="cpu")
+
+
+@pytest.mark.parametrize("implementation", ["triton", "reference"])
+def test_a_machine_without_a_gpu_is_told_when_the_path_is_made(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, implementation: str
+) -> None:
+    make = partial(CudaFramePath, engine, as_network(engine), implementation=implementation)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="device 'cuda' was asked for, but this machine has no GPU"):
+        make()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BackendError, match="device 'cuda:1' was asked for, but this machine has 1 of them"):
+        make(device="cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -145,11 +211,13 @@ def test_opcheck_of_frame_operators(photo: Photo) -> None:
     frame = torch.tensor(photo(9, 14))
     plan = plan_tiles(9, 14, TileSpec(size=20, halo=4, feather=2))
     numbers = [9, 14, plan.y.stride, plan.x.stride, 4, 2]
-    detail = torch.zeros(plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w)
+    detail, flag = torch.zeros(plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w), torch.zeros(1, dtype=torch.int32)
     ops = torch.ops.rsd_edge
     torch.library.opcheck(ops.frame_tiles, (frame, numbers, torch.float16, "reference"))
-    torch.library.opcheck(ops.merge_tiles, (detail, frame, torch.ones(1), numbers, "reference"))
+    torch.library.opcheck(ops.merge_tiles, (detail, frame, torch.ones(1), flag, numbers, "reference"))
     with pytest.raises(InputError, match="detail is"):
-        merge_tiles(detail[:, :2], frame, torch.ones(1), plan, implementation="reference")
+        merge_tiles(detail[:, :2], frame, torch.ones(1), flag, plan, implementation="reference")
+    with pytest.raises(InputError, match="not_finite is"):
+        merge_tiles(detail, frame, torch.ones(1), flag.long(), plan, implementation="reference")
     with pytest.raises(InputError, match="frame is"):
         frame_tiles(frame[1:], plan, implementation="reference")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,10 @@ def one_operator_cases() -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ..
         "rsd_terms": (lambda a, b, c: rsd_terms(a, b, c, **run), (x0, y, eps)),
         "group_norm_silu": (lambda a, w, b: group_norm_silu(a, w, b, 2, **run), (x0, *weights)),
         "frame_tiles": (lambda f: frame_tiles(f, plan, **run), (frame,)),
-        "merge_tiles": (lambda d, f, s: merge_tiles(d, f, s, plan, **run), (detail, frame, torch.ones(1))),
+        "merge_tiles": (
+            lambda d, f, s, flag: merge_tiles(d, f, s, flag, plan, **run),
+            (detail, frame, torch.ones(1), torch.zeros(1, dtype=torch.int32)),
+        ),
     }  # fmt: skip
 
 
@@ -285,6 +289,46 @@ def test_asking_for_triton_without_a_gpu_says_so() -> None:
     x0, y, eps = images(3)
     with pytest.raises(BackendError, match=r"needs tensors on a CUDA device, not on 'cpu'.*'reference'"):
         forward_noise(x0, y, eps, T, StepTables.of(), implementation="triton")
+
+
+def raw_operator_calls(implementation: str) -> dict[str, Callable[[], Any]]:
+    """Operators as torch knows them, without the checks of the functions around them."""
+    ops, tables, (x0, y, eps) = torch.ops.rsd_edge, StepTables.of(), images(3)
+    steps, lq, noise = (T, tables.eta, tables.sigma, None), x0[:, :3], torch.zeros(3, 5, 5, 7)
+    posterior = (tables.posterior_xt, tables.posterior_x0, tables.posterior_std, tables.next_scale)
+    plan = plan_tiles(9, 14, TileSpec(size=20, halo=4, feather=2))
+    frame, numbers = torch.zeros(9, 14, 3, dtype=torch.uint8), [9, 14, plan.y.stride, plan.x.stride, 4, 2]
+    detail = torch.zeros(plan.count, 3, 4 * plan.tile_h, 4 * plan.tile_w)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "noise_field": (seed_tensor(SEEDS), ORIGINS, 4, 5, 7, torch.float32),
+        "forward_noise": (x0, y, eps, None, None, *steps),
+        "forward_noise_backward": (x0, T, tables.eta, None),
+        "prior_input": (x0, lq, noise, 0.4, 0.9),
+        "posterior_step": (x0, y, eps, T, *posterior, torch.zeros(3, 8, 5, 7)),
+        "rsd_terms": (x0, y, eps),
+        "rsd_terms_backward": (x0, y, eps, torch.ones(3), torch.ones(3)),
+        "group_norm_silu": (x0, torch.ones(4), torch.zeros(4), 2, 1e-6),
+        "frame_tiles": (frame, numbers, torch.float32),
+        "merge_tiles": (detail, frame, torch.ones(1), torch.zeros(1, dtype=torch.int32), numbers),
+    }
+    return {name: partial(getattr(ops, name), *values, implementation) for name, values in arguments.items()}
+
+
+@pytest.mark.parametrize("name", raw_operator_calls("reference"))
+def test_operators_name_what_cannot_run(name: str) -> None:
+    raw_operator_calls("reference")[name]()
+    with pytest.raises(InputError, match="implementation is 'bogus'; it must be one of reference, triton"):
+        raw_operator_calls("bogus")[name]()
+    pytest.importorskip("triton")
+    with pytest.raises(BackendError, match="needs tensors on a CUDA device, not on 'cpu'"):
+        raw_operator_calls("triton")[name]()
+
+
+def test_the_default_epsilon_is_that_of_the_vq_networks() -> None:
+    x, weight, bias = 1e-3 * images(1)[0], torch.ones(4), torch.zeros(4)  # a variance like the epsilon
+    got = group_norm_silu(x, weight, bias, 2, implementation="reference")
+    torch.testing.assert_close(got, reference.group_norm_silu(x, weight, bias, 2, 1e-6), atol=TOLERANCE, rtol=0)
+    assert (got - reference.group_norm_silu(x, weight, bias, 2, 1.01e-6)).abs().max() > 100 * TOLERANCE
 
 
 def test_wrong_arguments_are_named() -> None:

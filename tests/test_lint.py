@@ -60,9 +60,9 @@ def test_a_graph_by_the_rules_has_no_findings(version: str) -> None:
     assert lint(fp16_model(nodes, weights), version) == []
 
 
-@pytest.mark.parametrize("version", ["8.6", "10.2", "ten"])
+@pytest.mark.parametrize("version", ["8.6", "10.2", "ten", "12.0", "99.0", "10.3beta", "10"])
 def test_a_version_that_is_not_known_is_refused(version: str) -> None:
-    with pytest.raises(InputError, match=r"name a version from 10\.3 on"):
+    with pytest.raises(InputError, match=r"name a version from 10\.3 to 11\.x"):
         lint(fp16_model([helper.make_node("Relu", ["x"], ["y"])]), version)
 
 
@@ -79,6 +79,17 @@ def test_operators_of_others_need_plugins() -> None:
     assert any(
         item.startswith("BiasGelu 'g' is of domain 'com.microsoft' and needs a plugin") for item in lint(model, VERSION)
     )
+
+
+def test_domains_that_are_not_imported_are_named() -> None:
+    model = fp16_model([helper.make_node("Fancy", ["x"], ["y"], name="f", domain="my.ops")])
+    assert only(model).startswith("Fancy 'f' is of domain 'my.ops', which the graph does not import; it needs a plugin")
+
+
+def test_graphs_that_cannot_be_inferred_are_a_finding() -> None:
+    model = fp16_model([helper.make_node("Relu", ["x"], ["y"], name="r")])
+    model.opset_import[0].domain = "ai.onnx.ml"  # whose version says nothing of Relu
+    assert only(model).startswith("the types of the graph cannot be inferred (")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +140,13 @@ def test_resizing_has_limits(attributes: dict[str, Any], message: str) -> None:
 def test_plain_resizing_is_allowed() -> None:
     node = helper.make_node("Resize", ["x", "", "scales"], ["y"], name="z", mode="nearest", nearest_mode="floor")
     assert lint(make_model([node], {"scales": np.float32([1, 1, 2, 2])}, dtype=HALF), VERSION) == []
+
+
+def test_factors_of_a_resize_are_constants() -> None:
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"], name="z", mode="nearest", nearest_mode="floor")
+    nodes = [helper.make_node("Sqrt", ["squares"], ["scales"], name="s"), node]
+    model = make_model(nodes, {"squares": np.float32([1, 1, 4, 4])}, dtype=HALF)
+    assert only(model) == "Resize 'z' computes its input 2; make it a constant"
 
 
 @pytest.mark.parametrize("operator", ["ReduceMean", "Squeeze"])
@@ -340,3 +358,37 @@ def test_what_is_joined_has_one_scale() -> None:
     )
     weights["z_s"] = weights["x_s"]
     assert lint(fp16_model(nodes, weights, inputs=inputs), VERSION) == []
+
+
+def test_integers_are_not_joined_with_floats() -> None:
+    weights: dict[str, NDArray[Any]] = {}
+    inputs = {"x": ("n", WIDTH, "h", "w"), "z": ("n", WIDTH, "h", "w")}
+    nodes = [*pair("x", weights), helper.make_node("Concat", ["x_dq", "z"], ["y"], name="j", axis=1)]
+    found = only(fp16_model(nodes, weights, inputs=inputs))
+    assert found == "Concat 'j' joins integers and floats; quantise all of its inputs, by one scale, or none"
+
+
+@pytest.mark.parametrize(("position", "what"), [(1, "scale"), (2, "zero point")])
+def test_a_pair_has_one_scale_and_one_zero_point(position: int, what: str) -> None:
+    weights: dict[str, NDArray[Any]] = {"other_1": np.float32(0.2), "other_2": np.int8(1)}
+    nodes = integer_conv(weights)
+    nodes[1].input[position] = f"other_{position}"
+    nodes[-1].output[0] = "y"
+    found = lint(fp16_model(nodes, weights), VERSION)
+    assert f"DequantizeLinear 'dq' has another {what} than QuantizeLinear 'x_q' before it; give both the same" in found
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize(("least", "findings"), [(-127, 0), (-128, 1)])
+def test_integer_weights_end_at_127(stored: bool, least: int, findings: int) -> None:
+    weights: dict[str, NDArray[Any]] = {}
+    nodes = integer_conv(weights)
+    weights["c_w"] = np.clip(weights["c_w"], -1, 1)
+    weights["c_w"][3, 0, 0, 0] = 0.01 * least
+    if stored:
+        weights["c_w_q"] = np.rint(weights.pop("c_w") / 0.01).astype(np.int8)
+        del nodes[2]
+    nodes[-1].output[0] = "y"
+    found = lint(fp16_model(nodes, weights), VERSION)
+    assert len(found) == findings
+    assert all("has integers below -127, which TensorRT's symmetric range ends at" in item for item in found)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import shlex
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from fake_tensorrt.cudart import FakeCudart
 from fake_tensorrt.network import World
 
 from rsd_edge.backends import open_engine
+from rsd_edge.backends.tensorrt.library import make_logger
 from rsd_edge.bundle import BuildRecord, Bundle, load_bundle
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.export import tensorrt_judge
@@ -127,6 +129,13 @@ def test_the_same_engine_is_built_once(
         ("out-of-memory", BackendError, r"ran out of memory .*limits: workspace \d+ MiB.*smaller --tile"),
         ("not-finite", BackendError, "the fp16 engine differs from float by"),
         ("context", BackendError, "gives no execution context"),
+        ("no-builder", BackendError, r"TensorRT \S+ makes no builder \(.*nullptr\); check 'rsd-edge doctor'"),
+        ("no-network", BackendError, r"makes no network \(TensorRT gave no reason\)"),
+        ("no-config", BackendError, "makes no builder configuration"),
+        ("no-profile", BackendError, "makes no optimization profile"),
+        ("no-parser", BackendError, "makes no parser"),
+        ("no-runtime", BackendError, "makes no runtime"),
+        ("deserialize", ModelError, "is not for TensorRT .* and this GPU"),
     ],
 )
 def test_failures_are_named_and_leave_nothing(
@@ -192,6 +201,34 @@ def test_timings_are_kept_between_builds(
     oldest.faults.add("timing-cache")
     assert build(level=2).manifest["target"]["timing_cache"] == {"graph.onnx": "begun again"}
     assert "timings of another TensorRT or GPU" in caplog.text
+
+
+@pytest.mark.parametrize(("fault", "told"), [("no-cache", "gives no timing cache"), ("no-timings", "no timings back")])
+def test_an_engine_needs_no_timings(
+    oldest: World, build: Callable[..., Bundle], tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str, told: str
+) -> None:
+    oldest.faults = {fault}
+    assert build().spec.precision is Precision.FP16
+    assert told in caplog.text
+    assert not (tmp_path / "engines" / "timing.cache").exists()
+
+
+def test_weights_cannot_be_filled_in_without_a_refitter(
+    oldest: World, build: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    oldest.faults = {"no-refitter"}
+    refused(build, tmp_path, "makes no refitter", BackendError, flags=("strip-plan",))
+
+
+def test_weakly_typed_networks_are_not_what_is_built(oldest: World, toy_graph: Path) -> None:
+    """What the fake says of them, so that leaving the flag out would be found."""
+    trt = oldest.trt
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    trt.OnnxParser(network, logger).parse_from_file(str(toy_graph))
+    assert builder.build_serialized_network(network, builder.create_builder_config()) is None
+    assert "not strongly typed" in logger.tail()
 
 
 class Told:
@@ -328,7 +365,7 @@ def test_torch_tensorrt_goes_the_same_way(
         trt = oldest.trt
         builder = trt.Builder(None)
         network, config, profile = (
-            builder.create_network(0),
+            builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)),
             builder.create_builder_config(),
             trt.IOptimizationProfile(),
         )
@@ -372,8 +409,61 @@ def test_trtexec_is_spelled_for_its_version() -> None:
     options = TensorRtOptions(batch=(1, 2, 4), level=4, workspace_mib=512, flags=("strip-plan",))
     line = trtexec_line(Path("a b/graph.onnx"), shapes, options)
     assert line == (
-        "trtexec '--onnx=a b/graph.onnx' '--saveEngine=a b/graph.plan' --stronglyTyped --minShapes=lq:1x3x48x48,t:1 "
-        "--optShapes=lq:2x3x48x48,t:1 --maxShapes=lq:4x3x48x48,t:1 --noTF32 --builderOptimizationLevel=4 "
-        "--memPoolSize=workspace:512 --stripWeights"
+        "trtexec '--onnx=a b/graph.onnx' '--saveEngine=a b/graph.plan' --skipInference --stronglyTyped "
+        "--minShapes=lq:1x3x48x48,t:1 --optShapes=lq:2x3x48x48,t:1 --maxShapes=lq:4x3x48x48,t:1 --noTF32 "
+        "--builderOptimizationLevel=4 --memPoolSize=workspace:512 --profilingVerbosity=detailed "
+        "--timingCacheFile=timing.cache --stripWeights"
     )
     assert "--stronglyTyped" not in trtexec_line(Path("graph.onnx"), shapes, options, tensorrt="11.4")
+
+
+def settings_of(line: str, trt: Any) -> dict[str, Any]:
+    """What NVIDIA's trtexec sets in the builder for these words; read in its source."""
+    words = dict(word.lstrip("-").partition("=")[::2] for word in shlex.split(line)[1:])
+    for name in ("onnx", "saveEngine", "skipInference", "timingCacheFile"):
+        words.pop(name)
+    flags = {"TF32"} - ({"TF32"} if words.pop("noTF32", None) is not None else set())
+    for word, names in {
+        "versionCompatible": ("VERSION_COMPATIBLE",),
+        "excludeLeanRuntime": ("EXCLUDE_LEAN_RUNTIME",),
+        "refit": ("REFIT",),
+        "stripWeights": ("STRIP_PLAN", "REFIT_IDENTICAL"),  # the second is the default with the first
+    }.items():
+        flags |= set(names) if words.pop(word, None) is not None else set()
+    bit = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    typed = words.pop("stronglyTyped", None) is not None or int(trt.__version__.split(".")[0]) >= 11
+    pool, _, size = words.pop("memPoolSize").partition(":")
+    assert pool == "workspace"
+    levels = {"ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CAPABILITY"}
+    level = words.pop("hardwareCompatibilityLevel", None)
+    limits = [dict(pair.split(":") for pair in words.pop(f"{name}Shapes").split(",")) for name in ("min", "opt", "max")]
+    found = {
+        "flags": flags,
+        "limits": {"WORKSPACE": int(size) << 20},
+        "network": bit if typed else 0,
+        "level": int(words.pop("builderOptimizationLevel")),
+        "compatibility": getattr(trt.HardwareCompatibilityLevel, levels[level]) if level else None,
+        "verbosity": getattr(trt.ProfilingVerbosity, words.pop("profilingVerbosity").upper()),
+        "shapes": {name: [tuple(int(n) for n in shapes[name].split("x")) for shapes in limits] for name in limits[0]},
+    }
+    assert words == {}
+    return found
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+@pytest.mark.parametrize("flags", [(), ("hardware-compatible", "version-compatible"), ("strip-plan",), ("refit",)])
+@pytest.mark.parametrize("workspace", [None, 96])
+def test_trtexec_is_told_what_the_builder_does(
+    world: World, build: Callable[..., Bundle], integrated: bool, flags: tuple[str, ...], workspace: int | None
+) -> None:
+    world.cudart.integrated, world.cudart.total = integrated, 64 << 30
+    options: dict[str, Any] = {"batch": (1, 2, 3), "level": 2, "flags": flags, "workspace_mib": workspace}
+    build(**options)
+    built = {name: value for name, value in world.built[0].items() if name != "cache"}
+    dram = built["limits"].pop("TACTIC_DRAM", None)
+    assert (dram is not None) is integrated  # trtexec has no word for it, as graphs.json says
+    shapes = {"lq": (1, 3, TILE, TILE), "noise": (1, 5, TILE, TILE)}
+    line = trtexec_line(
+        Path("graph.onnx"), shapes, TensorRtOptions(**options), tensorrt=world.version, integrated=integrated
+    )
+    assert settings_of(line, world.trt) == built

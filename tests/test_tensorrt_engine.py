@@ -219,7 +219,7 @@ def test_a_failing_device_is_an_error(newest: World, build: Callable[..., Bundle
 def test_device_memory_runs_out_in_words(newest: World, build: Callable[..., Bundle]) -> None:
     bundle = build()
     newest.cudart.total = 100_000
-    refused(bundle, r"the GPU is out of memory: an allocation of [0-9.]+ MiB failed; close other", BackendError)
+    refused(bundle, "the GPU is out of memory: an allocation of [0-9]+ bytes failed; close other", BackendError)
     assert newest.cudart.live == 0
 
 

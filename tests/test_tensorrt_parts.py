@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 from fake_tensorrt.cudart import FakeCudart
 from fake_tensorrt.network import World
+from onnx import numpy_helper
 
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
+from rsd_edge.backends.tensorrt.cuda import Cuda
 from rsd_edge.backends.tensorrt.parts import TensorRtPartsEngine
-from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, BuildRecord, Bundle
+from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, BuildRecord, Bundle, plan_name
 from rsd_edge.errors import BackendError, InputError
+from rsd_edge.export.from_plan import bundle_plans
+from rsd_edge.export.graphs_only import write_graphs
 from rsd_edge.export.tensorrt_build import build_bundle
+from rsd_edge.export.tensorrt_judge import made_by_float
+from rsd_edge.export.tensorrt_network import compile_graph
 from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.export.typed_build import io_of
+from rsd_edge.export.typed_prepare import with_sizes
 from rsd_edge.specs import (
     Backend,
     EngineSpec,
@@ -31,8 +39,8 @@ from rsd_edge.specs import (
     VqArchitecture,
 )
 
+onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
 
 SIDE = 16
 SMALL = PublishedArchitecture(
@@ -74,6 +82,12 @@ def spec() -> EngineSpec:
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr("rsd_edge.export.tensorrt_judge._ROUNDS", 1)
     return fake_tensorrt.install(monkeypatch, request.param, FakeCudart(integrated=request.param == "10.3.0"))
+
+
+@pytest.fixture
+def oldest(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("rsd_edge.export.tensorrt_judge._ROUNDS", 1)
+    return fake_tensorrt.install(monkeypatch, "10.3.0", FakeCudart(integrated=True))
 
 
 @pytest.fixture
@@ -130,3 +144,39 @@ def test_kernels_are_for_edge_models(world: World, graphs: dict[str, Path], tmp_
     options = TensorRtOptions(tile=SIDE, kernels=tmp_path)
     with pytest.raises(InputError, match="kernels serve edge models"):
         build_bundle(graphs, spec(), tmp_path / "engines", BuildRecord(), reference=graphs, options=options)
+
+
+def test_each_plan_is_held_to_the_gate_alone(oldest: World, graphs: dict[str, Path], tmp_path: Path) -> None:
+    """The whole is held to less, since a code book has to be borne with."""
+    model = onnx.load(graphs[GENERATOR])
+    last = next(node for node in reversed(model.graph.node) if node.op_type == "Conv")
+    for weights in model.graph.initializer:
+        if weights.name in last.input[1:]:
+            weights.CopyFrom(numpy_helper.from_array(np.float32(1.1) * numpy_helper.to_array(weights), weights.name))
+    onnx.save(model, tmp_path / GENERATOR)
+    given = graphs | {GENERATOR: tmp_path / GENERATOR}
+    options = TensorRtOptions(tile=SIDE, batch=(1, 2, 2), threads=1)
+    with pytest.raises(BackendError, match=r"^generator\.plan of the fp16 engine differs from float by"):
+        build_bundle(given, spec(), tmp_path / "out", BuildRecord(), reference=graphs, options=options)
+    sound = build_bundle(graphs, spec(), tmp_path / "out", BuildRecord(), reference=graphs, options=options)
+    assert set(sound.manifest["parity"]["parts"]) == {ENCODER, GENERATOR, DECODER}
+    assert min(part["psnr_db"] for part in sound.manifest["parity"]["parts"].values()) > 80  # other orders of sums
+    assert oldest.cudart.live == 0
+
+
+def test_what_parts_exchanged_travels(oldest: World, graphs: dict[str, Path], tmp_path: Path) -> None:
+    """Graphs and plans of a published model, written in one place and bundled in another."""
+    options = TensorRtOptions(tile=SIDE, threads=1)
+    fixed = {name: tmp_path / name for name in graphs}
+    for name, path in graphs.items():
+        onnx.save(with_sizes(onnx.load(path), {"n": 1}), fixed[name])
+    reference = made_by_float(fixed, spec(), options)
+    made = write_graphs(tmp_path / "out", spec(), fixed, io_of(fixed), BuildRecord(licence="L"), options, reference, {})
+    cuda = Cuda()
+    for name, path in made.graphs.items():
+        plan = compile_graph(oldest.trt, cuda, path, options, SIDE).plan
+        (made.path / plan_name(name)).write_bytes(plan)
+    cuda.close()
+    bundle = bundle_plans(made.path, tmp_path / "engines")
+    assert set(bundle.manifest["parity"]["parts"]) == {ENCODER, GENERATOR, DECODER}
+    assert bundle.manifest["target"]["compiled_by"] == "trtexec"

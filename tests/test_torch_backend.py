@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from rsd_edge import SuperResolver
-from rsd_edge.backends.torch import TorchEngine, open_checkpoint
+from rsd_edge.backends.torch import TorchEngine, _frame_path_kind, open_checkpoint
 from rsd_edge.cli import main
-from rsd_edge.errors import BackendError, InputError
+from rsd_edge.errors import BackendError, InputError, MissingDependencyError
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
 from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.models.official import for_family
 from rsd_edge.models.published import bicubic_up, pad_to_multiple, published_model
 from rsd_edge.models.swin_unet import recomputed
-from rsd_edge.specs import Backend, ModelSpec, Precision, PublishedArchitecture, TileSpec
+from rsd_edge.specs import Backend, FramePathKind, ModelSpec, Precision, PublishedArchitecture, TileSpec
 from rsd_edge.stream.images import read_image, write_image
 
 States = dict[str, dict[str, Tensor]]
@@ -132,6 +132,46 @@ def test_a_closed_engine_says_so(tiny_weights: Checkpoint) -> None:
         detail_of(engine, torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 8, 8))
 
 
+def test_frames_take_the_path_that_is_asked_for(
+    tiny_weights: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the device, with what defines the kernels, and over NumPy: the same picture."""
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny_weights)
+    frame, results = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8), []
+    for kind in ("numpy", "reference"):
+        with (
+            caplog.at_level("INFO"),
+            SuperResolver.load(tmp_path / "tiny.safetensors", tile=48, batch=2, frame_path=kind) as enlarge,
+        ):
+            assert enlarge.record()["frame_path"] == kind
+            assert ("path 'reference' on cpu" in caplog.text) == (kind == "reference")
+            results.append(enlarge(frame, seed=3, strength=0.7))
+            bands = [band.copy() for band in enlarge.bands(frame, seed=3, strength=0.7)]
+            np.testing.assert_array_equal(np.concatenate(bands), results[-1])
+            enlarge.warm_up(8, 9)
+        with pytest.raises(BackendError, match="the engine for tiny is closed"):
+            enlarge(frame)
+    difference = np.abs(results[0].astype(int) - results[1])
+    # Sums at a tie round by the order of addition.
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
+
+
+def test_frames_of_an_edge_model_on_a_gpu_go_through_the_kernels_or_a_path_that_is_named(
+    tiny_weights: Checkpoint, student: Checkpoint, toy_bundle: Path
+) -> None:
+    assert _frame_path_kind(tiny_weights.spec, "cpu", None) is FramePathKind.NUMPY
+    assert _frame_path_kind(tiny_weights.spec, "cuda", None) is FramePathKind.TRITON
+    assert _frame_path_kind(student.spec, "cuda", None) is FramePathKind.NUMPY
+    assert _frame_path_kind(tiny_weights.spec, "cuda", FramePathKind.NUMPY) is FramePathKind.NUMPY
+    with pytest.raises(InputError, match="frame path is 'triton', which serves edge models, and 'rsd' is of"):
+        TorchEngine(student, Precision.FP32, 1, frame_path=FramePathKind.TRITON)
+    with pytest.raises(BackendError, match="frame path 'triton' is for checkpoints on torch, and this is a graph"):
+        SuperResolver.load(toy_bundle, frame_path="triton")
+    with pytest.raises(InputError, match="frame path is 'cubin'; it must be one of triton, reference, numpy"):
+        SuperResolver.load(toy_bundle, frame_path="cubin")
+
+
 def test_requests_that_cannot_be_met(
     tiny_weights: Checkpoint, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +185,13 @@ def test_requests_that_cannot_be_met(
     ):
         with pytest.raises(BackendError, match=message):
             SuperResolver.load(path, **options)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="implementation 'triton' needs tensors on a CUDA device, not on 'cpu'"):
+        SuperResolver.load(path, frame_path="triton")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "triton", None)
+        patch.delitem(sys.modules, "rsd_edge.kernels.triton_noising", raising=False)
+        with pytest.raises(MissingDependencyError, match=r"package triton; .* or 'numpy' with --frame-path"):
+            SuperResolver.load(path, frame_path="triton")
     with pytest.raises(BackendError, match="device is cuda, but onnxruntime runs on the CPU here; give a checkpoint"):
         SuperResolver.load(toy_bundle, device="cuda")
     with monkeypatch.context() as patch:
@@ -181,6 +228,7 @@ def test_a_checkpoint_enlarges_an_image(student: Checkpoint, tmp_path: Path) -> 
         "tile": 64,
         "digest": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "device": "cpu",
+        "frame_path": "numpy",
     }
 
 

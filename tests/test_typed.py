@@ -121,6 +121,23 @@ def test_scales_are_fp16_symmetric_and_by_channel_for_weights() -> None:
     np.testing.assert_allclose(constant(model, kernel.input[1]), largest / 127, rtol=1e-3)  # FP16 rounds by 2^-11
 
 
+def test_biases_fit_the_integers_that_a_default_session_makes_of_them() -> None:
+    """ONNX Runtime computes them in FP16: a bias of more than 65504 steps would become infinite."""
+    weights: dict[str, NDArray[Any]] = {}
+    nodes = [relu("first"), conv("middle", "first_r", weights), relu("middle"), conv("after", "middle_r", weights)]
+    weights["middle_w"][0] *= np.float32(1e-3)  # all that this channel gives is its bias
+    weights["middle_b"][0] = 3
+    model, batch = int8(between_convs(nodes, "after", weights)).model, feeds(1)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    plain, meant = np.asarray(session.run(None, batch[0])[0]), run_graph(rounded(model), batch)
+    assert 20 * np.log10(meant.std() / np.abs(plain - meant).std()) > 40  # roundings
+    kernel = maker_of(model, input_of(model, "middle", 1))
+    assert kernel is not None
+    scales, step = constant(model, kernel.input[1]).astype(np.float32), float(constant(model, "first_r_scale_fp16"))
+    assert 3 / (step * scales[0]) < 33000  # 32768, but for the rounding of the scales
+    np.testing.assert_allclose(scales[1:], np.abs(weights["middle_w"][1:]).max(axis=(1, 2, 3)) / 127, rtol=1e-3)
+
+
 def test_of_a_residual_sum_the_skip_is_quantised_and_the_convolution_is_not() -> None:
     weights: dict[str, NDArray[Any]] = {}
     nodes = [
@@ -203,6 +220,21 @@ def test_what_is_joined_shares_a_scale(read_twice: bool) -> None:
     else:
         assert sources == ["small", "large"]
         assert values["small_scale_fp16"] == values["joined_scale_fp16"]
+
+
+def test_what_is_joined_with_an_input_stays_float() -> None:
+    """Inputs have no pairs; the result has one for the layer that reads it."""
+    weights: dict[str, NDArray[Any]] = {}
+    nodes = [
+        conv("small", "first", weights),
+        helper.make_node("Concat", ["small", "x"], ["joined"], name="joined", axis=1),
+        conv("merge", "joined", weights, inputs=2 * WIDTH),
+        relu("merge"),
+        conv("after", "merge_r", weights),
+    ]
+    model = int8(between_convs(nodes, "after", weights)).model
+    assert [quantised_source(model, name) for name in node_named(model, "joined").input] == [None, None]
+    assert quantised_source(model, input_of(model, "merge")) == "joined"
 
 
 def attention(weights: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:

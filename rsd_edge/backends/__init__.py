@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rsd_edge.backends.base import FramePath, Progress, Ticket, TileEngine, WholeFramePath
 from rsd_edge.errors import BackendError
-from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, TileSpec
+from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, FramePathKind, TileSpec
 
 __all__ = [
     "FramePath",
@@ -55,20 +55,33 @@ def open_engine(graph_path: Path, spec: EngineSpec, *, tile: TileSpec, threads: 
 
 
 def open_frame_path(engine: TileEngine) -> WholeFramePath:
-    """What takes whole frames to an engine: on the device where the engine brings kernels for that, else NumPy."""
+    """What takes whole frames to an engine: on the device where the engine brings kernels for that, else NumPy.
+
+    For a checkpoint on torch, what `TorchEngine.frame_path` says. Raises MissingDependencyError, BackendError.
+    """
     if engine.spec.backend is Backend.TENSORRT:
         from rsd_edge.backends.tensorrt.bundle import device_frame_path
 
         path = device_frame_path(engine)
         if path is not None:
             return path
+    if engine.spec.backend is Backend.TORCH:
+        from rsd_edge.backends.torch import TorchEngine, torch_frame_path
+
+        if isinstance(engine, TorchEngine):
+            return torch_frame_path(engine)
     from rsd_edge.pipeline import NumpyFramePath
 
     return NumpyFramePath(engine)
 
 
-def check_device(device: str | None, backend: Backend) -> None:
-    """Raise BackendError if a device was asked for by name on which graphs do not run with this backend."""
+def check_device(device: str | None, backend: Backend, frame_path: FramePathKind | None = None) -> None:
+    """Raise BackendError for a device on which graphs do not run with this backend, or a frame path of checkpoints."""
+    if frame_path is not None:
+        raise BackendError(
+            f"frame path '{frame_path.value}' is for checkpoints on {Backend.TORCH.value}, and this is a graph on "
+            f"{backend.value}; leave --frame-path out"
+        )
     own, name = ("cuda", "the GPU") if backend is Backend.TENSORRT else ("cpu", "the CPU")
     if device not in (None, own):
         raise BackendError(

@@ -17,6 +17,8 @@ SLOWER = 3
 """Of `rsd-edge bench --compare`."""
 INTERRUPTED = 130
 
+_OF_GRAPHS = ("onnx", "onnx_ir")
+
 
 class _Entry(NamedTuple):
     module: str
@@ -89,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_interrupted())
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def missing_for_tensorrt(command: str, error: ModuleNotFoundError) -> MissingDependencyError:
+    """As `missing_package`, for what needs torch with checkpoints only."""
+    return missing_package(command, "graphs" if error.name in _OF_GRAPHS else "export", error)
 
 
 def missing_package(command: str, extra: str, error: ModuleNotFoundError) -> MissingDependencyError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rsd_edge.bundle import load_bundle, shipped_engines
-from rsd_edge.cli import missing_package
+from rsd_edge.cli import missing_for_tensorrt
 from rsd_edge.cli.build_progress import TerminalProgress
 from rsd_edge.engines import cannot_run, engine_folder, tensorrt_engine
 from rsd_edge.errors import BackendError, InputError, NoEngineError
@@ -72,7 +72,7 @@ def _build(model: str, precision: Precision, settings: RunSettings) -> Path:
         from rsd_edge.export.tensorrt_options import TensorRtOptions
         from rsd_edge.export.typed_build import build_tensorrt
     except ModuleNotFoundError as error:
-        raise missing_package("run --auto-build", "export", error) from error
+        raise missing_for_tensorrt("run --auto-build", error) from error
     options = TensorRtOptions(tile=settings.tile, batch=(1, settings.batch, settings.batch), threads=settings.threads)
     click.echo(f"building a TensorRT engine of {model} in {precision.value} for this GPU; once, minutes", err=True)
     sys.stderr.flush()

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from rsd_edge.backends.tensorrt.device import check_device
 from rsd_edge.bundle import Bundle
-from rsd_edge.cli import missing_package
+from rsd_edge.cli import missing_for_tensorrt, missing_package
 from rsd_edge.cli.build_progress import TerminalProgress
-from rsd_edge.cli.tensorrt_options import take_tensorrt_options, tensorrt_options
+from rsd_edge.cli.tensorrt_options import Asked, take_tensorrt_options, tensorrt_options
 from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.export.build import build_engine
 from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions
@@ -66,22 +67,25 @@ def command(
 
     INT8 takes a minute or two: ranges are collected, layers that cost too much stay in float, and the engine is kept
     only if it is close to fp32 and faster here.
+
+    TensorRT without building there: --onnx-only writes graphs and the trtexec commands for the device; with the plans
+    beside them, --from-plan FOLDER checks them there and makes the bundle. That needs neither torch nor onnx.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rsd_edge.export").setLevel(logging.INFO)
-    onnx_only, fields = take_tensorrt_options(tensorrt)
-    explicit = onnx_only or bool(fields)
+    asked = take_tensorrt_options(tensorrt)
+    explicit = bool(asked.names)
     runtime, why = (Backend(backend), "") if backend else _own_choice(precision, calibration, explicit=explicit)
     try:
+        if runtime is not Backend.TENSORRT and explicit:
+            raise InputError(f"{asked.names[0]} serves --backend tensorrt, not {runtime.value}; leave it out")
+        if asked.from_plan is not None or asked.rival is not None:
+            return _from_plan(asked, output)
         if runtime is Backend.TENSORRT:
-            options = TensorRtOptions(tile=tile, threads=threads, **fields)
+            options = TensorRtOptions(tile=tile, threads=threads, **asked.fields)
             wanted = Precision(precision or Precision.FP16)
             lookup = not no_lookup
-            return _tensorrt(model, output, wanted, options, calibration, lookup=lookup, onnx_only=onnx_only)
-        if onnx_only or fields:
-            raise InputError(
-                f"{_named(onnx_only, fields)} serves --backend tensorrt, not {runtime.value}; leave it out"
-            )
+            return _tensorrt(model, output, wanted, options, calibration, lookup=lookup, onnx_only=asked.onnx_only)
         bundle = build_engine(
             model,
             output,
@@ -92,6 +96,8 @@ def command(
             published=PartsOptions(tile or DEFAULT_TILE, lookup=not no_lookup) if tile or no_lookup else None,
         )
     except ModuleNotFoundError as error:
+        if runtime is Backend.TENSORRT:
+            raise missing_for_tensorrt("build-engine", error) from error
         raise missing_package("build-engine", "export", error) from error
     if why:
         click.echo(f"built for onnxruntime, not for tensorrt: {why}", err=True)
@@ -122,7 +128,8 @@ def _tensorrt(
     lookup: bool,
     onnx_only: bool,
 ) -> int:
-    from rsd_edge.export.typed_build import GraphsOnly, build_tensorrt
+    from rsd_edge.export.graphs_only import GraphsOnly
+    from rsd_edge.export.typed_build import build_tensorrt
 
     with TerminalProgress() as progress:
         made = build_tensorrt(
@@ -139,21 +146,36 @@ def _tensorrt(
         _tell(made)
         return 0
     parity = made.manifest["parity"]
+    plain = parity["default_session"]
     click.echo(
-        f"{made.path}: {parity['psnr_db']} dB, detail {parity['detail_snr_db']} dB against {parity['reference']}\n"
+        f"{made.path}: {parity['psnr_db']} dB, detail {parity['detail_snr_db']} dB against {parity['reference']}; "
+        f"in a default session of ONNX Runtime {plain['psnr_db']} dB, detail {plain['detail_snr_db']} dB\n"
         "On the device, in that folder:"
     )
     for family, lines in made.manifest["trtexec"].items():
         for line in lines:
             click.echo(f"  TensorRT {family}: {line}")
+    click.echo(f"Then: rsd-edge build-engine --backend tensorrt --from-plan {made.path.name}")
+    click.echo(f"note: {made.manifest['trtexec_lacks']}", err=True)
     return 0
 
 
-def _named(onnx_only: bool, fields: dict[str, Any]) -> str:
-    """The first of the options that were given."""
-    names = {"workspace_mib": "workspace", "flags": "engine-flag"}
-    words = [*(["onnx-only"] if onnx_only else []), *(names.get(name, name.replace("_", "-")) for name in fields)]
-    return f"--{words[0]}"
+def _from_plan(asked: Asked, output: Path) -> int:
+    from rsd_edge.export.from_plan import bundle_plans
+
+    if asked.from_plan is None:
+        raise InputError("--rival goes with --from-plan; leave it out, or add that")
+    context = click.get_current_context()
+    settled = ("model", "precision", "tile", "no_lookup", "calibration", "threads")
+    known = [name for name in settled if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    words = [f"--{name.replace('_', '-')}" for name in known]
+    words += [name for name in asked.names if name not in ("--from-plan", "--rival")]
+    if words:
+        raise InputError(
+            f"{words[0]} was settled when the graphs were written, and --from-plan takes it from there; leave it out"
+        )
+    _tell(bundle_plans(asked.from_plan, output, rival=asked.rival))
+    return 0
 
 
 def _tell(bundle: Bundle) -> None:

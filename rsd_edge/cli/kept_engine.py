@@ -14,7 +14,7 @@ from rsd_edge.bundle import FORMAT, MANIFEST, hash_file, load_bundle
 from rsd_edge.cli import missing_package
 from rsd_edge.errors import BackendError, ModelError, OutputError
 from rsd_edge.machine import cache_folder
-from rsd_edge.specs import EDGE_FAMILY, Backend, Precision
+from rsd_edge.specs import EDGE_FAMILY, Backend, FramePathKind, Precision
 from rsd_edge.stream.batch import RunSettings
 
 _KEY_LENGTH = 16
@@ -32,7 +32,7 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
             f"checkpoints are run on {backend.value} in fp32; for {settings.precision}, build an engine with "
             f"'{command} --precision {settings.precision}' and run that"
         )
-    check_device(settings.device, backend)
+    check_device(settings.device, backend, FramePathKind(settings.frame_path) if settings.frame_path else None)
     try:
         from rsd_edge.export.build import build_engine
         from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions

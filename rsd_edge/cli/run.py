@@ -32,7 +32,7 @@ from rsd_edge.cli.video_options import (
 )
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
-from rsd_edge.specs import Backend
+from rsd_edge.specs import Backend, FramePathKind
 from rsd_edge.stream.atomic import check_writable, folder_for, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
@@ -79,6 +79,12 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     help="Runtime; if neither it nor the precision is given, the fastest of those installed.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a checkpoint on torch; cpu if not given.")
+@click.option(
+    "--frame-path",
+    type=click.Choice([kind.value for kind in FramePathKind]),
+    help="What cuts and merges frames for a checkpoint on torch: on the device by kernels (triton, for edge models on "
+    "cuda if not given) or by plain torch, or numpy.",
+)
 @click.option(
     "--scale",
     default=_DEFAULTS.scale,
@@ -186,6 +192,7 @@ def load_resolver(settings: RunSettings) -> SuperResolver:
         batch=settings.batch,
         steps=settings.steps,
         device=settings.device,
+        frame_path=settings.frame_path,
     )
     if resolver.choice and resolver.choice.times_ms and (sys.stderr.isatty() or not resolver.choice.remembered):
         click.echo(f"{settings.engine}: {resolver.choice}", err=True)

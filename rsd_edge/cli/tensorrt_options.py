@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +14,33 @@ from rsd_edge.export.tensorrt_options import COMPILERS, FLAGS, TensorRtOptions
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
-_NAMES = ("onnx_only", "batch", "workspace", "level", "timing_cache", "engine_flag", "kernels", "compiler")
+_NAMES = (
+    "onnx_only",
+    "from_plan",
+    "rival",
+    "batch",
+    "workspace",
+    "level",
+    "timing_cache",
+    "engine_flag",
+    "kernels",
+    "compiler",
+)
 
 _OPTIONS = (
     click.option("--onnx-only", is_flag=True, help="TensorRT: write the graphs, and how to compile them elsewhere."),
+    click.option(
+        "--from-plan",
+        metavar="FOLDER",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="TensorRT: one that --onnx-only wrote, with the plans that trtexec made in it; check and bundle them.",
+    ),
+    click.option(
+        "--rival",
+        metavar="FOLDER",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="TensorRT, with --from-plan in INT8: the same in FP16, which INT8 has to outrun.",
+    ),
     click.option("--batch", metavar="MIN,OPT,MAX", help="TensorRT: tiles at once; 1,1,1 if not given."),
     click.option("--workspace", type=int, metavar="MIB", help="TensorRT: scratch memory of a layer at most."),
     click.option("--level", type=int, metavar="0-5", help="TensorRT: how long to search; 3 if not given."),
@@ -44,11 +68,27 @@ def tensorrt_options(command: CommandT) -> CommandT:
     return command
 
 
-def take_tensorrt_options(values: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Whether only graphs are wanted, and the fields of TensorRtOptions that were given. Raises InputError.
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says about TensorRT."""
 
-    Removes them from the values of a command.
-    """
+    onnx_only: bool
+    from_plan: Path | None
+    rival: Path | None
+    fields: dict[str, Any]
+    """Those of TensorRtOptions that were given."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the options that were given, as they are spelled."""
+        spelled = {"workspace_mib": "workspace", "flags": "engine-flag"}
+        kinds = {"onnx-only": self.onnx_only, "from-plan": self.from_plan, "rival": self.rival}
+        fields = (spelled.get(name, name.replace("_", "-")) for name in self.fields)
+        return [f"--{name}" for name in (*(name for name, given in kinds.items() if given), *fields)]
+
+
+def take_tensorrt_options(values: dict[str, Any]) -> Asked:
+    """What was given of these options, which are removed from the values of a command. Raises InputError."""
     taken = {name: values.pop(name) for name in _NAMES}
     fields = {name: taken[name] for name in ("level", "timing_cache", "kernels", "compiler") if taken[name] is not None}
     if taken["workspace"] is not None:
@@ -58,7 +98,7 @@ def take_tensorrt_options(values: dict[str, Any]) -> tuple[bool, dict[str, Any]]
     if taken["batch"] is not None:
         fields["batch"] = _batch(taken["batch"])
     TensorRtOptions(**fields)  # bad values are told before a model is loaded
-    return taken["onnx_only"], fields
+    return Asked(taken["onnx_only"], taken["from_plan"], taken["rival"], fields)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from rsd_edge.errors import BackendError
 from rsd_edge.models.checkpoint import Checkpoint
+from rsd_edge.models.edge import EdgeTile
 from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.models.published import PublishedModel, bicubic_up, published_model
 from rsd_edge.models.swin_unet import GroupNorm32
@@ -19,6 +21,7 @@ from rsd_edge.specs import EDGE_FAMILY, Precision
 DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 Tile = NDArray[np.float32]
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class DetailNetwork:
@@ -33,12 +36,15 @@ class DetailNetwork:
         if precision not in DTYPES:
             names = ", ".join(item.value for item in DTYPES)
             raise BackendError(f"torch runs {names}, not {precision.value}; build an engine for that")
-        self._threads, self._device = threads, _device(device)
+        self._threads, self.device, self.dtype = threads, _device(device), DTYPES[precision]
+        self.tile: EdgeTile | None = None
+        """The network of an edge model, on `device` in `dtype`."""
         self._image: Callable[[Tensor, Tensor], Tensor]
         if checkpoint.spec.family == EDGE_FAMILY:
-            self._image = _edge(checkpoint, precision, self._device)
+            self.tile = channels_last(edge_tile(checkpoint)).to(self.device, self.dtype)
+            self._image = _cast(self.tile, self.dtype)
         else:
-            self._image = _published(checkpoint, precision, self._device)
+            self._image = _published(checkpoint, precision, self.device)
 
     @torch.no_grad()
     def __call__(self, lq: Tile, noise: Tile, detail: Tile) -> None:
@@ -46,7 +52,7 @@ class DetailNetwork:
         if torch.get_num_threads() != self._threads:  # of the process, so another network may have changed it
             torch.set_num_threads(self._threads)
         try:
-            rgb = self._image(*(torch.from_numpy(array).to(self._device) for array in (lq, noise))).cpu()
+            rgb = self._image(*(torch.from_numpy(array).to(self.device) for array in (lq, noise))).cpu()
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             shape = "x".join(map(str, lq.shape))
@@ -65,9 +71,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _edge(checkpoint: Checkpoint, precision: Precision, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    dtype = DTYPES[precision]
-    tile = channels_last(edge_tile(checkpoint)).to(device, dtype)
+def _cast(tile: EdgeTile, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda lq, noise: tile(lq.to(dtype), noise.to(dtype)).float()
 
 
@@ -95,6 +99,6 @@ def cast_networks(model: PublishedModel, precision: Precision) -> PublishedModel
     return model
 
 
-def channels_last(network: nn.Module) -> nn.Module:
+def channels_last(network: NetworkT) -> NetworkT:
     """The network itself, with the layout that a CPU's convolutions like."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -32,6 +32,7 @@ class RunSettings:
     backend: str | None = None
     steps: int | None = None
     device: str | None = None
+    frame_path: str | None = None
     scale: float = 4.0
     size: Size | None = None
     """(width, height) of every result, instead of the scale."""

@@ -158,20 +158,10 @@ class FakeCudart:
         return self._answer("cudaHostGetDevicePointer", address)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
-        return self.cudaMemcpy2DAsync(target, size, source, size, size, 1, kind, stream)
-
-    def cudaMemcpy2DAsync(
-        self, target: int, target_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
-    ) -> tuple[Any, ...]:
         down = kind == cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self.check(source, (height - 1) * pitch + width, host=None if self.integrated else not down)
-        self.check(target, (height - 1) * target_pitch + width, host=True if down else None)
-
-        def copy() -> None:
-            for row in range(height):
-                ctypes.memmove(target + row * target_pitch, source + row * pitch, width)
-
-        self.give(stream, copy)
+        self.check(source, size, host=None if self.integrated else not down)
+        self.check(target, size, host=True if down else None)
+        self.give(stream, lambda: ctypes.memmove(target, source, size) and None)
         return self._answer("cudaMemcpyAsync")
 
     def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ SCRATCH = 4096
 
 class Runtime(Object):
     def __init__(self, logger: Any) -> None:
+        self._fail("no-runtime")
         self._logger = logger
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
@@ -49,11 +50,7 @@ class ICudaEngine(Object):
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        # It would make integer, by one scale, what lies between integer layers; TensorRT keeps to the graph.
-        unwanted = ["WeightBiasQuantization"]
-        self._session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
-        )
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     @property
     def num_io_tensors(self) -> int:
@@ -62,6 +59,10 @@ class ICudaEngine(Object):
     @property
     def num_layers(self) -> int:
         return 7
+
+    @property
+    def hardware_compatibility_level(self) -> Any:
+        return getattr(self._world.trt.HardwareCompatibilityLevel, self._header["compatibility"])
 
     def get_tensor_name(self, index: int) -> str:
         return [*self._inputs, *self._outputs][index]
@@ -159,12 +160,15 @@ class IExecutionContext(Object):
                 np.copyto(target, value)
                 if "not-finite" in world.faults:
                     target[0].reshape(-1)[: target[0].size // 2] = np.inf
+                if world.touch is not None:
+                    world.touch(target)
 
         return work
 
 
 class Refitter(Object):
     def __init__(self, engine: Any, logger: Any) -> None:
+        self._fail("no-refitter")
         self._engine = engine
 
     def refit_cuda_engine(self) -> bool:

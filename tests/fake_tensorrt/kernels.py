@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fake_tensorrt.cudart import FakeCudart
-from rsd_edge.backends.tensorrt.frame_path import NEEDED
 from rsd_edge.frames import DetailCompositor
-from rsd_edge.kernels.catalogue import catalogue
-from rsd_edge.kernels.launch import FORMAT, MANIFEST
-from rsd_edge.noise import NoiseField
+from rsd_edge.kernels.catalogue import MERGE_LANES, catalogue, merge_columns
+from rsd_edge.kernels.manifest import FORMAT, MANIFEST, NOISE_TABLE, describe
+from rsd_edge.kernels.sequences import FRAME_KERNELS
+from rsd_edge.noise import NoiseField, gaussian_table
 from rsd_edge.tiling import AxisPlan, TileMerger, TilePlan, TileReader
 
 _FLOATS = {"fp32": np.float32, "fp16": np.float16}
@@ -26,29 +26,23 @@ def write_pack(folder: Path, sm: int = 87) -> Path:
     """A folder as `rsd-edge build-kernels` writes it, whose cubins hold their own names."""
     entries = []
     for spec in catalogue():
-        if spec.name not in NEEDED:
-            continue
-        for dtype in _FLOATS if spec.typed else [None]:
-            for aligned in (True, False):
+        for dtype, aligned in product(_FLOATS, (True, False)):
+            if spec.name in FRAME_KERNELS:
                 cubin = f"{spec.name} {dtype}".encode()
                 file = f"sm_{sm}/{spec.name}-{dtype}-{aligned}.cubin"
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (folder / file).write_bytes(cubin)
-                arguments = []
-                for name, text in spec.arguments.items():
-                    kind, _, multiple = text.partition("/")
-                    divisor = 16 if aligned and (multiple or kind.startswith("*")) else 1
-                    arguments.append({"name": name, "type": kind.replace("D", str(dtype)), "multiple_of": divisor})
-                entries.append(
-                    {
-                        "name": spec.name, "dtype": dtype, "sm": sm, "aligned": aligned, "file": file,
-                        "sha256": hashlib.sha256(cubin).hexdigest(), "entry": spec.function, "arguments": arguments,
-                        "scratch_pointers": 2, "constants": dict(spec.constants), "threads": 128, "shared_bytes": 0,
-                        "grid": [asdict(axis) for axis in spec.grid],
-                    }
-                )  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "kernels": entries}))
+                compiled = {"sm": sm, "entry": spec.function, "shared_bytes": 0}
+                described = describe(spec, dtype, aligned=aligned)
+                entries.append({**described, **compiled, **_write(folder, file, cubin)})
+    table = _write(folder, NOISE_TABLE, gaussian_table().astype("<i2").tobytes())
+    manifest = {"format": FORMAT, "kernels": entries, "noise_table": table}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
+
+
+def _write(folder: Path, file: str, data: bytes) -> dict[str, str]:
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_bytes(data)
+    return {"file": file, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 class FakeDriver:
@@ -69,24 +63,24 @@ class FakeDriver:
         spec = next(spec for spec in catalogue() if spec.name == name)
         arguments = dict(zip(spec.arguments, values, strict=False))
         self.launched.append(name)
-        work: Callable[..., None] = getattr(self, f"_{name}")
-        self._cudart.give(stream, lambda: work(grid, _FLOATS.get(dtype), **arguments))
+        work: Callable[..., None] = getattr(self, f"_{spec.function}")
+        self._cudart.give(stream, lambda: work(grid, _FLOATS[dtype], **arguments))
 
     def _noise_field(
         self, grid: tuple[int, ...], dtype: Any, *, OUT: int, SEEDS: int, ORIGINS: int, TABLE: int,
         channels: int, pixels: int, width: int,
     ) -> None:  # fmt: skip
-        assert dtype in (None, np.float32)
         n, view = grid[1], self._cudart.view
-        out = view(OUT, (n, channels, pixels // width, width), np.float32)
+        out = view(OUT, (n, channels, pixels // width, width), dtype)
+        np.testing.assert_array_equal(view(TABLE, (1 << 16,), np.int16), gaussian_table())
         seeds, origins = view(SEEDS, (n,), np.int64), view(ORIGINS, (n, 2), np.int32)
         for sample, seed, (y, x) in zip(out, seeds, origins, strict=True):
-            NoiseField(int(seed) % (1 << 64)).normal(channels, int(y), int(x), pixels // width, width, out=sample)
+            sample[:] = NoiseField(int(seed) % (1 << 64)).normal(channels, int(y), int(x), pixels // width, width)
 
     def _frame_tiles(
         self, grid: tuple[int, ...], dtype: Any, *, FRAME: int, OUT: int, height: int, width: int, columns: int,
         tile_h: int, tile_w: int, stride_y: int, stride_x: int, halo: int, pixels: int,
-        lanes: int = 0,
+        lanes: int,
     ) -> None:  # fmt: skip
         plan = TilePlan(AxisPlan(height, stride_y, halo, 0), AxisPlan(width, stride_x, halo, 0))
         assert (plan.x.count, plan.count, pixels) == (columns, grid[1], tile_h * tile_w)
@@ -97,13 +91,14 @@ class FakeDriver:
         np.copyto(self._cudart.view(OUT, tiles.shape, dtype), tiles, casting="same_kind")
 
     def _merge_tiles(
-        self, grid: tuple[int, ...], dtype: Any, *, DETAIL: int, FRAME: int, OUT: int, STRENGTH: int, height: int,
-        width: int, rows: int, columns: int, tile_h: int, tile_w: int, stride_y: int, stride_x: int, halo: int,
-        feather: int, blocks: int,
+        self, grid: tuple[int, ...], dtype: Any, *, DETAIL: int, FRAME: int, OUT: int, STRENGTH: int, NOT_FINITE: int,
+        height: int, width: int, rows: int, columns: int, tile_h: int, tile_w: int, stride_y: int, stride_x: int,
+        halo: int, feather: int,
     ) -> None:  # fmt: skip
         plan = TilePlan(AxisPlan(height, stride_y, halo, feather), AxisPlan(width, stride_x, halo, feather))
         assert (plan.y.count, plan.x.count) == (rows, columns)
-        assert grid == (4 * height, columns * blocks, 1)
+        block = merge_columns(stride_x)
+        assert grid == (2 * -(-height // (MERGE_LANES // block)), columns * -(-stride_x // block), 1)
         view = self._cudart.view
         detail = view(DETAIL, (plan.count, 3, 4 * tile_h, 4 * tile_w), dtype)
         frame, out = view(FRAME, (height, width, 3), np.uint8), view(OUT, (4 * height, 4 * width, 3), np.uint8)
@@ -111,4 +106,7 @@ class FakeDriver:
         merger, compositor = TileMerger(plan), DetailCompositor(*plan.largest_region(), np.dtype(np.uint8))
         for index, tile in enumerate(detail):
             bgr = np.ascontiguousarray(tile[::-1].transpose(1, 2, 0), np.float32)
-            compositor.add(frame, plan.finished(index), merger.merge(index, bgr), strength, out)
+            merged = merger.merge(index, bgr)
+            if not np.isfinite(merged).all():
+                view(NOT_FINITE, (1,), np.int32)[0] = 1
+            compositor.add(frame, plan.finished(index), merged, strength, out)

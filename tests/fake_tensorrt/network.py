@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from fake_tensorrt.cudart import FakeCudart
@@ -23,7 +25,10 @@ class World:
     trt: Any
     cudart: FakeCudart
     faults: set[str] = field(default_factory=set)
-    """none, parse, out-of-memory, serialize, deserialize, context, execute, not-finite, wrong-shape, timing-cache."""
+    """none, parse, out-of-memory, serialize, deserialize, context, execute, not-finite, wrong-shape, timing-cache; and
+    no-builder, no-network, no-config, no-profile, no-parser, no-cache, no-timings, no-runtime, no-refitter."""
+    touch: Callable[[np.ndarray], None] | None = None
+    """Changes what engines give, batch by batch."""
     built: list[dict[str, Any]] = field(default_factory=list)
     """What each call of the builder was given."""
     read: set[tuple[str, str]] = field(default_factory=set)
@@ -47,6 +52,11 @@ class Object:
     """Base of all: made with the world it lives in, which a generated class supplies."""
 
     _world: World
+
+    def _fail(self, fault: str) -> None:
+        """As pybind11 does where a constructor of the library gives nothing."""
+        if fault in self._world.faults:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
 
 class ILogger(Object):
@@ -110,6 +120,7 @@ class ParserError(Object):
 
 class OnnxParser(Object):
     def __init__(self, network: Any, logger: Any) -> None:
+        self._fail("no-parser")
         self._network, self._logger = network, logger
         self._errors: list[Any] = []
 
@@ -144,8 +155,8 @@ class ITimingCache(Object):
         self._data = data
         return self
 
-    def serialize(self) -> bytes:
-        return host_memory(self._data + b"+timings")
+    def serialize(self) -> Any:
+        return None if "no-timings" in self._world.faults else host_memory(self._data + b"+timings")
 
 
 class IBuilderConfig(Object):
@@ -175,6 +186,8 @@ class IBuilderConfig(Object):
         return len(self._profiles) - 1
 
     def create_timing_cache(self, data: bytes) -> Any:
+        if "no-cache" in self._world.faults:
+            return None
         return self._world.trt.ITimingCache()._set(bytes(data))
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
@@ -189,25 +202,33 @@ class IBuilderConfig(Object):
 
 class Builder(Object):
     def __init__(self, logger: Any) -> None:
+        self._fail("no-builder")
         self._logger = logger
 
     def create_network(self, flags: int = 0) -> Any:
         assert isinstance(flags, int)
+        if "no-network" in self._world.faults:
+            return None
         network = self._world.trt.INetworkDefinition()
         network._flags = flags
         return network
 
     def create_builder_config(self) -> Any:
-        return self._world.trt.IBuilderConfig()
+        return None if "no-config" in self._world.faults else self._world.trt.IBuilderConfig()
 
     def create_optimization_profile(self) -> Any:
-        return self._world.trt.IOptimizationProfile()
+        return None if "no-profile" in self._world.faults else self._world.trt.IOptimizationProfile()
 
     def build_serialized_network(self, network: Any, config: Any) -> Any:
         world = self._world
+        if not self._typed(network):
+            self._error("the network is not strongly typed, so that FP16 and INT8 would need flags of their own")
+            return None
         world.built.append({"flags": config._flags, "limits": config._limits, "network": network._flags,
                             "level": config.builder_optimization_level, "cache": config._cache,
-                            "compatibility": config.hardware_compatibility_level})  # fmt: skip
+                            "compatibility": config.hardware_compatibility_level,
+                            "verbosity": config.profiling_verbosity,
+                            "shapes": self._shapes(network, config._profiles)})  # fmt: skip
         if config.progress_monitor is not None:
             monitor = config.progress_monitor
             monitor.phase_start("Building Engine", None, 2)
@@ -224,10 +245,16 @@ class Builder(Object):
             return None
         shapes = self._shapes(network, config._profiles)
         header = {"version": world.version, "gpu": world.cudart.name.decode(), "shapes": shapes,
-                  "graph": str(network._path), "stripped": "STRIP_PLAN" in config._flags}  # fmt: skip
+                  "graph": str(network._path), "stripped": "STRIP_PLAN" in config._flags,
+                  "compatibility": getattr(config.hardware_compatibility_level, "name", "NONE")}  # fmt: skip
         text = json.dumps(header).encode()
         graph = b"" if header["stripped"] else network._path.read_bytes()
         return host_memory(MAGIC + len(text).to_bytes(4, "little") + text + graph)
+
+    def _typed(self, network: Any) -> bool:
+        """From 11 on all are."""
+        bit = 1 << int(self._world.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        return int(self._world.version.split(".")[0]) >= 11 or bool(network._flags & bit)
 
     def _shapes(self, network: Any, profiles: list[Any]) -> dict[str, Any]:
         shapes = {}

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Tests and benchmark of the kernels, from the tree: no installation, no network. Usage: sh tests/gpu/run.sh [REPORT.json]
-# PYTHON names an interpreter with torch, Triton, pytest and pytest-benchmark. Takes less than ten minutes on an H200.
+# PYTHON names an interpreter with torch, Triton, pytest and pytest-benchmark. Takes less than ten minutes: what is
+# left when eight are over is not timed, and the report says so.
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/../.." && pwd)
 report=${1:-kernels.json}

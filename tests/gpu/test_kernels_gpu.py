@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_doubles import toy_engine
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -152,13 +153,14 @@ def test_frame_path_replays_its_graph_with_other_frames_seeds_and_strengths(
 ) -> None:
     model, tile = ModelSpec(name="toy"), TileSpec(size=64, halo=16, feather=4, batch=64)
     network = ToyNetwork(model.noise_channels).eval()
-    reference = CudaFramePath(network, model, tile, implementation="reference", device="cpu")
+    engine = toy_engine(model, tile)
+    reference = CudaFramePath(engine, network, implementation="reference", device="cpu")
     expected = {}
     cases = [(photo(90, 70), 1, 1.0), (255 - photo(90, 70), 2**63 + 5, 0.6), (photo(31, 33), 3, 1.0)]
     for i, (frame, seed, strength) in enumerate(cases):
         expected[i] = reference(frame, seed=seed, strength=strength)
     torch.backends.cudnn.allow_tf32 = False
-    path = CudaFramePath(network.cuda(), model, tile, implementation="triton")
+    path = CudaFramePath(engine, network.cuda(), implementation="triton")
     for i, (frame, seed, strength) in enumerate(cases):
         differences = np.abs(path(frame, seed=seed, strength=strength).astype(int) - expected[i].astype(int))
         assert differences.max() <= 1  # convolutions add in another order, and a sum at a tie rounds the other way
@@ -177,10 +179,11 @@ def test_frames_without_and_with_whole_vectors(height: int, width: int, spec: Ti
     for dtype in DTYPES:
         tiles = [frame_tiles(frame, plan, dtype=dtype, implementation=name) for name in ("triton", "reference")]
         assert torch.equal(*tiles)
-    strength = torch.full((1,), 0.7, device="cuda")
+    strength, flag = torch.full((1,), 0.7, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
     got, expected = (
-        merge_tiles(detail, frame, strength, plan, implementation=name) for name in ("triton", "reference")
+        merge_tiles(detail, frame, strength, flag, plan, implementation=name) for name in ("triton", "reference")
     )
+    assert not flag
     differences = (got.int() - expected.int()).abs()
     assert differences.max() <= 1
     assert differences.float().mean() < 1e-3

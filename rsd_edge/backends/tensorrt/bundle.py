@@ -16,7 +16,7 @@ from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.backends.tensorrt.parts import TensorRtPartsEngine
 from rsd_edge.bundle import GRAPH, KERNELS, plan_name, read_manifest
 from rsd_edge.errors import ModelError
-from rsd_edge.kernels.launch import MANIFEST as KERNEL_MANIFEST
+from rsd_edge.kernels.manifest import MANIFEST as KERNEL_MANIFEST
 from rsd_edge.specs import EDGE_FAMILY, EngineSpec, Precision, TileSpec
 
 log = logging.getLogger(__name__)

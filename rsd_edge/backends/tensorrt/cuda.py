@@ -138,15 +138,12 @@ class Cuda:
     def download(self, staged: Staged, stream: int) -> None:
         """Bring what the device wrote to the host."""
         if staged.copied:
-            kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            done = self._api.cudaMemcpyAsync(staged.address, staged.device, staged.host.nbytes, kind, stream)
-            self._do("cudaMemcpyAsync", done)
+            self.fetch(staged.address, staged.device, staged.host.nbytes, stream)
 
-    def download_rows(self, target: int, source: int, row_bytes: int, every: int, rows: int, stream: int) -> None:
-        """Copy one row of `every` from the device to packed rows on the host."""
+    def fetch(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """Copy from the device to pinned memory on the host."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        done = self._api.cudaMemcpy2DAsync(target, row_bytes, source, every * row_bytes, row_bytes, rows, kind, stream)
-        self._do("cudaMemcpy2DAsync", done)
+        self._do("cudaMemcpyAsync", self._api.cudaMemcpyAsync(target, source, nbytes, kind, stream))
 
     def clear(self, address: int, nbytes: int, stream: int) -> None:
         """Fill device memory with zeros."""
@@ -193,7 +190,7 @@ class Cuda:
         if int(status) == 0:
             return results[0] if len(results) == 1 else tuple(results)
         if status == self._api.cudaError_t.cudaErrorMemoryAllocation:
-            wanted = "" if nbytes is None else f" of {nbytes / _MIB:.1f} MiB"
+            wanted = "" if nbytes is None else f" of {_size(nbytes)}"
             raise BackendError(
                 f"the GPU is out of memory: an allocation{wanted} failed; close other programs, "
                 "or use a smaller tile or batch"
@@ -213,6 +210,10 @@ class Staged:
     address: int
     device: int
     copied: bool
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / _MIB:.1f} MiB" if nbytes >= _MIB else f"{nbytes} bytes"
 
 
 def _version(number: int) -> str:

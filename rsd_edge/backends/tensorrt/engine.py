@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket
+from rsd_edge.backends.device_frames import warn_of_lost_tiles
 from rsd_edge.backends.tensorrt.cuda import Cuda, Staged
 from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.backends.tensorrt.plan import Context, Plan, Shape, scratch_for
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SLOTS = 3
 """One is uploaded, one computed, one downloaded and read."""
+REBUILD = "build the engine again in another precision"
 _WARM_UPS = 2
 """Runs before a capture: TensorRT loads kernels and settles on its first ones, which a graph cannot hold."""
 
@@ -239,11 +241,7 @@ def replace_non_finite(detail: Array, what: str) -> int:
     for index in bad:
         detail[index] = 0.0
     if bad:
-        log.warning(
-            "%d of %d tiles from %s were not finite and became plain bicubic; build the engine again in another "
-            "precision if it happens often",
-            len(bad), len(detail), what,
-        )  # fmt: skip
+        warn_of_lost_tiles(len(bad), len(detail), what, REBUILD)
     return len(bad)
 
 

@@ -6,6 +6,7 @@ import importlib
 import logging
 import re
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,24 @@ def make_logger(trt: Any) -> Any:
             return "; ".join(lines[-_TAIL:]) or "TensorRT gave no reason"
 
     return Logger()
+
+
+def created(trt: Any, logger: Any, what: str, make: Callable[[], Any]) -> Any:
+    """What TensorRT makes. Raises BackendError where it makes nothing: it answers None, or its bindings raise."""
+    try:
+        made = make()
+    except (RuntimeError, TypeError) as error:  # pybind11: a factory that returns nothing
+        raise BackendError(_nothing(trt, what, f"{logger.tail()}; {_first_line(error)}")) from error
+    if made is None:
+        raise BackendError(_nothing(trt, what, logger.tail()))
+    return made
+
+
+def _nothing(trt: Any, what: str, why: str) -> str:
+    return (
+        f"TensorRT {trt.__version__} makes no {what} ({why}); check 'rsd-edge doctor', close other programs that use "
+        "the GPU, and start again"
+    )
 
 
 def numpy_dtype(trt: Any, kind: Any) -> np.dtype[Any]:

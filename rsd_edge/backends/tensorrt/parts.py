@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,10 @@ class TensorRtPartsEngine(PartsEngine):
         """See TileEngine; the detail is complete on return."""
         super().submit(lq, noise, detail)
         replace_non_finite(detail, str(self._folder))
+
+    def run_part(self, part: str, inputs: Mapping[str, NDArray[Any]]) -> Array:
+        """What one plan gives for inputs of the batch that the engine was opened for, by their names."""
+        return self._run(part, **inputs)
 
     def close(self) -> None:
         """See TileEngine."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rsd_edge.backends.tensorrt.cuda import Cuda
-from rsd_edge.backends.tensorrt.library import make_logger, numpy_dtype, version_of
+from rsd_edge.backends.tensorrt.library import created, make_logger, numpy_dtype, version_of
 from rsd_edge.errors import BackendError, ModelError
 
 Shape = tuple[int, ...]
@@ -42,7 +42,7 @@ class Plan:
         """
         self.trt, self.path = trt, path
         self.logger = make_logger(trt)
-        self._runtime = trt.Runtime(self.logger)
+        self._runtime = created(trt, self.logger, "runtime", lambda: trt.Runtime(self.logger))
         try:
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         except OSError as error:
@@ -66,8 +66,9 @@ class Plan:
         return Context(self, scratch, shapes)
 
     def _refit(self, weights: Path) -> None:
-        refitter = self.trt.Refitter(self.engine, self.logger)
-        parser = self.trt.OnnxParserRefitter(refitter, self.logger)
+        trt, logger = self.trt, self.logger
+        refitter = created(trt, logger, "refitter", lambda: trt.Refitter(self.engine, logger))
+        parser = created(trt, logger, "parser of weights", lambda: trt.OnnxParserRefitter(refitter, logger))
         if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
             raise ModelError(
                 f"{self.path} cannot be filled with the weights of {weights} ({self.logger.tail()}); build it again"
