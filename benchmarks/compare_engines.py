@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,30 +22,19 @@ import numpy as np
 from rsd_edge import SuperResolver, __version__
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
-from rsd_edge.bench.cost import convolution_flops, convolution_peak
+from rsd_edge.bench.cost import convolution_flops
+from rsd_edge.bench.peaks import convolution_peak
 from rsd_edge.bench.peer import NcnnPeer
-from rsd_edge.bench.timing import Times, take_turns
+from rsd_edge.bench.subjects import tile_run
+from rsd_edge.bench.timing import Effort, Run, Times, take_turns
 from rsd_edge.bundle import resolve_engine, shipped_engines, shipped_precisions
 from rsd_edge.machine import cpu_name
-from rsd_edge.noise import NoiseField
 from rsd_edge.specs import Backend, Precision, TileSpec
-
-Run = Callable[[], object]
 
 TILE = 64
 FRAME = (180, 320)
 TILE_SIZES = (64, 96, 128, 160, 208, 256)
 PEER = "peer"
-
-
-def tile_run(engine: TileEngine, side: int) -> Run:
-    """One tile through an engine, and nothing else."""
-    model = engine.spec.model
-    noise = NoiseField(0).normal(model.noise_channels, 0, 0, side, side)[None]
-    lq = np.clip(NoiseField(1).normal(3, 0, 0, side, side)[None] / 2, -1, 1)
-    detail = np.empty((1, 4 * side, 4 * side, 3), np.float32)
-    engine.prepare(1, side, side)
-    return lambda: engine.collect(engine.submit(lq, noise, detail))
 
 
 def engines_here() -> list[tuple[str, Precision, Backend]]:
@@ -67,14 +55,14 @@ class Comparison:
     """Rows measured together."""
 
     def __init__(self, threads: int, peer: tuple[Path, Path] | None, rounds: int) -> None:
-        self.threads, self.rounds = threads, rounds
+        self.threads, self.effort = threads, Effort(rounds)
         self.peer = NcnnPeer(*peer, threads) if peer else None
         self.peaks: dict[str, float] = {}
 
     def measure_peaks(self) -> dict[str, float]:
         """Best convolution rate of the machine in GFLOP/s (or GOP/s), float32 and INT8."""
         runs = {name: convolution_peak(self.threads, integer=name == "int8") for name in ("fp32", "int8")}
-        times = take_turns({name: run for name, (run, _) in runs.items()}, rounds=self.rounds, runs=3)
+        times = take_turns({name: run for name, (run, _) in runs.items()}, self.effort, runs=3)
         self.peaks = {name: round(runs[name][1] / min(times[name].seconds) / 1e9, 1) for name in runs}
         return self.peaks
 
@@ -90,7 +78,7 @@ class Comparison:
             if self.peer:
                 rgb = np.random.default_rng(0).random((3, TILE, TILE), np.float32)
                 subjects[PEER] = self.peer.network(rgb)
-            times = take_turns(subjects, rounds=self.rounds, runs=10, warm_up=5)
+            times = take_turns(subjects, self.effort, runs=10, warm_up=5)
         return {name: self._row(name, taken, times, flops.get(name)) for name, taken in times.items()}
 
     def frames(self) -> dict[str, Any]:
@@ -106,7 +94,7 @@ class Comparison:
                 subjects[label(name, precision, backend)] = lambda resolver=resolver: resolver(frame, out=out)
             if self.peer:
                 subjects[PEER] = self.peer.network(np.random.default_rng(0).random((3, *FRAME), np.float32))
-            times = take_turns(subjects, rounds=self.rounds)
+            times = take_turns(subjects, self.effort)
         return {name: self._row(name, taken, times, None) for name, taken in times.items()}
 
     def threads_table(self) -> dict[str, Any]:
@@ -118,7 +106,7 @@ class Comparison:
                     for threads in range(1, self.threads + 1):
                         engine = stack.enter_context(self._engine(name, precision, backend, TILE, threads))
                         subjects[f"{name} {precision.value}, {threads} threads"] = tile_run(engine, TILE)
-            times = take_turns(subjects, rounds=self.rounds, warm_up=5)
+            times = take_turns(subjects, self.effort, warm_up=5)
         return {name: taken.summary() for name, taken in times.items()}
 
     def sizes_table(self) -> dict[str, Any]:
@@ -134,7 +122,7 @@ class Comparison:
                     str(side): tile_run(stack.enter_context(engine), side)
                     for side, engine in zip(TILE_SIZES, engines, strict=True)
                 }
-                times = take_turns(subjects, rounds=self.rounds)
+                times = take_turns(subjects, self.effort)
             for side in TILE_SIZES:
                 seconds, useful = times[str(side)].median, side - 2 * halo
                 table[f"{name} {precision.value} {side}x{side}"] = {

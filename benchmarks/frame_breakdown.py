@@ -12,63 +12,27 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, __version__
-from rsd_edge.backends.onnxruntime import OnnxRuntimeEngine
-from rsd_edge.bench.timing import Times
+from rsd_edge.bench.stages import AROUND, ENGINE, stage_clock
+from rsd_edge.bench.timing import Times, time_runs
 from rsd_edge.bundle import shipped_engines
-from rsd_edge.frames import SCALE, ParallelCompositor, bicubic_x4
+from rsd_edge.frames import SCALE, bicubic_x4
 from rsd_edge.machine import cpu_name
 from rsd_edge.opencv import cv2
-from rsd_edge.pipeline import _TileNoise
 from rsd_edge.specs import Precision
 from rsd_edge.stream.images import read_image, write_image
-from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
+from rsd_edge.tiling import TilePlan, plan_tiles
 
-Clock = defaultdict[str, float]
-
-STAGES = {
-    "engine": ((OnnxRuntimeEngine, "submit"),),
-    "gather": ((TileReader, "load"), (TileReader, "read")),
-    "noise": ((_TileNoise, "batch"),),
-    "merge": ((TileMerger, "merge"),),
-    "bicubic and add": ((ParallelCompositor, "add"),),
-}
 FRAMES = ("320x180", "640x360", "1280x720")
 PHOTO = Path(__file__).parents[1] / "assets" / "face.png"
-
-
-@contextmanager
-def stage_clock() -> Iterator[Clock]:
-    """Seconds spent in each stage, by its name, while this is open."""
-    clock: Clock = defaultdict(float)
-
-    def timed(stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return method(*arguments)
-            finally:
-                clock[stage] += time.perf_counter() - began
-
-        return call
-
-    with ExitStack() as stack:
-        for stage, methods in STAGES.items():
-            for owner, name in methods:
-                stack.enter_context(patch.object(owner, name, timed(stage, getattr(owner, name))))
-        yield clock
 
 
 def measure(resolver: SuperResolver, width: int, height: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -77,19 +41,18 @@ def measure(resolver: SuperResolver, width: int, height: int, rounds: int) -> di
     out = np.empty((SCALE * height, SCALE * width, 3), np.uint8)
     resolver(frame, out=out, seed=rounds)
     seconds: dict[str, list[float]] = defaultdict(list)
-    with stage_clock() as clock:
+    with stage_clock(resolver.engine) as clock:
         for seed in range(rounds):
             clock.clear()
             resolver(frame, out=out, seed=seed)
             seconds["noise, first frame"].append(clock["noise"])
             clock.clear()
-            whole = _seconds(lambda seed=seed: resolver(frame, out=out, seed=seed))
-            for stage in STAGES:
+            (whole,) = time_runs(lambda seed=seed: resolver(frame, out=out, seed=seed), 1)
+            for stage in (ENGINE, *AROUND):
                 seconds[stage].append(clock[stage])
-            seconds["all but the engine, later frames"].append(whole - clock["engine"])
+            seconds["all but the engine, later frames"].append(whole - clock[ENGINE])
     _time_files(frame, out, seconds)
-    for _ in range(rounds):
-        seconds["for comparison: bicubic alone"].append(_seconds(lambda: bicubic_x4(frame, out)))
+    seconds["for comparison: bicubic alone"] += time_runs(lambda: bicubic_x4(frame, out), rounds)
     megapixels = SCALE**2 * height * width / 1e6
     return {stage: Times(tuple(taken / megapixels for taken in every)).summary() for stage, every in seconds.items()}
 
@@ -100,14 +63,8 @@ def _time_files(frame: NDArray[np.uint8], result: NDArray[np.uint8], seconds: di
             small, large = Path(folder) / f"small.{suffix}", Path(folder) / f"large.{suffix}"
             write_image(small, frame)
             for _ in range(5):
-                seconds[f"read {suffix}"].append(_seconds(lambda: read_image(small)))  # noqa: B023 (called at once)
-                seconds[f"write {suffix}"].append(_seconds(lambda: write_image(large, result)))  # noqa: B023
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+                seconds[f"read {suffix}"] += time_runs(lambda: read_image(small), 1)  # noqa: B023 (called at once)
+                seconds[f"write {suffix}"] += time_runs(lambda: write_image(large, result), 1)  # noqa: B023
 
 
 def describe(plan: TilePlan) -> dict[str, Any]:

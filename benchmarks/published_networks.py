@@ -14,11 +14,9 @@ leaves the times of a report as they are.
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import json
 import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +31,10 @@ import numpy as np
 
 from rsd_edge import __version__
 from rsd_edge.backends import open_engine
-from rsd_edge.bench.cost import convolution_flops, convolution_peak
-from rsd_edge.bench.timing import Times
+from rsd_edge.bench.cost import convolution_flops
+from rsd_edge.bench.memory import METHOD, peak_megabytes
+from rsd_edge.bench.peaks import convolution_peak
+from rsd_edge.bench.timing import Run, Times
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, resolve_engine
 from rsd_edge.machine import cpu_name
 from rsd_edge.specs import ModelSpec, Precision, PublishedArchitecture, TileSpec
@@ -44,16 +44,11 @@ if TYPE_CHECKING:
 
     from rsd_edge.export.parts import Part
 
-Run = Callable[[], object]
 Runs = dict[str, Run]
 
 TILE = 64
 WHOLE = "whole"
 PEAK = "peak"
-MEMORY_METHOD = (
-    "peak resident memory of a process that holds the runtime and one part, over two runs after loading; taken in "
-    "processes and runs of its own, not in those that were timed"
-)
 PARTS = {ENCODER: "encoder", GENERATOR: "generator", DECODER: "decoder"}
 EDGE = (("edge-s", Precision.FP32), ("edge-s", Precision.INT8), ("edge-n", Precision.FP32), ("edge-n", Precision.INT8))
 PAUSE_SECONDS = 0.3
@@ -224,33 +219,25 @@ def serve(subject: Subject, threads: int, folder: Path, pipe: Connection) -> Non
         pipe.send(time.perf_counter() - began)
 
 
-def peak_megabytes(subject: str, label: str, threads: int, folder: Path) -> float:
-    """Of this process while it runs one part twice, after it was loaded; Linux alone tells."""
+def one_part(subject: str, label: str, threads: int, folder: Path) -> Run:
+    """Nothing but one part of a subject, or all of them."""
     names = [name for name in PARTS if label in (PARTS[name], WHOLE)]
-    run = SUBJECTS[subject].make(threads, folder, names, **SUBJECTS[subject].options)[label]
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is there now
-    for _ in range(2):
-        run()
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak is not None
-    return int(peak[1]) / 1024
+    return SUBJECTS[subject].make(threads, folder, names, **SUBJECTS[subject].options)[label]
 
 
 def measure_memory(threads: int, folder: Path) -> dict[str, Any]:
     """Of each runtime and part, in processes of their own."""
-    context = multiprocessing.get_context("spawn")
     megabytes: dict[str, dict[str, int]] = {}
     for subject, kind in SUBJECTS.items():
         if subject == PEAK:
             continue
         labels = [WHOLE] if kind.make is edge_runs else [*PARTS.values(), WHOLE]
         for label in labels:
-            with context.Pool(1) as pool:
-                found = pool.apply(peak_megabytes, (subject, label, threads, folder))
-            megabytes.setdefault(subject, {})[label] = round(found)
-            click.echo(f"{subject:20} {label:10} {found:7.0f} MB")
-    return {"method": MEMORY_METHOD, "versions": versions(), "peak_mb": megabytes}
+            found = peak_megabytes(one_part, subject, label, threads, folder)
+            assert found is not None
+            megabytes.setdefault(subject, {})[label] = found
+            click.echo(f"{subject:20} {label:10} {found:7} MB")
+    return {"method": METHOD, "versions": versions(), "peak_mb": megabytes}
 
 
 class Workers:

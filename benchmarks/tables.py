@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from rsd_edge.bench.reading import read_report
+from rsd_edge.bench.report import sections
 from rsd_edge.stream.atomic import atomic_file
 
 Rows = Iterable[list[str]]
@@ -29,6 +31,8 @@ QUALITY = {
     "lattice_spread": ("lattice spread", 2),
     "lattice_mean": ("lattice mean", 2),
 }
+BENCH = Path("bench") / "report.json"
+"""Of `rsd-edge bench -o benchmarks/reports/bench`."""
 _FILMS = {"intel_one-by-one-person": "one-by-one-person", "intel_bottle": "bottle", "intel_car": "car"}
 _MARK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -241,6 +245,14 @@ def _temporal(temporal: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def bench_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    """Makers of the tables of a report of `rsd-edge bench`: bench-latency, bench-roofline and so on."""
+    return {
+        f"bench-{section.name}": lambda section=section: table(list(section.head), map(list, section.rows))
+        for section in sections(report)
+    }
+
+
 def _load(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -254,6 +266,8 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     names = ("quality", "engines", "frame-breakdown", "published-networks", "video", "devices")
     tables = Tables(*(_load(reports / f"{name}.json") for name in names))
     tables.add(live_tables(_load(reports / "live.json"), _load(reports / "temporal.json")))
+    if (reports / BENCH).is_file():
+        tables.add(bench_tables(read_report(reports / BENCH)))
     for path in documents:
         filled = tables.fill(path.read_text(encoding="utf-8"))
         with atomic_file(path) as file:

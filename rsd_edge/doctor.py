@@ -1,4 +1,4 @@
-"""What this machine has, what can run here and why the rest cannot. Nothing is changed and nothing is installed."""
+"""What this machine has, what can run here and why the rest cannot. Nothing is installed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ _MIB = 1 << 20
 Facts = dict[str, Any]
 
 
-def examine(folders: Iterable[Path] = ()) -> Facts:
-    """Everything, ready for JSON. folders: bundles, or folders of bundles, to look at besides the usual ones."""
+def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
+    """Everything, ready for JSON. folders: bundles, or folders of bundles, to look at besides the usual ones.
+
+    speed: say what rates to expect, too, for which a few frames may be enlarged.
+    """
     gpu = _gpu()
     backends = {backend.value: _backend(backend) for backend in Backend}
     return {
@@ -47,7 +50,17 @@ def examine(folders: Iterable[Path] = ()) -> Facts:
         "cameras": _cameras(),
         "backends": backends,
         "engines": [_engine(path, backends) for path in sorted(_bundles(folders))],
+        "speed": _speed() if speed else None,
     }
+
+
+def _speed() -> Facts:
+    from rsd_edge.bench.forecast import forecast
+
+    try:
+        return {**forecast(), "problem": None}
+    except RsdEdgeError as error:
+        return {"problem": str(error)}
 
 
 def _gpu() -> Facts:

@@ -61,7 +61,7 @@ class _Batch:
     ticket: Ticket = None
 
 
-class _TileNoise:
+class TileNoise:
     """The noise of a frame's tiles, round by round.
 
     While it is small, all of it is kept: the next frame of a film uses the same. Otherwise only what is in flight.
@@ -99,7 +99,7 @@ class _Workspace:
         self.rounds = -(-plan.count // self._size)
         self.batches = [self._new_batch() for _ in range(min(engine.ahead, self.rounds))]
         noise_shape = (self._size, engine.spec.model.noise_channels, plan.tile_h, plan.tile_w)
-        self.noise = _TileNoise(plan, self.rounds, len(self.batches), noise_shape)
+        self.noise = TileNoise(plan, self.rounds, len(self.batches), noise_shape)
         self.reader = TileReader(plan, dtype)
         self.merger = TileMerger(plan)
         self.compositor = ParallelCompositor(*plan.largest_region(), dtype, pool, engine.threads)

@@ -23,7 +23,7 @@ FOLDERS = {
     "kernels": "rsd_edge/kernels",
 }
 NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
-HEAVY = ("torch", "onnx", "onnxscript", "openvino", "triton", "tensorboard", "scipy", "nvidia")
+HEAVY = ("torch", "onnx", "onnxscript", "openvino", "triton", "tensorboard", "scipy", "nvidia", "matplotlib", "ncnn")
 
 IMPORT_RUNTIME = """
 import importlib, pkgutil, rsd_edge
@@ -118,3 +118,19 @@ def test_a_backend_that_is_not_installed_is_one_line(scripts: Path, tmp_path: Pa
     )
     assert result.stderr.endswith("'rsd-edge[openvino]'\n")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_bench_measures_what_it_can_and_names_the_rest(scripts: Path, tmp_path: Path) -> None:
+    options = ("--model", "edge-n", "--sizes", "40x24", "--threads", "1", "--rounds", "3", "-o", "report")
+    command = (scripts / "rsd-edge", "bench", *options)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "report\n")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "no report.html: the HTML report needs 'matplotlib'; run: pip install 'rsd-edge[bench]'"
+    assert lines[1].startswith("note: operations are not counted and the processor's peaks not measured")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.md"]
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert document["frames"][0]["peak_mb"] > 0
+    assert "gflop" not in document["frames"][0]
+    assert {row["peak"] for row in document["peaks"]} == {"memory copy"}
+    assert document["quality"]["scores"]

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
+from bench_doubles import FakeTime
 from onnx import TensorProto, helper, numpy_helper
 
 from rsd_edge.bench import timing
-from rsd_edge.bench.cost import convolution_flops, convolution_peak
-from rsd_edge.bench.peer import NcnnPeer
-from rsd_edge.bench.timing import Times, take_turns
-from rsd_edge.errors import MissingDependencyError
+from rsd_edge.bench.cost import convolution_flops
+from rsd_edge.bench.memory import peak_megabytes
+from rsd_edge.bench.peaks import convolution_peak, copy_peak, peaks, product_peak
+from rsd_edge.bench.peer import NcnnPeer, bicubic_run, check_peer, peer_run, peers_of
+from rsd_edge.bench.timing import Effort, Times, take_turns
+from rsd_edge.bundle import resolve_engine
+from rsd_edge.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from rsd_edge.models.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -45,6 +54,49 @@ def test_two_operations_a_multiply_add(graph: Path) -> None:
     assert convolution_flops(graph, 2, 8, 6) == 2 * 2 * 12 * (8 * 45 + 6 * 4)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    made = FakeTime()
+    monkeypatch.setattr(timing, "time", made)
+    return made
+
+
+def test_operations_grow_with_the_pixels_alone() -> None:
+    """The bench counts one tile and scales: nothing in a shipped graph may have a fixed cost."""
+    graph = resolve_engine("edge-n").graph_path
+    small, large = (convolution_flops(graph, 1, h, w) for h, w in ((64, 64), (32, 96)))
+    assert large / small == pytest.approx(32 * 96 / 64**2, rel=1e-3)  # the embedding of the time step is constant
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_a_matrix_product_counts_what_it_runs(integer: bool) -> None:
+    run, operations = product_peak(1, integer=integer)
+    (out,) = run()  # type: ignore[misc]
+    assert (out.dtype, out.shape) == (np.int32 if integer else np.float32, (768, 768))
+    assert operations == 2 * 768**3
+
+
+def test_a_copy_counts_bytes_read_and_written() -> None:
+    peak = copy_peak(2)
+    peak.run()
+    assert peak.amount == 2 * (64 << 20)
+    assert peak.rate(0.5) == pytest.approx(2 * 2 * (64 << 20) / 1e9)
+
+
+def test_without_onnx_the_peaks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'rsd-edge\[bench\]'"):
+        peaks(1)
+
+
+def test_memory_is_that_of_the_work() -> None:
+    small, large = (peak_megabytes(bicubic_run, side, side, 1) for side in (16, 1024))
+    if small is None or large is None:
+        pytest.skip("this system does not tell")
+    # The result has 4096 x 4096 x 3 bytes; OpenCV's scratch memory and the source come on top, but not twice as much.
+    assert 48 <= large - small < 96
+
+
 @pytest.mark.parametrize("integer", [False, True])
 def test_the_peak_counts_what_it_runs(integer: bool) -> None:
     run, flops = convolution_peak(1, integer=integer)
@@ -57,11 +109,31 @@ def test_subjects_take_turns_and_warm_up_first(monkeypatch: pytest.MonkeyPatch) 
     calls: list[str] = []
     clock = iter(range(1000))
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: calls.append("pause"))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 0.5 * next(clock))
     subjects = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    times = take_turns(subjects, rounds=2, runs=2, warm_up=1)
+    times = take_turns(subjects, Effort(2), runs=2, warm_up=1)
     assert calls == ["pause", "a", "a", "a", "pause", "b", "b", "b"] * 2
-    assert times["a"].seconds == times["b"].seconds == (1.0,) * 4
+    assert times["a"].seconds == times["b"].seconds == (0.5,) * 4
+
+
+def test_a_budget_ends_after_the_round_that_spends_it(clock: FakeTime) -> None:
+    subjects = {"a": clock.taking(0.4, "a"), "b": clock.taking(0.6, "b")}
+    times = take_turns(subjects, Effort(rounds=100, seconds=9.0), warm_up=0)
+    # A round takes a second and two pauses: after nine of them the budget is spent.
+    assert [len(taken.seconds) for taken in times.values()] == [9, 9]
+    short = take_turns(subjects, Effort(rounds=100, seconds=0.1), warm_up=0)
+    assert [len(taken.seconds) for taken in short.values()] == [3, 3]  # LEAST_ROUNDS
+
+
+def test_what_takes_too_long_sits_out_the_rest(clock: FakeTime) -> None:
+    turns: list[int] = []
+    subjects = {"quick": clock.taking(0.1, "quick"), "slow": clock.taking(20.0, "slow")}
+    times = take_turns(subjects, Effort(rounds=6, patience=60), progress=turns.append)
+    assert len(times["quick"].seconds) == 6
+    assert len(times["slow"].seconds) == 3
+    assert clock.log.count("slow") == 3 + 1  # warmed up in the first round alone
+    assert clock.log.count("quick") == 6 * 2
+    assert turns == list(range(1, 13))
 
 
 def test_the_summary_is_in_milliseconds() -> None:
@@ -69,7 +141,8 @@ def test_the_summary_is_in_milliseconds() -> None:
     assert summary["median"] == 2.0
     assert summary["fastest"] == 1.0
     assert summary["runs"] == 5
-    assert summary["p10"] < summary["median"] < summary["p90"]
+    assert summary["p10"] < summary["median"] < summary["p90"] < summary["p99"] < 100
+    assert summary["p99"] == pytest.approx(100 - 0.04 * 97)  # 0.04 of the way down to the next
 
 
 def test_without_ncnn_the_peer_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,5 +154,44 @@ def test_without_ncnn_the_peer_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(MissingDependencyError, match="pip install ncnn"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .rsd-edge\[peers\]"):
         NcnnPeer(tmp_path / "a.param", tmp_path / "a.bin", 1)
+
+
+def test_bicubic_gives_back_the_threads_of_opencv() -> None:
+    kept = cv2.getNumThreads()
+    bicubic_run(16, 16, kept + 1)()
+    assert cv2.getNumThreads() == kept
+
+
+def test_peers_have_the_names_of_their_files(tmp_path: Path) -> None:
+    for name in ("general.ncnn.param", "general.ncnn.bin", "rsd.safetensors"):
+        (tmp_path / name).touch()
+    files = (tmp_path / "general.ncnn.param", tmp_path / "rsd.safetensors")
+    assert peers_of(files) == {"bicubic": None, "general": files[0], "rsd": files[1]}
+    with pytest.raises(InputError, match="has the name of another one, general"):
+        peers_of((files[0], files[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing.param", "does not exist; give a .param"),
+        ("alone.param", "has no weights; put alone.bin beside it"),
+        ("general.pth", "is neither .*; convert published checkpoints with 'rsd-edge import-weights'"),
+    ],
+)
+def test_other_peers_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    if name != "nothing.param":
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        check_peer(tmp_path / name)
+
+
+def test_a_checkpoint_is_a_peer(tiny_weights: Checkpoint, tmp_path: Path) -> None:
+    from rsd_edge.models.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny_weights)
+    result = peer_run(tmp_path / "tiny.safetensors", 40, 24, 1)()
+    assert isinstance(result, np.ndarray)
+    assert result.shape == (96, 160, 3)

@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str]]
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> tuple[int, str]:
         with pytest.raises(SystemExit) as caught:
-            main(["doctor", *map(str, arguments)])
+            main(["doctor", "--no-speed", *map(str, arguments)])
         return int(caught.value.code or 0), capsys.readouterr().out
 
     return call

@@ -270,7 +270,7 @@ def test_noise_whose_drawing_was_interrupted_is_not_used(
 def test_the_noise_of_a_huge_frame_is_not_kept() -> None:
     for shape, expected in (((180, 320), 6), ((1080, 1920), 135), ((2000, 3000), 2)):
         plan = plan_tiles(*shape, TileSpec(size=160))
-        noise = pipeline._TileNoise(plan, plan.count, 2, (1, 5, plan.tile_h, plan.tile_w))
+        noise = pipeline.TileNoise(plan, plan.count, 2, (1, 5, plan.tile_h, plan.tile_w))
         assert len(noise._batches) == expected
         assert noise._batches.nbytes < 80e6
 

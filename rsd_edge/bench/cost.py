@@ -1,25 +1,18 @@
-"""What a graph has to compute, and what the machine at hand computes at best. Needs onnx, of the extra `export`."""
+"""What a graph has to compute. Needs onnx, of the extras `bench` and `export`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rsd_edge.ort import ort
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
-
-_PEAK_CHANNELS = 128
-_PEAK_SIDE = 64
-_PEAK_LAYERS = 4
-_OPSET = 17
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -60,10 +53,10 @@ def convolutions(graph: Path, n: int, h: int, w: int) -> list[Convolution]:
     given = {item.name for item in model.graph.input}
     wanted = dict.fromkeys(name for node in layers for name in (node.input[0], node.output[0]) if name not in given)
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
-    session = _session(model, threads=0)
-    feeds = {item.name: np.zeros((n, int(item.shape[1]), h, w), np.float32) for item in session.get_inputs()}
+    opened = session(model, threads=0)
+    feeds = {item.name: np.zeros((n, int(item.shape[1]), h, w), np.float32) for item in opened.get_inputs()}
     sizes = {name: value.size for name, value in feeds.items()}
-    sizes |= {name: value.size for name, value in zip(wanted, session.run(list(wanted), feeds), strict=True)}
+    sizes |= {name: value.size for name, value in zip(wanted, opened.run(list(wanted), feeds), strict=True)}
     found = []
     for node in layers:
         weight = node.input[1]
@@ -74,57 +67,8 @@ def convolutions(graph: Path, n: int, h: int, w: int) -> list[Convolution]:
     return found
 
 
-def convolution_peak(threads: int, *, integer: bool) -> tuple[Callable[[], object], int]:
-    """A run of nothing but convolutions that suit any CPU (128 channels, 3x3, 64 x 64), and its operations.
-
-    float32, or U8 x S8 with one weight scale a channel, on ONNX Runtime.
-    """
-    from onnx import TensorProto, helper
-
-    rng = np.random.default_rng(0)
-    shape = (_PEAK_CHANNELS, _PEAK_CHANNELS, 3, 3)
-    nodes, initializers, x = [], [], "x"
-    if integer:
-        initializers += [_tensor("scale", np.float32(0.05)), _tensor("zero", np.uint8(0))]
-        initializers += [
-            _tensor("weight_scale", np.full(_PEAK_CHANNELS, 0.01, np.float32)),
-            _tensor("weight_zero", np.zeros(_PEAK_CHANNELS, np.int8)),
-        ]
-        nodes.append(helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"]))
-        x = "x_q"
-    for layer in range(_PEAK_LAYERS):
-        weight, out = f"w{layer}", f"y{layer}"
-        if integer:
-            initializers.append(_tensor(weight, rng.integers(-64, 64, shape).astype(np.int8)))
-            operands = [x, "scale", "zero", weight, "weight_scale", "weight_zero", "scale", "zero"]
-            nodes.append(helper.make_node("QLinearConv", operands, [out], pads=[1, 1, 1, 1]))
-        else:
-            initializers.append(_tensor(weight, rng.standard_normal(shape).astype(np.float32) / 32))
-            nodes.append(helper.make_node("Conv", [x, weight], [out], pads=[1, 1, 1, 1]))
-        x = out
-    kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
-    size = [1, _PEAK_CHANNELS, _PEAK_SIDE, _PEAK_SIDE]
-    graph = helper.make_graph(
-        nodes,
-        "peak",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, size)],
-        [helper.make_tensor_value_info(x, kind, size)],
-        initializers,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
-    session = _session(model, threads)
-    feeds = {"x": rng.random(size, np.float32)}
-    flops = 2 * _PEAK_LAYERS * math.prod(size) * math.prod(shape[1:])
-    return (lambda: session.run(None, feeds)), flops
-
-
-def _tensor(name: str, value: NDArray[np.generic] | np.generic) -> TensorProto:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(np.asarray(value), name)
-
-
-def _session(model: ModelProto, threads: int) -> ort.InferenceSession:
+def session(model: ModelProto, threads: int) -> ort.InferenceSession:
+    """A graph on ONNX Runtime's CPU provider, whose threads sleep between runs. threads: 0 for all cores."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -1,4 +1,4 @@
-"""A published model to stand beside: any ncnn network with input `data` (RGB in 0..1) and output `output` (x4)."""
+"""What to stand beside: bicubic, published models in ncnn's format, and published checkpoints on torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.errors import MissingDependencyError, ModelError
+from rsd_edge.bench.quality import BICUBIC
+from rsd_edge.bench.subjects import Wish, frame_run, is_checkpoint, picture
+from rsd_edge.bench.timing import Run
+from rsd_edge.errors import InputError, MissingDependencyError, ModelError
+from rsd_edge.frames import SCALE, bicubic_x4
+from rsd_edge.opencv import cv2
+
+GENERAL = "realesr-general-x4v3"
+"""The peer that is asked after first."""
+_PARAM, _WEIGHTS = ".param", ".bin"
 
 
 class NcnnPeer:
-    """Runs whole frames without tiles, as its authors do for small ones."""
+    """Any ncnn network with input `data` (RGB in 0..1) and output `output` (x4).
+
+    Runs whole frames without tiles, as its authors do for small ones.
+    """
 
     def __init__(self, param: Path, weights: Path, threads: int) -> None:
         """Raises MissingDependencyError without ncnn, ModelError for files that it cannot load."""
         try:
             import ncnn
         except ModuleNotFoundError as error:
-            raise MissingDependencyError("the peer needs 'ncnn'; run: pip install ncnn") from error
+            raise MissingDependencyError("the peer needs 'ncnn'; run: pip install 'rsd-edge[peers]'") from error
         self._ncnn = ncnn
         self._net = ncnn.Net()
         self._net.opt.num_threads = threads
@@ -42,3 +54,62 @@ class NcnnPeer:
             return np.asarray(extractor.extract("output")[1], np.float32)
 
         return run
+
+
+def check_peer(path: Path) -> None:
+    """Raises InputError for a file that `peer_run` does not take."""
+    if not path.is_file():
+        raise InputError(f"peer {path} does not exist; give a .param of ncnn or a .safetensors of import-weights")
+    if path.suffix == _PARAM:
+        if not path.with_suffix(_WEIGHTS).is_file():
+            raise InputError(f"peer {path} has no weights; put {path.with_suffix(_WEIGHTS).name} beside it")
+    elif not is_checkpoint(str(path)):
+        raise InputError(
+            f"peer {path} is neither a .param of ncnn nor a .safetensors; convert published checkpoints with "
+            "'rsd-edge import-weights'"
+        )
+
+
+def peer_name(path: Path) -> str:
+    """Of a peer's file, without the endings."""
+    return path.name.partition(".")[0]
+
+
+def peer_run(path: Path, width: int, height: int, threads: int) -> Run:
+    """A frame through a published model, from uint8 to uint8. Raises what opening it raises."""
+    if is_checkpoint(str(path)):
+        return frame_run(Wish(str(path)).load(threads), width, height)
+    peer, frame = NcnnPeer(path, path.with_suffix(_WEIGHTS), threads), picture(width, height)
+    return lambda: peer(frame)
+
+
+def bicubic_run(width: int, height: int, threads: int) -> Run:
+    """OpenCV's bicubic enlargement, on so many of its threads."""
+    frame, out = picture(width, height), np.empty((SCALE * height, SCALE * width, 3), np.uint8)
+
+    def run() -> None:
+        kept = cv2.getNumThreads()
+        cv2.setNumThreads(threads)
+        try:
+            bicubic_x4(frame, out)
+        finally:
+            cv2.setNumThreads(kept)
+
+    return run
+
+
+def open_peer(path: Path | None, width: int, height: int, threads: int) -> Run:
+    """For `peak_megabytes`, too. path: None for bicubic."""
+    return bicubic_run(width, height, threads) if path is None else peer_run(path, width, height, threads)
+
+
+def peers_of(files: tuple[Path, ...]) -> dict[str, Path | None]:
+    """Bicubic and the published models of these files, by name. Raises InputError as `check_peer`, and for a name
+    that comes twice."""
+    found: dict[str, Path | None] = {BICUBIC: None}
+    for path in files:
+        check_peer(path)
+        if peer_name(path) in found:
+            raise InputError(f"peer {path} has the name of another one, {peer_name(path)}; rename one of the files")
+        found[peer_name(path)] = path
+    return found

@@ -13,6 +13,8 @@ from rsd_edge import __version__
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
 
 FAILED = 2
+SLOWER = 3
+"""Of `rsd-edge bench --compare`."""
 INTERRUPTED = 130
 
 _OF_GRAPHS = ("onnx", "onnx_ir")
@@ -26,6 +28,7 @@ class _Entry(NamedTuple):
 
 _COMMANDS = {
     "run": _Entry("rsd_edge.cli.run", "Upscale images, videos and folders of both."),
+    "bench": _Entry("rsd_edge.cli.bench", "Measure how fast engines are here, and compare runs."),
     "eval": _Entry("rsd_edge.cli.evaluate", "Score any results, a model or an engine on a test set."),
     "build-engine": _Entry("rsd_edge.cli.build_engine", "Compile a trained model into an engine bundle."),
     "build-kernels": _Entry("rsd_edge.cli.build_kernels", "Compile the GPU kernels ahead of time."),
@@ -72,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 if all went well, 2 with one line on stderr if not, 130 after Ctrl-C."""
     words = None if arguments is None else list(arguments)
     try:
-        code = cli.main(words, prog_name="rsd-edge", standalone_mode=False)
+        given = sys.argv[1:] if words is None else words
+        code = cli.main(words, prog_name="rsd-edge", standalone_mode=False, obj=given)
     except ImportError as error:
         if _met_ctrl_c(error):
             sys.exit(_interrupted())

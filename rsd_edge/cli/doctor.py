@@ -18,16 +18,18 @@ from rsd_edge.specs import Backend
 @click.option(
     "--backend", type=click.Choice([backend.value for backend in Backend]), help="Fail if this one cannot run."
 )
+@click.option("--no-speed", is_flag=True, help="Leave out the rates to expect, which may take a few seconds.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def command(folders: tuple[Path, ...], backend: str | None, as_json: bool) -> int:
+def command(folders: tuple[Path, ...], backend: str | None, no_speed: bool, as_json: bool) -> int:
     """Tell what this machine has: GPU, TensorRT, video, cameras; which engines can run, and why others cannot.
 
     FOLDERs with engines are looked at besides those of the package, of --auto-build and ./engines. With --backend, the
-    exit code is 2 if that backend cannot run here.
+    exit code is 2 if that backend cannot run here. The frames a second to expect come from the last report of
+    `rsd-edge bench`, or from a few small frames enlarged now.
     """
     from rsd_edge.doctor import examine
 
-    facts = examine(folders)
+    facts = examine(folders, speed=not no_speed)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
     return FAILED if backend is not None and not facts["backends"][backend]["usable"] else 0
 
@@ -57,6 +59,19 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"backend     {name}: {'usable' if backend['usable'] else backend['problem']}"
     for engine in facts["engines"]:
         yield f"engine      {_engine(engine)}"
+    if facts["speed"] is not None:
+        yield f"speed       {_speed(facts['speed'], cpu['cores'])}"
+
+
+def _speed(speed: dict[str, Any], cores: int) -> str:
+    if speed["problem"]:
+        return str(speed["problem"])
+    busy = f"; but the machine is busy: load {speed['load']}" if (speed["load"] or 0) > cores else ""
+    rates = ", ".join(f"{size} {rate:g}" for size, rate in speed["fps"].items())
+    return (
+        f"{speed['engine']}, {speed['threads']} threads, frames a second to expect: {rates} "
+        f"(off by up to {speed['error']:.0%} on sizes held out; {speed['source']}{busy})"
+    )
 
 
 def _engine(engine: dict[str, Any]) -> str:
