@@ -278,3 +278,20 @@ def published_states() -> dict[str, dict[str, torch.Tensor]]:
     first = "input_blocks.0.0.weight"
     states["teacher"] = {**states["student"], first: states["student"][first][:, :6].clone()}
     return states
+
+
+@pytest.fixture
+def typed_within_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is typed keeps the rules of every version of TensorRT."""
+    from rsd_edge.export import typed
+    from rsd_edge.export.lint import lint
+
+    make = typed.halved
+
+    def checked(*arguments: Any) -> Any:
+        model = make(*arguments)
+        for version in ("10.3", "10.16", "11.4"):
+            assert lint(model, version) == []
+        return model
+
+    monkeypatch.setattr(typed, "halved", checked)

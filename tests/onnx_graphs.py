@@ -10,7 +10,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from rsd_edge.export.gate import Gate
+from rsd_edge.export.ranges import Method
+from rsd_edge.export.typed import TypedGraph, typed_graph
+
 WIDTH = 16
+HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+OPEN = Gate(0, 0, 0)
 
 
 def make_model(
@@ -88,3 +94,23 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """Element types of all tensors that are not constants."""
     every = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     return {item.name: item.type.tensor_type.elem_type for item in every}
+
+
+def fp16(model: onnx.ModelProto, **options: Any) -> TypedGraph:
+    """The graph typed in FP16, calibrated and judged on `feeds`."""
+    return typed_graph(model, "fp16", feeds(), peak=None, **options)
+
+
+def int8(model: onnx.ModelProto, **options: Any) -> TypedGraph:
+    """The graph typed in INT8, whatever its closeness."""
+    return typed_graph(model, "int8", feeds(), peak=None, gate=OPEN, methods=(Method.MINMAX,), **options)
+
+
+def relu(source: str) -> onnx.NodeProto:
+    """A Relu whose name and result are those of its source and `_r`."""
+    return helper.make_node("Relu", [source], [f"{source}_r"], name=f"{source}_r")
+
+
+def input_of(model: onnx.ModelProto, node: str, position: int = 0) -> str:
+    """The name of what a node reads."""
+    return node_named(model, node).input[position]

@@ -11,17 +11,23 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 from onnx_graphs import (
+    HALF,
+    SINGLE,
     WIDTH,
     between_convs,
     constant,
     conv,
     feeds,
+    fp16,
+    input_of,
+    int8,
     make_model,
     maker_of,
     node_named,
     quantised_source,
+    relu,
     types_of,
 )
 
@@ -29,52 +35,16 @@ from rsd_edge.errors import BackendError, InputError
 from rsd_edge.export.calibration import calibration_samples, held_out_samples
 from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.export.gate import Gate
-from rsd_edge.export.islands import HALF_MAX, OVERFLOW_SHARE
 from rsd_edge.export.lint import lint
 from rsd_edge.export.onnx_export import export_tile
 from rsd_edge.export.quantize import batches_of
-from rsd_edge.export.ranges import Method
 from rsd_edge.export.rounding import rounded, run_graph
 from rsd_edge.export.typed import TypedGraph, typed_graph
 from rsd_edge.export.typed_prepare import OPSET, prepared, with_sizes
 from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.edge_tile import edge_tile
 
-HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
-OPEN = Gate(0, 0, 0)
-VERSIONS = ("10.3", "10.16", "11.4")
-
-
-def fp16(model: onnx.ModelProto, **options: Any) -> TypedGraph:
-    return typed_graph(model, "fp16", feeds(), peak=None, **options)
-
-
-def int8(model: onnx.ModelProto, **options: Any) -> TypedGraph:
-    return typed_graph(model, "int8", feeds(), peak=None, gate=OPEN, methods=(Method.MINMAX,), **options)
-
-
-def relu(source: str) -> onnx.NodeProto:
-    return helper.make_node("Relu", [source], [f"{source}_r"], name=f"{source}_r")
-
-
-def input_of(model: onnx.ModelProto, node: str, position: int = 0) -> str:
-    return node_named(model, node).input[position]
-
-
-@pytest.fixture(autouse=True)
-def no_findings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is typed here keeps the rules of every version."""
-    from rsd_edge.export import typed
-
-    make = typed.halved
-
-    def checked(*arguments: Any) -> onnx.ModelProto:
-        model = make(*arguments)
-        for version in VERSIONS:
-            assert lint(model, version) == []
-        return model
-
-    monkeypatch.setattr(typed, "halved", checked)
+pytestmark = pytest.mark.usefixtures("typed_within_the_rules")
 
 
 def test_convolutions_compute_in_fp16_between_fp32_ends() -> None:
@@ -277,141 +247,6 @@ def test_attention_keeps_its_products_in_fp16_and_its_softmax_in_fp32() -> None:
         assert kernel.attribute[0].i == 1  # the columns of a matrix are its output channels
 
 
-def test_group_norm_is_an_fp32_island_with_casts_around_it() -> None:
-    weights: dict[str, NDArray[Any]] = {
-        "groups": np.array([0, 4, -1], np.int64),
-        "one": np.ones(4, np.float32),
-        "none": np.zeros(4, np.float32),
-        "gain": np.full((WIDTH, 1, 1), 2, np.float32),
-    }
-    nodes = [
-        helper.make_node("Reshape", ["first", "groups"], ["grouped"], name="grouped"),
-        helper.make_node("InstanceNormalization", ["grouped", "one", "none"], ["normed"], name="normed"),
-        helper.make_node("Shape", ["first"], ["sizes"], name="sizes"),
-        helper.make_node("Reshape", ["normed", "sizes"], ["ungrouped"], name="ungrouped"),
-        helper.make_node("Mul", ["ungrouped", "gain"], ["scaled"], name="scaled"),
-    ]
-    typed = fp16(between_convs(nodes, "scaled", weights))
-    types = types_of(typed.model)
-    assert typed.report["fp32_islands"] == {"normed": "normalisation"}
-    assert types["normed"] == SINGLE
-    assert {types[name] for name in ("grouped", "ungrouped", "scaled")} == {HALF}
-    assert constant(typed.model, input_of(typed.model, "normed", 1)).dtype == np.float32
-    assert constant(typed.model, input_of(typed.model, "scaled", 1)).dtype == np.float16
-
-
-@pytest.mark.parametrize(("gain", "island"), [(100.0, False), (1e4, True)])
-def test_what_calibration_saw_near_the_limit_stays_fp32(gain: float, island: bool) -> None:
-    """Both the node that makes it and the one that reads it."""
-    weights: dict[str, NDArray[Any]] = {"up": np.float32(gain), "down": np.float32(1 / gain)}
-    nodes = [
-        relu("first"),  # without it, the factor would go into the weights before
-        helper.make_node("Mul", ["first_r", "up"], ["loud"], name="loud"),
-        helper.make_node("Mul", ["loud", "down"], ["quiet"], name="quiet"),
-    ]
-    typed = fp16(between_convs(nodes, "quiet", weights))
-    assert set(typed.report["fp32_islands"]) == ({"loud", "quiet"} if island else set())
-    assert types_of(typed.model)["loud"] == (SINGLE if island else HALF)
-    limit = OVERFLOW_SHARE * HALF_MAX
-    assert (typed.report["largest_activation"] > limit) is island
-
-
-def test_constants_that_fp16_cannot_hold_stay_fp32() -> None:
-    weights: dict[str, NDArray[Any]] = {"huge": np.float32(1e5)}
-    nodes = [helper.make_node("Min", ["first", "huge"], ["capped"], name="capped")]
-    typed = fp16(between_convs(nodes, "capped", weights))
-    assert typed.report["fp32_islands"]["capped"].startswith("has constants beyond")
-
-
-def test_the_distance_to_codes_is_fp32() -> None:
-    """Codes a hundredth apart: FP16 would choose wrong ones."""
-    rng = np.random.default_rng(1)
-    codes = (3 + 0.01 * rng.standard_normal((32, WIDTH))).astype(np.float32)
-    weights: dict[str, NDArray[Any]] = {
-        "codes": codes,
-        "codes_t": np.ascontiguousarray(codes.T),
-        "half_norms": (codes**2).sum(1) / 2,
-        "flat": np.array([0, WIDTH, -1], np.int64),
-        "after": np.array([0, WIDTH, 8, 8], np.int64),
-    }
-    nodes = [
-        helper.make_node("Reshape", ["x", "flat"], ["columns"], name="columns"),
-        helper.make_node("Transpose", ["columns"], ["pixels"], name="pixels", perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["pixels", "codes_t"], ["products"], name="products"),
-        helper.make_node("Sub", ["half_norms", "products"], ["distances"], name="distances"),
-        helper.make_node("ArgMin", ["distances"], ["nearest"], name="nearest", axis=2, keepdims=0),
-        helper.make_node("Gather", ["codes", "nearest"], ["chosen"], name="chosen", axis=0),
-        helper.make_node("Transpose", ["chosen"], ["latent"], name="latent", perm=[0, 2, 1]),
-        helper.make_node("Reshape", ["latent", "after"], ["z"], name="z"),
-        conv("last", "z", weights),
-    ]
-    model = make_model(nodes, weights, {"x": ("n", WIDTH, 8, 8)}, ("last",))
-    near = [{"x": codes.T[None, :, :32].repeat(2, axis=2).reshape(1, WIDTH, 8, 8)}]
-    typed = typed_graph(model, "fp16", near, peak=None)
-    reason = "feeds an index or an angle"
-    islands = ("columns", "pixels", "products", "distances", "nearest")
-    assert typed.report["fp32_islands"] == dict.fromkeys(islands, reason)
-    assert types_of(typed.model)["chosen"] == HALF
-    assert typed.report["closeness"]["psnr_db"] > 60  # every pixel has its code
-
-
-def test_angles_are_fp32() -> None:
-    weights: dict[str, NDArray[Any]] = {"rates": np.float32([[1.0, 0.1]]), "last": np.ones((2, 2), np.float32)}
-    nodes = [
-        helper.make_node("Mul", ["t", "rates"], ["angles"], name="angles"),
-        helper.make_node("Cos", ["angles"], ["cosines"], name="cosines"),
-        helper.make_node("MatMul", ["cosines", "last"], ["y"], name="y"),
-    ]
-    model = make_model(nodes, weights, {"t": (1, 1)})
-    typed = typed_graph(model, "fp16", [{"t": np.float32([[14]])}], peak=1)
-    assert set(typed.report["fp32_islands"]) == {"angles", "cosines"}
-
-
-def test_rounding_is_that_of_fp16() -> None:
-    """ONNX Runtime's CPU provider would compute the typed graph in FP32 and see neither of the two."""
-    weights: dict[str, NDArray[Any]] = {"gain": np.float32(100), "third": np.float32(1 / 3)}
-    nodes = [
-        helper.make_node("Mul", ["x", "third"], ["part"], name="part"),
-        helper.make_node("Mul", ["part", "gain"], ["more"], name="more"),
-        helper.make_node("Mul", ["more", "gain"], ["y"], name="y"),
-    ]
-    x = np.float32([1, 7, 10])
-    half = x.astype(np.float16) * np.float16(1 / 3)
-    expected = ((half * np.float16(100)) * np.float16(100)).astype(np.float32)
-    model = make_model(nodes, weights, {"x": (3,)})
-    typed = typed_graph(model, "fp16", [{"x": np.float32([0.01, 0.02, 0.03])}], gate=OPEN, peak=1).model
-    np.testing.assert_array_equal(run_graph(rounded(typed), [{"x": x}]), expected)
-    beyond = run_graph(rounded(typed), [{"x": 10 * x}])
-    assert np.isinf(beyond[1:]).all()
-
-
-def test_a_graph_that_overflows_misses_its_gate() -> None:
-    """Held-out values a hundred times those of calibration."""
-    weights: dict[str, NDArray[Any]] = {"up": np.float32(300), "down": np.float32(1 / 300)}
-    nodes = [
-        helper.make_node("Mul", ["x", "up"], ["loud"], name="loud"),
-        helper.make_node("Mul", ["loud", "down"], ["y"], name="y"),
-    ]
-    model = make_model(nodes, weights, {"x": (4,)})
-    quiet, loud = ({"x": np.float32([1, -2, 3, 4]) * gain} for gain in (1, 100))
-    with pytest.raises(BackendError, match=r"FP16 stays outside its gate .* use --backend onnxruntime"):
-        typed_graph(model, "fp16", [quiet], held_out=[loud], peak=800)
-
-
-def test_nodes_that_fp16_is_too_coarse_for_become_fp32() -> None:
-    """At 1000 a step of FP16 is a half: what is lost there is missing when the thousand is gone."""
-    weights: dict[str, NDArray[Any]] = {"high": np.float32(1000)}
-    nodes = [
-        relu("first"),
-        helper.make_node("Add", ["first_r", "high"], ["lifted"], name="lifted"),
-        helper.make_node("Sub", ["lifted", "high"], ["dropped"], name="dropped"),
-    ]
-    typed = fp16(between_convs(nodes, "dropped", weights))
-    assert set(typed.report["layers_in_float"]) == {"lifted", "dropped"}
-    assert types_of(typed.model)["lifted"] == SINGLE
-    assert typed.report["closeness"]["psnr_db"] >= 60
-
-
 def terrible(weights: dict[str, NDArray[Any]]) -> onnx.ModelProto:
     """Three integer layers, of which the middle one spends its integers on a channel that is always zero."""
     names = ("harmless", "terrible", "fine")
@@ -493,7 +328,7 @@ def typed_tiles(tile: onnx.ModelProto, tiny_weights: Checkpoint) -> dict[str, Ty
 def test_the_edge_tile_can_be_typed(typed_tiles: dict[str, TypedGraph], precision: str, tmp_path: Path) -> None:
     typed = typed_tiles[precision]
     model = with_sizes(typed.model, {"h": 32, "w": 32})
-    for version in VERSIONS:
+    for version in ("10.3", "10.16", "11.4"):
         assert lint(model, version) == []
     sizes = {
         item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
