@@ -245,6 +245,23 @@ def _temporal(temporal: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def objective_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    """Maker of the table of the objectives side by side, the first seed of each."""
+    columns = {
+        "lpips_squeeze": ("LPIPS-squeeze", 4),
+        "psnr_y": ("PSNR-Y", 2),
+        "lattice_spread": ("lattice spread", 2),
+        "lattice_mean": ("lattice mean", 2),
+        "lattice8_mean": ("lattice mean, period 8", 2),
+        "seed_std": ("between noises, levels", 1),
+    }
+    rows = [
+        [name, *(_number(runs[0][key], digits) for key, (_, digits) in columns.items())]
+        for name, runs in report["rows"].items()
+    ]
+    return {"objectives": lambda: table(["objective", *(title for title, _ in columns.values())], rows)}
+
+
 def bench_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
     """Makers of the tables of a report of `rsd-edge bench`: bench-latency, bench-roofline and so on."""
     return {
@@ -266,6 +283,7 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     names = ("quality", "engines", "frame-breakdown", "published-networks", "video", "devices")
     tables = Tables(*(_load(reports / f"{name}.json") for name in names))
     tables.add(live_tables(_load(reports / "live.json"), _load(reports / "temporal.json")))
+    tables.add(objective_tables(_load(reports / "objectives.json")))
     if (reports / BENCH).is_file():
         tables.add(bench_tables(read_report(reports / BENCH)))
     for path in documents:
