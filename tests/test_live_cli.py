@@ -99,6 +99,18 @@ def test_signals_leave_a_playable_file_and_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
+def test_a_second_signal_does_not_wait_and_leaves_no_half_file(toy_bundle: Path, tmp_path: Path) -> None:
+    with running(toy_bundle, "-o", str(tmp_path / "out.mkv")) as process:
+        wait_for_part(tmp_path)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.02)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 143
+    assert "Traceback" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
+
+
 def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.mkv"
     limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150000, 150000)); "
@@ -108,7 +120,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Pat
     assert ended.returncode == 2
     assert ended.stderr.count("error:") == 1
     assert "Traceback" not in ended.stderr
-    assert "s are kept there" in ended.stderr
+    assert re.search(r"what could be written of the first \d\.\d s is kept there", ended.stderr)
     assert frames_in(target) > 3
     assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
 
@@ -157,6 +169,9 @@ def test_mistakes_are_told_in_one_line(toy_bundle: Path, tmp_path: Path, capsys:
         ("--camera", "test", "photo.png", "-o", "null"): "exclude each other",
         ("--camera", "test", "--max-outage", "0", "-o", "null"): "max-outage is 0",
         ("--camera", "test", "--serve", "x", "-o", "null"): "serve is 'x'",
+        ("--camera", "test", "--size", "9x9", "--strip", "-o", "null"): "--size, --strip: not for cameras",
+        ("--camera", "test", "--crf", "20", "-o", "null"): "--crf: for videos; end -o in .mkv or .mp4",
+        ("--camera", "test", "--serve-token", "abcdefgh", "-o", "null"): "--serve-token needs --serve",
         ("photo.png",): "Missing option '-o'",
         ("photo.png", "-o", "out.png", "--serve", "8080"): "--serve: for cameras; add --camera, or leave it out",
         ("-o", "out.png"): "Missing argument 'INPUT...'",

@@ -25,6 +25,7 @@ from rsd_edge.live.statistics import Statistics
 
 pytest.importorskip("aiohttp")
 
+from rsd_edge.live import server
 from rsd_edge.live.server import PageSink
 
 
@@ -120,12 +121,15 @@ def test_other_sites_and_wrong_tokens_are_refused() -> None:
     assert not local.admits("127.0.0.1:8080", "http://evil.example", None)
     assert not local.admits("evil.example:8080", "http://evil.example:8080", None)  # a name that points here
     assert not local.admits(None, None, None)
+    assert not local.admits("127.0.0.1:8080", "null", None)  # a sandboxed frame of any site
+    assert not local.admits("127.0.0.1:8080", "http://[::1", None)
     wide = Address.parse("0.0.0.0:8080", "right-token")
     assert wide.admits("10.0.0.5:8080", None, "right-token")
     assert not wide.admits("10.0.0.5:8080", None, None)
     assert not wide.admits("10.0.0.5:8080", None, "wrong-token")
     assert not wide.admits("127.0.0.1:8080", None, None)
     assert not wide.admits("10.0.0.5:8080", "http://evil.example", "right-token")
+    assert not wide.admits("10.0.0.5:8080", None, "right-token\udcff")  # a byte that is no text
 
 
 def test_without_its_library_the_cure_is_told(monkeypatch: pytest.MonkeyPatch, statistics: Statistics) -> None:
@@ -140,8 +144,9 @@ def test_the_page_and_its_numbers_are_served(page: PageSink) -> None:
     for path, start in (("", b"<!doctype html>"), ("live.js", b'"use strict"'), ("live.css", b":root")):
         status, body = get(page.url + path)
         assert (status, body[: len(start)]) == (200, start)
-    time.sleep(0.3)
-    found = json.loads(get(page.url + "stats.json")[1])
+    deadline = time.monotonic() + 10
+    while (found := json.loads(get(page.url + "stats.json")[1]))["signal"] != "live" and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert (found["camera"], found["signal"], found["result"]) == ("test", "live", [64, 48])
     assert b"rsd_edge_sr_fps " in get(page.url + "metrics")[1]
     status, body = get(page.url + "snapshot.png")
@@ -209,6 +214,26 @@ def test_clients_that_take_nothing_slow_nobody_and_have_bounded_room(statistics:
     # Leaving a result there is a call into another thread; tens of milliseconds are what a busy machine adds to it.
     assert feed.slowest < 0.2
     assert not sink._thread.is_alive()
+
+
+def test_snapshots_that_nobody_takes_have_bounded_room(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_MOST_SNAPSHOTS", 1)
+    sink = PageSink(Address.parse("0"), "test", statistics)
+    pixels = np.random.default_rng(0).integers(0, 256, (1920, 2560, 3), np.uint8)  # 15 MB: more than sockets hold
+    sink.write(LiveResult(LiveFrame(0, 0.0, np.zeros((480, 640, 3), np.uint8)), pixels))
+    address = ("127.0.0.1", int(sink.url.rsplit(":", 1)[1].strip("/")))
+    try:
+        with socket.create_connection(address) as lazy:
+            lazy.sendall(b"GET /snapshot.png HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert lazy.recv(8) == b"HTTP/1.1"
+            assert get(sink.url + "snapshot.png")[0] == 503
+            assert get(sink.url + "stats.json")[0] == 200
+        deadline = time.monotonic() + 10
+        while (status := get(sink.url + "snapshot.png")[0]) == 503 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert status == 200
+    finally:
+        sink.close()
 
 
 def test_nothing_is_left_after_closing_with_clients(statistics: Statistics) -> None:

@@ -16,7 +16,7 @@ import pytest
 from rsd_edge.errors import MissingDependencyError, OutputError
 from rsd_edge.live.clock import SystemClock
 from rsd_edge.live.frames import LiveFrame, LiveResult
-from rsd_edge.live.recording import VideoSink
+from rsd_edge.live.recording import VideoSink, cut_torn_fragment
 from rsd_edge.live.sinks import ImageSequenceSink, VirtualCameraSink, WindowSink
 from rsd_edge.stream.images import read_image
 from rsd_edge.video.settings import VideoSettings
@@ -64,6 +64,30 @@ def test_nothing_is_left_of_a_recording_without_frames(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_left_of_a_recording_whose_encoder_does_not_exist(tmp_path: Path) -> None:
+    sink = VideoSink(tmp_path / "out.mkv", VideoSettings(codec="nonsense"), "test")
+    with pytest.raises(OutputError, match="nonsense is not in this FFmpeg"):
+        sink.write(result(0, 0.0))
+    sink.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_fragment_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    sink = VideoSink(path, VideoSettings(), "test", 2.0)
+    for index in range(12):  # a key frame, and with it a fragment, every two seconds
+        sink.write(result(index, index / 2))
+    sink.close()
+    whole = path.read_bytes()
+    starts = [at - 4 for at in range(len(whole)) if whole.startswith(b"moof", at)]
+    cut_torn_fragment(path)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[: starts[-1] + 150])
+    cut_torn_fragment(path)
+    assert path.stat().st_size == starts[-1]
+    assert 8 <= len(frames_of(path)) < 12
+
+
 def test_what_cannot_be_recorded_is_told_before_the_first_frame(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"whose frames have times; use one of \.mp4"):
         VideoSink(tmp_path / "out.avi", VideoSettings(), "test")
@@ -94,7 +118,7 @@ def test_a_full_disk_leaves_what_can_be_played(tmp_path: Path, suffix: str, monk
 
     def limited(path: Any, *arguments: Any, **options: Any) -> Any:
         file = opened(path, *arguments, **options)
-        return FullDisk(file, 60000) if ".part" in str(path) else file
+        return FullDisk(file, 60000) if ".part" in str(path) and arguments == ("w+b",) else file
 
     monkeypatch.setattr(builtins, "open", limited)
     sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0)
@@ -105,7 +129,7 @@ def test_a_full_disk_leaves_what_can_be_played(tmp_path: Path, suffix: str, monk
             noise = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
             sink.write(LiveResult(result(index, index / 25).frame, noise))
 
-    with pytest.raises(OutputError, match=r"the disk is full.*s are kept there") as raised:
+    with pytest.raises(OutputError, match=r"the disk is full.*s is kept there") as raised:
         record()
     assert raised.value.errno == errno.ENOSPC
     with pytest.raises(OutputError):
@@ -115,6 +139,12 @@ def test_a_full_disk_leaves_what_can_be_played(tmp_path: Path, suffix: str, monk
     assert 5 < len(found) < 400
     assert [path.name for path in tmp_path.iterdir()] == [f"out{suffix}"]
     sink.close()  # once more does nothing
+
+
+def test_names_of_images_need_a_number(tmp_path: Path) -> None:
+    for name in ("x_%s.png", "%d_%d.png", "100%%.png", "%q.png"):
+        with pytest.raises(OutputError, match="needs one number such as %06d"):
+            ImageSequenceSink(tmp_path / name)
 
 
 def test_images_are_numbered(tmp_path: Path) -> None:

@@ -37,7 +37,18 @@ def test_sources_are_told_apart() -> None:
         assert source.name == device
     for url in ("rtsp://10.0.0.2/live", "http://host/x.mjpg", "tcp://host:99", "udp://@:1234"):
         assert isinstance(open_source(url, clock), StreamSource)
-    for text in ("", "test:4x4@1", "test:64x48@0", "gst:", "csi://x", "ftp://host/x", "rtsp://", "file.mp4", "-1"):
+    for text in (
+        "",
+        'gst:"videotestsrc',
+        "test:4x4@1",
+        "test:64x48@0",
+        "gst:",
+        "csi://x",
+        "ftp://host/x",
+        "rtsp://",
+        "file.mp4",
+        "-1",
+    ):
         with pytest.raises(InputError):
             open_source(text, clock)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
 from rsd_edge.stream.atomic import make_folder, write_json
 
@@ -63,6 +64,10 @@ LIVE_OPTIONS = (
     "virtual_camera", "serve", "serve_token",
 )  # fmt: skip
 _FOR_SINKS = ("codec", "crf", "preset")
+_NOT_FOR_CAMERAS = (
+    "size", "max_side", "suffix", "recursive", "skip_existing", "strip", "max_pixels", "start", "duration", "hdr",
+    "video_io",
+)  # fmt: skip
 
 
 def live_options(command: CommandT) -> CommandT:
@@ -70,6 +75,18 @@ def live_options(command: CommandT) -> CommandT:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def check_live_options(context: click.Context, output: Path | None) -> None:
+    """Raises InputError for options that a run over a camera would not obey."""
+    from rsd_edge.video.formats import is_video
+
+    if given := given_options(context, _NOT_FOR_CAMERAS):
+        raise InputError(f"{given}: not for cameras; leave it out")
+    if (given := given_options(context, _FOR_SINKS)) and (output is None or not is_video(output)):
+        raise InputError(f"{given}: for videos; end -o in .mkv or .mp4, or leave it out")
+    if (given := given_options(context, ("serve_token",))) and context.params["serve"] is None:
+        raise InputError(f"{given} needs --serve; add it, or leave the token out")
 
 
 def take_live_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -193,14 +210,19 @@ def _parse_capture(text: str | None) -> tuple[tuple[int, int] | None, float | No
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that came; the first of SIGINT and SIGTERM is only noted, and the next one ends things at once."""
+    """The signals that came; the first of SIGINT and SIGTERM is only noted, the second one ends the waiting for what
+    is under way, and a further SIGTERM everything."""
     came: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
 
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGTERM, leave)
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.SIGTERM])
+        raise SystemExit(128 + number)
 
     before = {kind: signal.signal(kind, note) for kind in kinds}
     try:

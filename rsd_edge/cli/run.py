@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rsd_edge.cli import FAILED
 from rsd_edge.cli.auto_build import with_engine
 from rsd_edge.cli.kept_engine import kept_engine
-from rsd_edge.cli.live_options import LIVE_OPTIONS, live_options, run_live, take_live_options
+from rsd_edge.cli.live_options import LIVE_OPTIONS, check_live_options, live_options, run_live, take_live_options
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -144,10 +144,15 @@ def command(
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
     for_videos, for_cameras = take_video_options(options), take_live_options(options)
     settings = RunSettings(**options)
+
+    def load(settings: RunSettings) -> SuperResolver:
+        return load_resolver(with_engine(settings) if auto_build or _compiles(settings) else settings)
+
     if for_cameras["camera"] is not None:
         if inputs:
             raise InputError(f"--camera and {inputs[0]} exclude each other; give one of them")
-        return run_live(for_cameras, output, settings, for_videos, load_resolver, report_path)
+        check_live_options(context, output)
+        return run_live(for_cameras, output, settings, for_videos, load, report_path)
     if not inputs or output is None:
         raise click.UsageError("Missing argument 'INPUT...'." if not inputs else "Missing option '-o' / '--output'.")
     if given := given_options(context, LIVE_OPTIONS):
@@ -163,9 +168,7 @@ def command(
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
             check_writable(report_path.parent)
-        resolver = stack.enter_context(
-            load_resolver(with_engine(settings) if auto_build or _compiles(settings) else settings)
-        )
+        resolver = stack.enter_context(load(settings))
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
     if sys.stderr.isatty() or (failed and len(jobs) > 1):

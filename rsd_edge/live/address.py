@@ -54,11 +54,20 @@ class Address:
         by asking itself (Origin), nor under a name that it has pointed to this machine (Host).
         """
         name = _host_name(host)
-        if origin is not None and origin != "null" and urlsplit(origin).netloc != host:
+        # "null" is what a sandboxed frame of any site says.
+        if origin is not None and (_netloc(origin) is None or _netloc(origin) != host):
             return False
         if self.token is None:
             return name is not None and (name in _LOCAL_NAMES or name == self.host or _is_local(name))
-        return token is not None and hmac.compare_digest(token.encode(), self.token.encode())
+        # Headers may hold bytes that are no text, which come as surrogates.
+        return token is not None and hmac.compare_digest(token.encode(errors="replace"), self.token.encode())
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 def _host_name(host: str | None) -> str | None:

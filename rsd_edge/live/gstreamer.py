@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from rsd_edge.errors import CameraError
+from rsd_edge.errors import CameraError, InputError
 from rsd_edge.live.devices import OpenCvCapture
 from rsd_edge.live.frames import Picture
 from rsd_edge.live.receiver import Capture, Source
@@ -80,11 +80,16 @@ class PipeSource:
     """A pipeline in a process of its own, which sends raw pictures through a pipe."""
 
     def __init__(self, name: str, pipeline: str) -> None:
+        """Raises InputError for quotes that are not closed."""
         self.name, self._pipeline = name, pipeline
+        try:
+            self._words = shlex.split(f"{pipeline} ! {_TO_PIPE}")
+        except ValueError as error:
+            raise InputError(f"camera '{name}' cannot be read ({error}); close its quotes") from None
 
     def open(self) -> Capture:
         """See Source."""
-        command = [_LAUNCHER, "-q", *shlex.split(f"{self._pipeline} ! {_TO_PIPE}")]
+        command = [_LAUNCHER, "-q", *self._words]
         # Its own session: Ctrl-C is for us, and we end it when the last frame is taken.
         process = subprocess.Popen(
             ["sh", "-c", _WITH_INPUT, "sh", *command],

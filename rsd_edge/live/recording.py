@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,8 @@ from rsd_edge.video.source import Clip, Orientation
 _TICKS = Fraction(1, 90000)
 _BT709 = 1
 _KEYFRAME_SECONDS = 2
+_BOX = struct.Struct(">I4s")
+"""Length and kind, at the beginning of each part of an MP4 file."""
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 
 
@@ -53,7 +56,7 @@ class VideoSink:
         """See Sink."""
         try:
             if self._film is None:
-                self._film = _Film(self._open(), self._encoder(result.pixels), result.frame.captured)
+                self._film = self._begin(result)
             self._film.add(result)
         except av.FFmpegError as error:
             raise self._failure(error) from None
@@ -76,9 +79,21 @@ class VideoSink:
         """What can be played gets its name."""
         film.abandon()
         if film.frames:
+            if film.fragmented:
+                cut_torn_fragment(self._partial)
             os.replace(self._partial, self._target)
         else:
             self._partial.unlink(missing_ok=True)
+
+    def _begin(self, result: LiveResult) -> _Film:
+        encoder = self._encoder(result.pixels)
+        file = self._open()
+        try:
+            return _Film(file, encoder, result.frame.captured)
+        except BaseException:
+            file.close()
+            self._partial.unlink(missing_ok=True)
+            raise
 
     def _open(self) -> IO[bytes]:
         try:
@@ -117,7 +132,7 @@ class VideoSink:
         failure = output_error(self._target, error) if isinstance(error, OSError) else OutputError(f"{error}")
         kept = ""
         if self._film is not None and self._film.frames:
-            kept = f"; the first {self._film.seconds:.1f} s are kept there"
+            kept = f"; what could be written of the first {self._film.seconds:.1f} s is kept there"
         raised = OutputError(f"{failure}{kept}")
         raised.errno = getattr(error, "errno", None)
         return raised
@@ -128,7 +143,8 @@ class _Film:
 
     def __init__(self, file: IO[bytes], encoder: Encoder, began: float) -> None:
         self._file, self._encoder, self._began = file, encoder, began
-        options = _FRAGMENTED if encoder.container.name in ("mp4", "mov") else {}
+        self.fragmented = encoder.container.name in ("mp4", "mov")
+        options = _FRAGMENTED if self.fragmented else {}
         self._output: Any = av.open(file, "w", format=encoder.container.name, container_options=options)
         stream = self._output.add_stream(encoder.name, rate=encoder.rate, time_base=encoder.time_base)
         assert isinstance(stream, VideoStream)
@@ -167,6 +183,22 @@ class _Film:
             self._output.close()
         with suppress(OSError):
             self._file.close()
+
+
+def cut_torn_fragment(path: Path) -> None:
+    """Leave out the last fragment (moof and mdat) of an MP4 file if the disk could not take all of it: players stumble
+    over samples that end too soon."""
+    with open(path, "r+b") as file:
+        size, at, whole = path.stat().st_size, 0, 0
+        while at + _BOX.size <= size:
+            file.seek(at)
+            length, kind = _BOX.unpack(file.read(_BOX.size))
+            at += length
+            if length < _BOX.size or at > size:  # fragments are too short for a length in 64 bits
+                break
+            if kind != b"moof":
+                whole = at
+        file.truncate(whole)
 
 
 def _fitted(picture: Picture, width: int, height: int) -> Picture:

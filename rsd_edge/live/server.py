@@ -25,6 +25,8 @@ else:
     _AVAILABLE = True
 
 _MOST_CLIENTS = 8
+_MOST_SNAPSHOTS = 4
+"""At once: each is held in memory until it is sent."""
 _SECONDS_TO_START = 10.0
 _SECONDS_TO_STOP = 5.0
 _SECONDS_TO_SEND = 10.0
@@ -63,6 +65,7 @@ class PageSink:
         self._started = threading.Event()
         self._stop = asyncio.Event()
         self._failures: list[OSError] = []
+        self._snapshots = 0
         self._port = address.port
         self._thread = threading.Thread(target=self._work, name="rsd-edge-serve", daemon=True)
         self._thread.start()
@@ -188,13 +191,24 @@ class PageSink:
                 seen = packet.version
             return response
 
-    async def _snapshot(self, request: web.Request) -> web.Response:
+    async def _snapshot(self, request: web.Request) -> web.StreamResponse:
         latest = self._broadcast.latest
         if latest is None:
             raise web.HTTPServiceUnavailable(text="no frame yet\n")
-        encoded = await self._loop.run_in_executor(None, cv2.imencode, ".png", latest.pixels)
-        headers = {**_HEADERS, "Content-Disposition": f'attachment; filename="rsd-edge-{latest.frame.index:06d}.png"'}
-        return web.Response(body=bytes(np.asarray(encoded[1])), content_type="image/png", headers=headers)
+        if self._snapshots >= _MOST_SNAPSHOTS:
+            raise web.HTTPServiceUnavailable(text=f"{_MOST_SNAPSHOTS} snapshots are on their way; try again\n")
+        self._snapshots += 1
+        try:
+            encoded = await self._loop.run_in_executor(None, cv2.imencode, ".png", latest.pixels)
+            name = f"rsd-edge-{latest.frame.index:06d}.png"
+            headers = {**_HEADERS, "Content-Disposition": f'attachment; filename="{name}"'}
+            response = web.Response(body=bytes(np.asarray(encoded[1])), content_type="image/png", headers=headers)
+            with contextlib.suppress(asyncio.TimeoutError, ConnectionError):  # sent here, or its end is not known
+                await response.prepare(request)
+                await asyncio.wait_for(response.write_eof(), _SECONDS_TO_SEND)
+            return response
+        finally:
+            self._snapshots -= 1
 
     async def _stats(self, request: web.Request) -> web.Response:
         return web.json_response({"camera": self._source, "watching": self.watching, **self._statistics.now()})

@@ -42,6 +42,8 @@ class ImageSequenceSink:
         self._pattern = str(target if "%" in target.name else target / _DEFAULT_NAME)
         try:
             first = Path(self._pattern % 0)
+            if first == Path(self._pattern % 1) or "%s" in target.name:
+                raise ValueError
         except (TypeError, ValueError):
             raise OutputError(f"cannot write {target}: its name needs one number such as %06d") from None
         make_folder(first.parent)

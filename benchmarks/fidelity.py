@@ -1,0 +1,104 @@
+"""What must not show: the borders of tiles and a change of colour. Images of a folder, cut into many tiles and whole.
+
+    python -P benchmarks/fidelity.py --engine edge-s --set kodak24_real LR_DIR --set val_real LR_DIR \\\\
+        --json benchmarks/reports/fidelity-edge-s.json
+
+- *seam ratio*: mean gradient across the borders of tiles (the three columns or rows of steps where a cross-fade begins,
+  has its middle and ends) over the mean gradient elsewhere; beside it the same places in the result of one tile, which
+  tells how much of it is what the pictures show there.
+- *colour shift*: difference between the means of result and input, by channel, in grey levels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from rsd_edge import SuperResolver, __version__
+from rsd_edge.frames import SCALE
+from rsd_edge.stream.discovery import images_in
+from rsd_edge.stream.images import MAX_PIXELS, read_image
+from rsd_edge.tiling import AxisPlan, plan_tiles
+
+Image = NDArray[np.uint8]
+
+WHOLE = 512
+"""Side of a tile that no image of the test sets exceeds."""
+
+
+def seam_steps(axis: AxisPlan) -> list[int]:
+    """Output positions p so that the step from p - 1 to p crosses a border or an end of its cross-fade."""
+    borders = [(i + 1) * axis.stride for i in range(axis.count - 1)]
+    steps = {SCALE * (border + side * axis.feather) for border in borders for side in (-1, 0, 1)}
+    return sorted(step for step in steps if 0 < step < SCALE * axis.length)
+
+
+def gradients(image: Image, axes: tuple[AxisPlan, AxisPlan]) -> tuple[list[float], list[float]]:
+    """Mean gradients of the rows and columns of steps: at borders, elsewhere."""
+    at, elsewhere = [], []
+    for dimension, axis in enumerate(axes):
+        other = tuple(i for i in range(3) if i != dimension)
+        means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
+        places = np.array(seam_steps(axis), int) - 1
+        at += means[places].tolist()
+        elsewhere += np.delete(means, places).tolist()
+    return at, elsewhere
+
+
+def seam_ratio(images: list[Image], axes: list[tuple[AxisPlan, AxisPlan]]) -> float:
+    """Over all images."""
+    pairs = [gradients(image, plan) for image, plan in zip(images, axes, strict=True)]
+    at, elsewhere = (np.concatenate([pair[i] for pair in pairs]) for i in range(2))
+    return float(at.mean() / elsewhere.mean())
+
+
+def shifts(inputs: list[Image], results: list[Image]) -> Iterator[NDArray[np.float64]]:
+    """By image: mean of the result less mean of the input, for each channel (BGR), in grey levels."""
+    for lq, image in zip(inputs, results, strict=True):
+        yield image.mean((0, 1)) - lq.mean((0, 1))
+
+
+def measure(engine: str, precision: str, side: int, folder: Path) -> dict[str, Any]:
+    """One test set."""
+    inputs = [read_image(path, MAX_PIXELS) for path in images_in(folder)]
+    results = {}
+    for name, tile in (("tiled", side), ("whole", WHOLE)):
+        with SuperResolver.load(engine, precision=precision, backend="onnxruntime", tile=tile) as enlarge:
+            results[name] = [enlarge(lq) for lq in inputs]
+            if name == "tiled":
+                plans = [plan_tiles(*lq.shape[:2], enlarge.engine.tile) for lq in inputs]
+    axes = [(plan.y, plan.x) for plan in plans]
+    moved = np.array(list(shifts(inputs, results["tiled"])))
+    return {
+        "images": len(inputs),
+        "seam_ratio": round(seam_ratio(results["tiled"], axes), 4),
+        "same_places_in_one_tile": round(seam_ratio(results["whole"], axes), 4),
+        "colour_shift_mean": [round(float(value), 3) for value in moved.mean(0)],
+        "colour_shift_mean_of_images": round(float(np.abs(moved).mean()), 3),
+        "colour_shift_largest": round(float(np.abs(moved).max()), 3),
+    }
+
+
+@click.command()
+@click.option("--engine", default="edge-s", show_default=True)
+@click.option("--precision", default="fp32", show_default=True)
+@click.option("--tile", "side", default=64, show_default=True, help="Small, so that there are many borders.")
+@click.option("--set", "sets", nargs=2, multiple=True, required=True, metavar="NAME FOLDER", help="LR images.")
+@click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
+def main(engine: str, precision: str, side: int, sets: tuple[tuple[str, str], ...], json_path: Path) -> None:
+    """Measure, print and store."""
+    document = {"rsd_edge": __version__, "engine": f"{engine} {precision}", "tile": side}
+    document["sets"] = {name: measure(engine, precision, side, Path(folder)) for name, folder in sets}
+    text = json.dumps(document, indent=1)
+    click.echo(text)
+    json_path.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
