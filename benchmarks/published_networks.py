@@ -68,7 +68,7 @@ def random_checkpoint() -> Checkpoint:
     return Checkpoint(FULL_SIZE, parts, {})
 
 
-def random_parts(threads: int, side: int = TILE) -> dict[str, Part]:
+def random_parts(threads: int) -> dict[str, Part]:
     """The networks, and inputs of one tile."""
     import torch
 
@@ -76,7 +76,7 @@ def random_parts(threads: int, side: int = TILE) -> dict[str, Part]:
     from rsd_edge.models.published import published_model
 
     torch.set_num_threads(threads)
-    return parts_of(published_model(random_checkpoint()), side)
+    return parts_of(published_model(random_checkpoint()), TILE)
 
 
 def in_sequence(runs: Runs) -> Runs:
@@ -228,14 +228,14 @@ def measure_memory(threads: int, folder: Path) -> dict[str, Any]:
     return {"method": METHOD, "versions": versions(), "peak_mb": megabytes}
 
 
-def write_graphs(folder: Path, threads: int, side: int, queue: Any) -> None:
+def write_graphs(folder: Path, threads: int, queue: Any) -> None:
     """Graphs and their inputs into `folder`, and the GFLOP of each part into the queue; in a process that ends."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from rsd_edge.export.parts import export_parts
 
-    parts = random_parts(threads, side)
+    parts = random_parts(threads)
     flops = {}
     for name, (network, inputs, _) in parts.items():
         with as_published(), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -246,11 +246,11 @@ def write_graphs(folder: Path, threads: int, side: int, queue: Any) -> None:
     queue.put({**flops, WHOLE: sum(flops.values())})
 
 
-def make_graphs(threads: int, folder: Path, side: int = TILE) -> dict[str, float]:
-    """Write those for tiles of side x side, and return the GFLOP of each part."""
+def make_graphs(threads: int, folder: Path) -> dict[str, float]:
+    """Write them, and return the GFLOP of each part."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    writer = context.Process(target=write_graphs, args=(folder, threads, side, queue))
+    writer = context.Process(target=write_graphs, args=(folder, threads, queue))
     writer.start()
     gflop: dict[str, float] = queue.get()
     writer.join()

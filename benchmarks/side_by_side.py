@@ -4,8 +4,9 @@
         --json benchmarks/reports/side-by-side.json
 
 Everything runs in a process of its own and takes its turn in every round, the published networks in the first
-`--slow-rounds` of them, since a frame of theirs takes minutes. Their weights are random. A tile is an engine alone; a
-frame goes through the whole path of `rsd-edge run` but for files. The peer's tile is its network, its frame whole.
+`--slow-rounds` of them, since a frame of theirs takes minutes. Their weights are random, their frames cut as the
+published code cuts them (`--chop_size 256`). A tile is an engine alone; a frame goes through the whole path of `rsd-edge
+run` but for files. The peer's tile is its network, its frame whole.
 
 - `as published`: torch as the published code does it: attention masks made on every call, scores formed, plain layout.
 - `torch`, `torch bf16`: `rsd-edge run --model`. `openvino bf16`: the graphs of `rsd-edge build-engine` in OpenVINO.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from rsd_edge.bench.timing import Times
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, resolve_engine, shipped_engines, shipped_precisions
 from rsd_edge.machine import cpu_name
 from rsd_edge.resolver import SuperResolver
-from rsd_edge.specs import PUBLISHED_TILE, Backend, EngineSpec, Precision, TileSpec
+from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 
 TILE, FRAME = "tile", "frame"
 SIDE = 64
@@ -46,6 +47,8 @@ SIZE = (320, 180)
 PEAK = "peak"
 PUBLISHED = "full network as published"
 FULL = "full network"
+CHOPPED = TileSpec(SIDE, halo=4, feather=4, fixed=True)
+"""A tile every 56 pixels: with the default halo of 16, full networks would compute two and a half times as much."""
 
 
 def checkpoint_runs(
@@ -60,7 +63,7 @@ def checkpoint_runs(
     torch.set_num_threads(threads)
     plain = mock.patch.object(detail, "channels_last", lambda network: network) if published else nullcontext()
     with plain:
-        engine = TorchEngine(random_checkpoint(), precision, threads)
+        engine = TorchEngine(random_checkpoint(), precision, threads, tile=CHOPPED)
     runs = {TILE: tile_run(engine, SIDE), FRAME: frame_run(SuperResolver(engine), *SIZE)}
 
     def as_they_were(name: str) -> object:
@@ -73,7 +76,7 @@ def checkpoint_runs(
 class OpenVinoParts(PartsEngine):
     """The three graphs, in bfloat16 inside."""
 
-    def __init__(self, folder: Path, threads: int, side: int) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         import openvino
 
         core = openvino.Core()
@@ -84,8 +87,7 @@ class OpenVinoParts(PartsEngine):
             shapes = np.load(folder / f"{name}.npz")
             model.reshape({port.any_name: list(shapes[port.any_name].shape) for port in model.inputs})
             self._requests[name] = core.compile_model(model, "CPU", settings).create_infer_request()
-        tile = TileSpec(side, FULL_SIZE.halo, fixed=True)
-        super().__init__(EngineSpec(FULL_SIZE, Backend.OPENVINO, Precision.BF16), threads, tile, takes_noise=False)
+        super().__init__(EngineSpec(FULL_SIZE, Backend.OPENVINO, Precision.BF16), threads, CHOPPED, takes_noise=False)
 
     def _run(self, part: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         result = self._requests[part].infer(inputs)
@@ -93,9 +95,9 @@ class OpenVinoParts(PartsEngine):
 
 
 def openvino_runs(threads: int, folder: Path) -> Runs:
-    """The full networks, with graphs of one size for the tile and of another for the frame."""
-    tile, frame = (OpenVinoParts(folder / str(side), threads, side) for side in (SIDE, PUBLISHED_TILE))
-    return {TILE: tile_run(tile, SIDE), FRAME: frame_run(SuperResolver(frame), *SIZE)}
+    """The full networks as graphs."""
+    engine = OpenVinoParts(folder, threads)
+    return {TILE: tile_run(engine, SIDE), FRAME: frame_run(SuperResolver(engine), *SIZE)}
 
 
 def edge_runs(threads: int, folder: Path, *, wish: Wish) -> Runs:
@@ -229,13 +231,9 @@ def measure(
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(peer: Path | None, threads: int, rounds: int, slow_rounds: int, json_path: Path) -> None:
     """Measure, print and store."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        gflop = {}
-        for side in (SIDE, PUBLISHED_TILE):
-            (folder / str(side)).mkdir()
-            gflop[side] = make_graphs(threads, folder / str(side), side)
-        compared = dict(methods(gflop[SIDE][WHOLE], peer))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        compared = dict(methods(make_graphs(threads, folder)[WHOLE], peer))
         document = {
             "machine": cpu_name(),
             "threads": threads,
