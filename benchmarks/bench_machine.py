@@ -16,7 +16,9 @@ KINDS = (*CONVOLUTION.values(), "matrix product fp32", "dot product int8", COPY)
 def groups(*, quick: bool) -> dict[str, Group]:
     """On one thread and on all; quick: on one."""
     every = (1,) if quick else sorted({1, usable_cores()})
-    return {f"{threads} threads": Group({kind: Row(peak, (kind, threads)) for kind in KINDS}) for threads in every}
+    return {
+        f"{threads} threads": Group({kind: Row(peak, (kind, threads), "onnx") for kind in KINDS}) for threads in every
+    }
 
 
 def bench_machine(replay: Callable[[], None]) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+pytest.importorskip("onnx")
+
 from stage_runs import PARTS, Where, base, finish, gather, merge, noise, one_tile, part
 from turns import Group, Row
 

@@ -26,7 +26,8 @@ def frame(wish: Wish, width: int, height: int, threads: int) -> Job:
     subject, resolver = Subject.of(wish, threads), wish.load(threads)
     plan = plan_tiles(height, width, resolver.engine.tile)
     operations = subject.operations(plan.count, plan.tile_h, plan.tile_w)
-    return Job(frame_run(resolver, width, height), operations, peak=subject.peak, threads=threads, frames=1)
+    peak_name = None if operations is None else subject.peak  # without onnx there is neither
+    return Job(frame_run(resolver, width, height), operations, peak=peak_name, threads=threads, frames=1)
 
 
 def torch_frame(model: str, precision: str, width: int, height: int, threads: int) -> Job:

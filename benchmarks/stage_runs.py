@@ -1,4 +1,4 @@
-"""What bench_stages.py runs: the parts of a shipped engine's graph, and what is around them, on the tiles of a frame."""
+"""What bench_stages.py runs: parts of a shipped graph, and what is around them, on the tiles of a frame."""
 
 from __future__ import annotations
 

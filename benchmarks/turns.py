@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rsd_edge.bench.memory import one_process, peak_megabytes
-from rsd_edge.bench.peaks import peaks
 from rsd_edge.bench.timing import Effort, Run, Times, take_turns
 
 COLUMNS = ("p50_ms", "p90_ms", "p99_ms", "runs", "frames_per_s", "gflop_per_s", "gb_per_s", "of_peak", "peak_mb")
@@ -110,6 +109,8 @@ def _run_of(row: Row, folder: str) -> Run:
 
 
 def _measure(rows: dict[str, Row], effort: Effort, warm_up: int, folder: str) -> dict[str, Measured]:
+    from rsd_edge.bench.peaks import peaks  # the kernels' suite shares this module, and runs without ONNX Runtime
+
     jobs = {label: _open(row, folder) for label, row in rows.items()}
     wanted = {(job.peak, job.threads) for job in jobs.values() if job.peak is not None}
     at_best = {threads: peaks(threads) for threads in {threads for _, threads in wanted}}
