@@ -13,6 +13,8 @@ from rsd_edge.machine import usable_cores
 MODELS, PRECISIONS, BACKENDS = ("edge-n", "edge-s"), ("fp32", "int8"), ("onnxruntime", "openvino")
 TILES, BATCHES = (64, 96, 128, 208), (1, 4, 16)
 ONE_CORE = 1
+BURST = 5
+"""For frames of some milliseconds."""
 
 
 def groups(*, quick: bool) -> dict[str, Group]:
@@ -22,8 +24,8 @@ def groups(*, quick: bool) -> dict[str, Group]:
     small, middle, large = ((24, 24), (48, 24), (48, 48)) if quick else ((64, 64), (320, 180), (640, 360))
     integer = [name for name in names if name[1] == "int8"]
     return {
-        _size(small): Group(_rows(names, small, cores)),
-        f"{_size(small)}, 1 thread": Group(_rows(names, small, ONE_CORE)),
+        _size(small): Group(_rows(names, small, cores), BURST),
+        f"{_size(small)}, 1 thread": Group(_rows(names, small, ONE_CORE), BURST),
         _size(middle): Group(_rows(names[:few], middle, cores)),
         _size(large): Group(_rows(integer[:few], large, cores)),  # floats would take longer than all else together
         f"tiles of {_size(middle)}": Group(_tiles(middle, cores, TILES[:few])),

@@ -16,9 +16,11 @@ KINDS = (*CONVOLUTION.values(), "matrix product fp32", "dot product int8", COPY)
 def groups(*, quick: bool) -> dict[str, Group]:
     """On one thread and on all; quick: on one."""
     every = (1,) if quick else sorted({1, usable_cores()})
-    return {
-        f"{threads} threads": Group({kind: Row(peak, (kind, threads), "onnx") for kind in KINDS}) for threads in every
-    }
+    return {f"{threads} threads": Group(_rows(threads), burst=5) for threads in every}
+
+
+def _rows(threads: int) -> dict[str, Row]:
+    return {kind: Row(peak, (kind, threads), "onnx") for kind in KINDS}
 
 
 def bench_machine(replay: Callable[[], None]) -> None:

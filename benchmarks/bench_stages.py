@@ -23,8 +23,8 @@ def groups(*, quick: bool) -> dict[str, Group]:
     cores = usable_cores()
     side, width, height = (40, 40, 24) if quick else (64, 320, 180)
     return {
-        f"tile {side}x{side}": Group(_rows(one_tile(MODEL, side, cores))),
-        f"frame {width}x{height}": Group(_rows(Where(MODEL, width, height, cores))),
+        f"tile {side}x{side}": Group(_rows(one_tile(MODEL, side, cores)), burst=5),
+        f"frame {width}x{height}": Group(_rows(Where(MODEL, width, height, cores)), burst=3),
     }
 
 

@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from turns import REPLAYED, Group, Measured, measure, peak_memory, table
 
 from rsd_edge.bench import environment
-from rsd_edge.bench.timing import WARM_UP, Effort
+from rsd_edge.bench.timing import Effort
 from rsd_edge.machine import cpu_name
 
 KERNEL_COLUMNS = ("counted_mb", "minimum_mb", "kernel_ms", "gb_per_s", "of_copy", "times_eager", "times_compiled",
@@ -98,7 +98,7 @@ def _measure(group: Group, labels: list[str], config: pytest.Config) -> dict[str
     rows = {label: group.rows[label] for label in labels}
     if quick or group.once:
         return measure(rows, Effort(rounds=1), warm_up=0)
-    return measure(rows, Effort(rounds=ROUNDS, seconds=seconds), WARM_UP)
+    return measure(rows, Effort(rounds=ROUNDS, seconds=seconds), warm_up=group.burst, runs=group.burst)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

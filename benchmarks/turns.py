@@ -58,6 +58,8 @@ class Group:
     """Rows that are compared with each other."""
 
     rows: Mapping[str, Row]
+    burst: int = 1
+    """Runs in a turn, after as many that do not count: several of what is over before sleeping threads are back."""
     once: bool = False
     """One run of each, without a warm-up: for what takes long."""
 
@@ -71,6 +73,7 @@ class Measured:
     best: float | None
     """Billions a second of the peak that it is held against, measured in the same turns."""
     warm_up: int
+    """Runs that do not count, in each turn; in the first alone where one takes more than a second."""
 
     def fields(self) -> dict[str, Any]:
         """For the report, as far as they mean something: rates are those of the median run."""
@@ -87,10 +90,13 @@ class Measured:
         return found
 
 
-def measure(rows: Mapping[str, Row], effort: Effort, warm_up: int) -> dict[str, Measured]:
-    """All rows in turns, in a new process. Raises what opening or running one of them raises."""
+def measure(rows: Mapping[str, Row], effort: Effort, *, warm_up: int = 1, runs: int = 1) -> dict[str, Measured]:
+    """All rows in turns, in a new process. warm_up, runs: of each turn, see `take_turns`.
+
+    Raises what opening or running one of them raises.
+    """
     with tempfile.TemporaryDirectory() as folder, one_process() as pool:
-        return pool.apply(_measure, (dict(rows), effort, warm_up, folder))
+        return pool.apply(_measure, (dict(rows), effort, warm_up, runs, folder))
 
 
 def peak_memory(row: Row) -> int | None:
@@ -108,7 +114,7 @@ def _run_of(row: Row, folder: str) -> Run:
     return _open(row, folder).run
 
 
-def _measure(rows: dict[str, Row], effort: Effort, warm_up: int, folder: str) -> dict[str, Measured]:
+def _measure(rows: dict[str, Row], effort: Effort, warm_up: int, runs: int, folder: str) -> dict[str, Measured]:
     from rsd_edge.bench.peaks import peaks  # the kernels' suite shares this module, and runs without ONNX Runtime
 
     jobs = {label: _open(row, folder) for label, row in rows.items()}
@@ -116,7 +122,8 @@ def _measure(rows: dict[str, Row], effort: Effort, warm_up: int, folder: str) ->
     at_best = {threads: peaks(threads) for threads in {threads for _, threads in wanted}}
     beside = {(name, threads): at_best[threads][name] for name, threads in wanted}
     subjects: dict[Any, Run] = {label: job.run for label, job in jobs.items()}
-    times = take_turns(subjects | {key: peak.run for key, peak in beside.items()}, effort, warm_up=warm_up)
+    subjects |= {key: peak.run for key, peak in beside.items()}
+    times = take_turns(subjects, effort, warm_up=warm_up, runs=runs)
     # The fastest run: nothing can make a peak look better than it is.
     best: dict[Any, float] = {key: peak.rate(min(times[key].seconds)) for key, peak in beside.items()}
     return {

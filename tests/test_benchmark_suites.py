@@ -175,10 +175,10 @@ def test_rows_are_timed_beside_their_peak() -> None:
         "short": Row(Job, (functools.partial(time.sleep, 0.01), 2e9, None, "matrix product fp32")),
         "long": Row(Job, (functools.partial(time.sleep, 0.03), None, 3e9, None, 1, 6)),
     }
-    found = measure(rows, Effort(rounds=3), 1)
+    found = measure(rows, Effort(rounds=2), warm_up=1, runs=2)
     short, long = (found[name].fields() for name in rows)
-    assert len(found["short"].times.seconds) == 3
-    # A sleep is never shorter; on a busy machine it may be much longer, but the median of three hardly twice.
+    assert len(found["short"].times.seconds) == 4
+    # A sleep is never shorter; on a busy machine it may be much longer, but the median of four hardly twice.
     assert 10 <= short["p50_ms"] < 30 <= long["p50_ms"] < 90
     assert short["gflop_per_s"] == pytest.approx(2 / (short["p50_ms"] / 1e3), rel=1e-3)
     assert short["of_peak"] == pytest.approx(short["gflop_per_s"] / short["peak_per_s"])
@@ -190,7 +190,7 @@ def test_rows_are_timed_beside_their_peak() -> None:
 
 def test_what_fails_in_the_other_process_fails_here() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
-        measure({"row": Row(Job, (functools.partial(int, "seven"),))}, Effort(rounds=1), 0)
+        measure({"row": Row(Job, (functools.partial(int, "seven"),))}, Effort(rounds=1))
 
 
 def test_seconds_are_played_as_they_are() -> None:
