@@ -18,16 +18,14 @@ import importlib.metadata
 import json
 import multiprocessing
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from processes import Runs, Subject, Workers
 
 from rsd_edge import __version__
 from rsd_edge.backends import open_engine
@@ -43,33 +41,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rsd_edge.export.parts import Part
-
-Runs = dict[str, Run]
+    from rsd_edge.models.checkpoint import Checkpoint
 
 TILE = 64
+FULL_SIZE = ModelSpec("random", "resshift", multiple_of=TILE, architecture=PublishedArchitecture())
 WHOLE = "whole"
 PEAK = "peak"
 PARTS = {ENCODER: "encoder", GENERATOR: "generator", DECODER: "decoder"}
 EDGE = (("edge-s", Precision.FP32), ("edge-s", Precision.INT8), ("edge-n", Precision.FP32), ("edge-n", Precision.INT8))
-PAUSE_SECONDS = 0.3
-"""Longer than the threads of any runtime look out for more work."""
 
 
-def random_parts(threads: int) -> dict[str, Part]:
-    """Full-size networks of the ResShift family with random weights, and inputs of one tile."""
+def random_checkpoint() -> Checkpoint:
+    """Full-size networks of the ResShift family with random weights, to be run in one step."""
     import torch
 
-    from rsd_edge.export.parts import parts_of
-    from rsd_edge.models.published import PublishedModel
+    from rsd_edge.models import published
+    from rsd_edge.models.checkpoint import Checkpoint, state_of
     from rsd_edge.models.swin_unet import SwinUNet
     from rsd_edge.models.vq import VqAutoencoder
 
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    arch = PublishedArchitecture()
-    spec = ModelSpec("random", "resshift", multiple_of=TILE, architecture=arch)
-    model = PublishedModel(spec, SwinUNet(arch.unet), VqAutoencoder(arch.vq))
-    return parts_of(model.eval().requires_grad_(False), TILE)
+    parts = {
+        published.GENERATOR: state_of(SwinUNet(FULL_SIZE.published.unet)),
+        published.AUTOENCODER: state_of(VqAutoencoder(FULL_SIZE.published.vq)),
+    }
+    return Checkpoint(FULL_SIZE, parts, {})
+
+
+def random_parts(threads: int, side: int = TILE) -> dict[str, Part]:
+    """The networks, and inputs of one tile."""
+    import torch
+
+    from rsd_edge.export.parts import parts_of
+    from rsd_edge.models.published import published_model
+
+    torch.set_num_threads(threads)
+    return parts_of(published_model(random_checkpoint()), side)
 
 
 def in_sequence(runs: Runs) -> Runs:
@@ -186,14 +193,6 @@ def edge_runs(threads: int, folder: Path, names: Sequence[str] = (), *, name: st
     return {WHOLE: lambda: engine.collect(engine.submit(lq, noise, detail))}
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What runs in a process of its own."""
-
-    make: Callable[..., Runs]
-    options: Mapping[str, Any]
-
-
 SUBJECTS = {
     "torch as published": Subject(torch_runs, {"published": True}),
     "torch": Subject(torch_runs, {}),
@@ -206,17 +205,6 @@ SUBJECTS = {
         for name, precision in EDGE
     },
 }
-
-
-def serve(subject: Subject, threads: int, folder: Path, pipe: Connection) -> None:
-    """Answer the names of the parts, then each request (a name) with its seconds."""
-    runs = subject.make(threads, folder, **subject.options)
-    pipe.send(list(runs))
-    while True:
-        name = pipe.recv()
-        began = time.perf_counter()
-        runs[name]()
-        pipe.send(time.perf_counter() - began)
 
 
 def one_part(subject: str, label: str, threads: int, folder: Path) -> Run:
@@ -240,33 +228,14 @@ def measure_memory(threads: int, folder: Path) -> dict[str, Any]:
     return {"method": METHOD, "versions": versions(), "peak_mb": megabytes}
 
 
-class Workers:
-    """The processes of all subjects."""
-
-    def __init__(self, threads: int, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipes: dict[str, Any] = {}
-        self.parts: dict[str, list[str]] = {}
-        for name, subject in SUBJECTS.items():
-            self._pipes[name], theirs = context.Pipe()
-            context.Process(target=serve, args=(subject, threads, folder, theirs), daemon=True).start()
-            self.parts[name] = self._pipes[name].recv()
-
-    def seconds(self, subject: str, part: str) -> float:
-        """One run, after a pause."""
-        time.sleep(PAUSE_SECONDS)
-        self._pipes[subject].send(part)
-        return float(self._pipes[subject].recv())
-
-
-def write_graphs(folder: Path, threads: int, queue: Any) -> None:
+def write_graphs(folder: Path, threads: int, side: int, queue: Any) -> None:
     """Graphs and their inputs into `folder`, and the GFLOP of each part into the queue; in a process that ends."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from rsd_edge.export.parts import export_parts
 
-    parts = random_parts(threads)
+    parts = random_parts(threads, side)
     flops = {}
     for name, (network, inputs, _) in parts.items():
         with as_published(), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -277,11 +246,11 @@ def write_graphs(folder: Path, threads: int, queue: Any) -> None:
     queue.put({**flops, WHOLE: sum(flops.values())})
 
 
-def make_graphs(threads: int, folder: Path) -> dict[str, float]:
-    """Write them, and return the GFLOP of each part."""
+def make_graphs(threads: int, folder: Path, side: int = TILE) -> dict[str, float]:
+    """Write those for tiles of side x side, and return the GFLOP of each part."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    writer = context.Process(target=write_graphs, args=(folder, threads, queue))
+    writer = context.Process(target=write_graphs, args=(folder, threads, side, queue))
     writer.start()
     gflop: dict[str, float] = queue.get()
     writer.join()
@@ -290,10 +259,10 @@ def make_graphs(threads: int, folder: Path) -> dict[str, float]:
 
 def measure(threads: int, rounds: int, folder: Path, gflop: Mapping[str, float]) -> dict[str, Any]:
     """Times of all subjects, in turns."""
-    workers = Workers(threads, folder)
+    workers = Workers(SUBJECTS, threads, folder)
     taken: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):
-        for subject, parts in workers.parts.items():
+        for subject, parts in workers.runs.items():
             for part in parts:
                 seconds = workers.seconds(subject, part)
                 if turn:  # the first is a warm-up

@@ -48,23 +48,19 @@ class Tables:
     def __init__(
         self,
         quality: dict[str, Any],
-        speed: dict[str, Any],
         breakdown: dict[str, Any],
         published: dict[str, Any],
         video: dict[str, Any],
         devices: dict[str, Any],
     ) -> None:
         self._devices = devices
-        self._sets, self._speed, self._frames = quality["sets"], speed, breakdown["frames"]
+        self._sets, self._frames = quality["sets"], breakdown["frames"]
         self._published, self._videos = published, video["engines"]
         self._by_name: dict[str, Callable[[], str]] = {
             "quality": lambda: self._quality(list(self._sets), None),
             "quality-kodak24": lambda: self._quality([name for name in self._sets if "kodak24" in name], None),
             "quality-edge-s": lambda: self._quality(list(self._sets), "edge-s"),
             "quality-edge-n": lambda: self._quality(list(self._sets), "edge-n"),
-            "speed": self._speed_rows,
-            "threads": self._threads,
-            "tile-sizes": self._tile_sizes,
             "breakdown": self._breakdown,
             "devices": self._device_rows,
             "published-networks": self._published_rows,
@@ -87,31 +83,6 @@ class Tables:
                     cells = [_number(row.get(key), digits) for key, (_, digits) in QUALITY.items()]
                     rows.append([name, method, *cells])
         return table(["set", "method", *(title for title, _ in QUALITY.values())], rows)
-
-    def _speed_rows(self) -> str:
-        tiles, frames = self._speed["tile_64x64"], self._speed["frame_320x180"]
-        rows = []
-        for method in sorted(tiles, key=lambda name: tiles[name]["ms"]["median"]):
-            tile, frame = tiles[method], frames[method]
-            share = tile.get("share_of_peak")
-            rows.append(
-                [
-                    self._speed["peer"].partition(".")[0] + " ncnn" if method == "peer" else method,
-                    _number(tile["ms"]["median"], 2),
-                    _number(tile.get("times_as_fast_as_peer"), 2),
-                    _number(tiles["peer"]["ms"]["fastest"] / tile["ms"]["fastest"], 2),
-                    _number(frame["ms"]["median"], 1),
-                    _number(frame.get("times_as_fast_as_peer"), 2),
-                    _number(frames["peer"]["ms"]["fastest"] / frame["ms"]["fastest"], 2),
-                    _number(tile.get("gflop"), 2),
-                    _number(tile.get("gflop_per_s"), 0),
-                    "" if share is None else f"{share:.0%}",
-                ]
-            )
-        tile_head, frame_head = (
-            [f"{name} ms", "ratio", "of the fastest runs"] for name in ("64x64 tile", "320x180 frame")
-        )
-        return table(["engine", *tile_head, *frame_head, "GFLOP a tile", "GFLOP/s", "of peak"], rows)
 
     def _device_rows(self) -> str:
         rows = []
@@ -166,20 +137,65 @@ class Tables:
         speeds = ["video fps", "engine alone fps", "ratio", "video CPU ms", "engine alone CPU ms"]
         return table(["engine", "encoder", *speeds, "peak MB at 1/3", "peak MB at the end"], rows)
 
-    def _threads(self) -> str:
-        rows = [[name, _number(row["median"], 2)] for name, row in self._speed["threads"].items()]
-        return table(["engine", "64x64 tile ms"], rows)
-
-    def _tile_sizes(self) -> str:
-        rows = [
-            [name, _number(row["median"], 1), _number(row["per_64x64"], 2), _number(row["per_64x64_without_halo"], 2)]
-            for name, row in self._speed["tile_sizes"].items()
-        ]
-        return table(["tile", "ms", "ms per 64x64 computed", "ms per 64x64 of the picture"], rows)
-
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def speed_tables(report: dict[str, Any], tiles: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    """Makers of tables by name."""
+    return {
+        "speed": lambda: _speed(report),
+        "goals": lambda: _goals(report),
+        "tile-sizes": lambda: _tile_sizes(tiles),
+    }
+
+
+def _speed(report: dict[str, Any]) -> str:
+    found = report["rows"]
+    published, peer = (next(name for name in found if name.endswith(end)) for end in ("as published", "ncnn"))
+    head = []
+    for part in ("tile", "frame"):
+        head += [f"{report[part]} {part} ms", "published / it", "peer / it"]
+    rows = []
+    for name in sorted(found, key=lambda name: -found[name]["frame"]["median"]):
+        row, cells = found[name], [name]
+        for part in ("tile", "frame"):
+            median = row[part]["median"]
+            cells += [
+                _number(median, 2 if median < 10 else 1 if median < 1000 else 0),
+                *(_ratio(found[other][part]["median"] / median) for other in (published, peer)),
+            ]
+        share, quality = row.get("share_of_peak"), row["quality"] or {}
+        cells += [_number(row.get("gflop"), 2), "" if share is None else f"{share:.0%}"]
+        rows.append([*cells, _number(quality.get("psnr_y"), 2), _number(quality.get("lpips_squeeze"), 3)])
+    return table(["method", *head, "GFLOP a tile", "of peak", "PSNR-Y", "LPIPS"], rows)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _goals(report: dict[str, Any]) -> str:
+    rows = [
+        [goal["name"], f"{goal['wanted']:g}", f"{goal['measured']:.3g}", "met" if goal["met"] else "missed"]
+        for goal in report["goals"]
+    ]
+    return table(["goal", "at least", "measured", ""], rows)
+
+
+def _tile_sizes(report: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{model} int8 {side}x{side}",
+            _number(row["median"], 1),
+            _number(row["per_64x64"], 2),
+            _number(row["per_64x64_without_halo"], 2),
+        ]
+        for model, tiles in report["tiles"].items()
+        for side, row in tiles.items()
+    ]
+    return table(["tile", "ms", "ms per 64x64 computed", "ms per 64x64 of the picture"], rows)
 
 
 def live_tables(live: dict[str, Any], temporal: dict[str, Any]) -> dict[str, Callable[[], str]]:
@@ -280,8 +296,9 @@ def _load(path: Path) -> dict[str, Any]:
 @click.argument("documents", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(reports: Path, documents: tuple[Path, ...]) -> None:
     """Fill the tables of all documents."""
-    names = ("quality", "engines", "frame-breakdown", "published-networks", "video", "devices")
+    names = ("quality", "frame-breakdown", "published-networks", "video", "devices")
     tables = Tables(*(_load(reports / f"{name}.json") for name in names))
+    tables.add(speed_tables(_load(reports / "side-by-side.json"), _load(reports / "tile-sizes.json")))
     tables.add(live_tables(_load(reports / "live.json"), _load(reports / "temporal.json")))
     tables.add(objective_tables(_load(reports / "objectives.json")))
     if (reports / BENCH).is_file():

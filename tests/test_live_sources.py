@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,9 +129,7 @@ def test_gstreamer_is_missing_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_csi_cameras_are_asked_in_the_words_of_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = tmp_path / "told"
-    launcher = tmp_path / "gst-launch-1.0"
-    launcher.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {told}\n')
-    launcher.chmod(launcher.stat().st_mode | stat.S_IEXEC)
+    _launcher(tmp_path, f'printf "%s\\n" "$@" > {told}')
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(gstreamer, "opencv_has_gstreamer", lambda: False)
     with pytest.raises(CameraError, match="the pipeline gives no pictures"):
@@ -155,6 +157,63 @@ def test_a_pipeline_comes_through_a_pipe_and_ends_with_its_process() -> None:
     assert first[5, 3].min() > 230
     assert first[5, 13, 0] < 40 < 200 < first[5, 13, 1:].min()
     assert capture._process.poll() is not None  # type: ignore[attr-defined]
+
+
+_GIVE_ONE_PICTURE = """
+import os, sys
+from rsd_edge.live.gstreamer import PipeSource
+capture = PipeSource("gst", sys.argv[1]).open()
+print(capture.read().shape, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_pipeline_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    started = tmp_path / "pid"
+    _launcher(
+        tmp_path,
+        f'echo $$ > {started}; printf "YUV4MPEG2 W2 H2 F25:1 C420jpeg\\nFRAME\\n123456FRAME\\n123456"; exec sleep 60',
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", _GIVE_ONE_PICTURE, "anything"],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (-9, "(2, 2, 3)\n"), ended.stderr
+    until = time.monotonic() + 10
+    while _runs(int(started.read_text())) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not _runs(int(started.read_text()))
+
+
+def test_a_pipeline_that_falls_silent_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gstreamer, "_SECONDS_OF_SILENCE", 0.2)
+    _launcher(tmp_path, "exec sleep 60")
+    with pytest.raises(CameraError, match="gives no pictures"):
+        gstreamer.PipeSource("gst", "anything").open()
+    _launcher(tmp_path, 'printf "YUV4MPEG2 W2 H2 F25:1 C420jpeg\\nFRAME\\n123456FRAME\\n123456"; exec sleep 60')
+    capture = gstreamer.PipeSource("gst", "anything").open()
+    try:
+        while (picture := capture.read()) is not None:
+            assert picture.shape == (2, 2, 3)
+    finally:
+        capture.close()
+
+
+def _launcher(folder: Path, script: str) -> None:
+    """A gst-launch-1.0 that is this script."""
+    launcher = folder / "gst-launch-1.0"
+    launcher.write_text(f"#!/bin/sh\n{script}\n")
+    launcher.chmod(launcher.stat().st_mode | stat.S_IEXEC)
+
+
+def _runs(pid: int) -> bool:
+    """Not one that has ended and waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("serve", [mjpeg_server, ts_server])

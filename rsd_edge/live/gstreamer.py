@@ -5,8 +5,11 @@ The wheels of PyPI come without, and the CSI cameras of a Jetson are reached in 
 
 from __future__ import annotations
 
+import os
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 from contextlib import suppress
 from typing import Any
@@ -24,6 +27,10 @@ _LAUNCHER = "gst-launch-1.0"
 _NEWEST = "videoconvert ! video/x-raw,format=BGR ! appsink max-buffers=1 drop=true sync=false"
 _TO_PIPE = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1 sync=false"
 _SECONDS_TO_END = 2.0
+_SECONDS_OF_SILENCE = 8.0
+"""After which a pipeline counts as lost; a CSI camera may take some to start."""
+_WITH_INPUT = 'exec 3<&0; "$@" </dev/null & exec >&-; read -r _ <&3; kill $!; wait'
+"""For sh: the pipeline ends with its standard input, which the kernel closes even where this process was killed."""
 
 
 def csi_pipeline(sensor: int, size: tuple[int, int] | None, rate: float | None) -> str:
@@ -80,16 +87,33 @@ class PipeSource:
         command = [_LAUNCHER, "-q", *shlex.split(f"{self._pipeline} ! {_TO_PIPE}")]
         # Its own session: Ctrl-C is for us, and we end it when the last frame is taken.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            ["sh", "-c", _WITH_INPUT, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
-            container = av.open(process.stdout, format="yuv4mpegpipe")
+            container = av.open(_Pictures(process), format="yuv4mpegpipe")
         except (av.FFmpegError, OSError):
             _end(process)
             raise CameraError(
                 f"{self.name}: the pipeline gives no pictures; try it with '{_LAUNCHER} {self._pipeline} ! fakesink'"
             ) from None
         return _PipeCapture(process, container)
+
+
+class _Pictures:
+    """The standard output of a pipeline, which ends where nothing comes for too long."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self._pipe = process.stdout.fileno()
+
+    def read(self, size: int) -> bytes:
+        """For PyAV."""
+        ready, _, _ = select.select([self._pipe], [], [], _SECONDS_OF_SILENCE)
+        return os.read(self._pipe, size) if ready else b""
 
 
 class _PipeCapture:
@@ -107,7 +131,7 @@ class _PipeCapture:
 
     def interrupt(self) -> None:
         """See Capture."""
-        self._process.terminate()
+        _let_go(self._process)
 
     def close(self) -> None:
         """See Capture."""
@@ -117,11 +141,16 @@ class _PipeCapture:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    _let_go(process)
     try:
         process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
