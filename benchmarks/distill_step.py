@@ -65,7 +65,7 @@ def measure(job: Job) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     make = _plain_stage() if job.plain else StudentStage
     stage = make(config, runtime, random_teacher(config))
-    batches = itertools.repeat(_made_up(config.crop_of(stage.stage), job.samples))
+    batches = itertools.repeat(made_up(config.crop_of(stage.stage), job.samples))
     clock: dict[str, float] = defaultdict(float)
     seconds, losses = [], []
     for iteration in range(job.warmup + job.rounds):
@@ -97,7 +97,7 @@ def _plain_stage() -> Any:
     return module.PlainStage
 
 
-def _made_up(crop: int, samples: int) -> Any:
+def made_up(crop: int, samples: int) -> Any:
     import torch
 
     from rsd_edge.distill.data import Batch

@@ -70,10 +70,17 @@ def fake_load(clock: FakeTime, bundle: Path) -> Callable[..., SuperResolver]:
     """In the place of `SuperResolver.load`."""
 
     def load(
-        model: str, *, precision: str | None, backend: str | None, threads: int, tile: int | None, device: str | None
+        model: str,
+        *,
+        precision: str | None,
+        backend: str | None,
+        threads: int,
+        tile: int | None,
+        batch: int,
+        device: str | None,
     ) -> SuperResolver:
         found = load_bundle(bundle)
-        engine = FakeEngine(clock, bundle, TileSpec.of(found.spec.model, tile), threads)
+        engine = FakeEngine(clock, bundle, TileSpec.of(found.spec.model, tile, batch), threads)
         resolver = SuperResolver(engine)
         resolver.choice = Choice(Candidate(found, found.spec), {})
         return resolver

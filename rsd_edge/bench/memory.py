@@ -27,11 +27,11 @@ def peak_megabytes(make: Callable[..., Run], *arguments: Any) -> int | None:
     """
     if not (_STATUS.exists() and _RESET.exists()):
         return None
-    with _one_process() as pool:
+    with one_process() as pool:
         return pool.apply(_peak, (make, *arguments))
 
 
-def _one_process() -> Pool:
+def one_process() -> Pool:
     """A pool of one that leaves Ctrl-C to this process: a terminal tells both, and the other would print a trace."""
     here = threading.current_thread() is threading.main_thread()  # no other thread may change what a signal does
     kept = signal.signal(signal.SIGINT, signal.SIG_IGN) if here else None

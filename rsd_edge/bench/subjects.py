@@ -35,6 +35,7 @@ class Wish:
     backend: str | None = None
     device: str | None = None
     tile: int | None = None
+    batch: int = 1
 
     def load(self, threads: int) -> SuperResolver:
         """Raises what `SuperResolver.load` raises."""
@@ -44,6 +45,7 @@ class Wish:
             backend=self.backend,
             threads=threads,
             tile=self.tile,
+            batch=self.batch,
             device=self.device,
         )
 
