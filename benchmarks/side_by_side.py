@@ -5,8 +5,8 @@
 
 Everything runs in a process of its own and takes its turn in every round, the published networks in the first
 `--slow-rounds` of them, since a frame of theirs takes minutes. Their weights are random, their frames cut as the
-published code cuts them (`--chop_size 256`). A tile is an engine alone; a frame goes through the whole path of `rsd-edge
-run` but for files. The peer's tile is its network, its frame whole.
+published code cuts them (`--chop_size 256`). A tile is an engine alone; a frame goes through the whole path of
+`rsd-edge run` but for files. The peer's tile is its network, its frame whole.
 
 - `as published`: torch as the published code does it: attention masks made on every call, scores formed, plain layout.
 - `torch`, `torch bf16`: `rsd-edge run --model`. `openvino bf16`: the graphs of `rsd-edge build-engine` in OpenVINO.
