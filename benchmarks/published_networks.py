@@ -1,6 +1,6 @@
 """The published networks part by part on several runtimes, and the edge models beside them, at one 64x64 tile.
 
-    python -P benchmarks/published_networks.py --threads 2 --json benchmarks/reports/published-networks.json
+    python benchmarks/published_networks.py --threads 2 --json benchmarks/reports/published-networks.json
 
 Every runtime has a process of its own, with random weights, so that OpenVINO is apart from torch. The processes take
 turns, one at work at a time, so that all of them see the same machine. Peak memory comes from further processes, one

@@ -1,6 +1,6 @@
 """The published networks, the edge models and what people use today: one tile, one frame and their quality, in one run.
 
-    python -P benchmarks/side_by_side.py --peer realesr-general-x4v3.ncnn.param \\
+    python benchmarks/side_by_side.py --peer realesr-general-x4v3.ncnn.param \\
         --json benchmarks/reports/side-by-side.json
 
 Everything runs in a process of its own and takes its turn in every round, the published networks in the first

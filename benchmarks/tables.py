@@ -173,12 +173,12 @@ def _speed(report: dict[str, Any]) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.{2 if value < 0.1 else 3}g}" if value < 1000 else f"{value:.0f}"
 
 
 def _goals(report: dict[str, Any]) -> str:
     rows = [
-        [goal["name"], f"{goal['wanted']:g}", f"{goal['measured']:.3g}", "met" if goal["met"] else "missed"]
+        [goal["name"], f"{goal['wanted']:g}", _ratio(goal["measured"]), "met" if goal["met"] else "missed"]
         for goal in report["goals"]
     ]
     return table(["goal", "at least", "measured", ""], rows)

@@ -201,6 +201,38 @@ def test_an_earlier_run_is_reported_on_without_measuring(run: Bench, tmp_path: P
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_comparison_that_judges_nothing_is_no_success(run: Bench, tmp_path: Path) -> None:
+    code, _, err = run("--compare", old(tmp_path), "--rounds", "4")
+    assert (code, run.asked) == (2, [])
+    assert "give --rounds 5 at least" in err
+    run.document = report()
+    for kind in ("frames", "tiles"):
+        run.document[kind] = [{**row, "seconds": row["seconds"][:4]} for row in run.document[kind]]
+    code, out, err = run("--compare", old(tmp_path))
+    assert (code, "## Comparison" in out) == (2, True)
+    assert "nothing could be judged: no engine's row is in both reports with 5 runs or more" in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": {}},
+        {"engines": {"edge-t int8 onnxruntime": "text"}},
+        {"latency": {"edge-t int8 onnxruntime": 1}},
+        {"stages": {"a": 1}},
+        {"frames": [{**report()["frames"][0], "name": ["a"]}]},
+    ],
+)
+def test_an_edited_report_is_one_line(run: Bench, tmp_path: Path, change: dict[str, Any]) -> None:
+    path = old(tmp_path, **change)
+    for arguments in (("--from", path), ("--compare", path, "--force")):
+        code, _, err = run(*arguments)
+        assert code in (0, 2)
+        assert "Traceback" not in err
+        assert "is damaged (" in err or code == 0
+    assert 2 in (run("--from", path)[0], run("--compare", path, "--force")[0])
+
+
 def test_a_toy_engine_is_measured(toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For once all of it, on an engine that takes no time worth mentioning."""
     path = tmp_path / "report.json"

@@ -6,7 +6,8 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rsd_edge.bench.compare import Comparison, check_comparable, compare
+from rsd_edge.bench.compare import LEAST_RUNS, Comparison, check_comparable, compare
 from rsd_edge.bench.forecast import keep_report
 from rsd_edge.bench.opening import BenchSettings
 from rsd_edge.bench.page import missing_for_html, to_html
@@ -25,7 +26,7 @@ from rsd_edge.bench.session import measure, notes
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import LEAST_ROUNDS, Effort
 from rsd_edge.cli import SLOWER
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.machine import usable_cores
 from rsd_edge.specs import Backend, Precision
 from rsd_edge.stream.atomic import atomic_file, check_writable, make_folder, write_json
@@ -156,25 +157,49 @@ def command(
     _check_output(output, html, json_path)
     if from_path is None:
         settings = _settings(**options)
+        if old is not None and settings.effort.rounds < LEAST_RUNS:
+            raise InputError(f"--compare judges rows of {LEAST_RUNS} runs or more; give --rounds {LEAST_RUNS} at least")
         for note in notes(settings):
             click.echo(f"note: {note}", err=True)
 
         def accept(known: Mapping[str, Any]) -> None:
             if old is not None:
-                check_comparable(old, known, force=force)
+                with _from_files(old_path):
+                    check_comparable(old, known, force=force)
 
         with _Display() as display:
             document = measure(settings, shlex.join(["rsd-edge", *(context.obj or [])]), display.show, accept)
         keep_report(document)
     else:
         document = read_report(from_path)
-    comparison = None if old is None else compare(old, document, threshold / 100, force=force)
-    _write(document, comparison, output, html, json_path)
+    with _from_files(old_path, from_path):
+        comparison = None if old is None else compare(old, document, threshold / 100, force=force)
+        _write(document, comparison, output, html, json_path)
+    if comparison and not any(change.judged for change in comparison.changes):
+        raise InputError(
+            f"nothing could be judged: no engine's row is in both reports with {LEAST_RUNS} runs or more; measure the "
+            "same sizes and threads again, with more --rounds"
+        )
     for change in comparison.slower if comparison else ():
         click.echo(
             f"slower: {change.name}: {change.ratio:.3f} times as long ({change.low:.3f} to {change.high:.3f})", err=True
         )
     return SLOWER if comparison and comparison.slower else 0
+
+
+@contextmanager
+def _from_files(*paths: Path | None) -> Iterator[None]:
+    """What a report of ours always has may be missing from one that was edited."""
+    given = [str(path) for path in paths if path is not None]
+    try:
+        yield
+    except RsdEdgeError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if not given:
+            raise
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"report {' or '.join(given)} is damaged ({why}); measure again") from error
 
 
 def _settings(
