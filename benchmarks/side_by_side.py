@@ -4,9 +4,8 @@
         --json benchmarks/reports/side-by-side.json
 
 Everything runs in a process of its own and takes its turn in every round, the published networks in the first
-`--slow-rounds` of them, since a frame of theirs takes minutes. Their weights are random, their frames cut as the
-published code cuts them (`--chop_size 256`). A tile is an engine alone; a frame goes through the whole path of
-`rsd-edge run` but for files. The peer's tile is its network, its frame whole.
+`--slow-rounds` of them, since a frame of theirs takes minutes. Their weights are random. A tile is an engine alone; a
+frame goes through the whole path of `rsd-edge run` but for files. The peer's tile is its network, its frame whole.
 
 - `as published`: torch as the published code does it: attention masks made on every call, scores formed, plain layout.
 - `torch`, `torch bf16`: `rsd-edge run --model`. `openvino bf16`: the graphs of `rsd-edge build-engine` in OpenVINO.
@@ -48,7 +47,9 @@ PEAK = "peak"
 PUBLISHED = "full network as published"
 FULL = "full network"
 CHOPPED = TileSpec(SIDE, halo=4, feather=4, fixed=True)
-"""A tile every 56 pixels: with the default halo of 16, full networks would compute two and a half times as much."""
+"""For frames of the full networks, a tile every 56 pixels: with the default halo of 16 they would compute two and a
+half times as much; whole, as the published code takes them, they would form scores of 15 GB in each attention of the
+autoencoder."""
 
 
 def checkpoint_runs(

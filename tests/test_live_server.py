@@ -216,6 +216,28 @@ def test_clients_that_take_nothing_slow_nobody_and_have_bounded_room(statistics:
     assert not sink._thread.is_alive()
 
 
+@pytest.mark.parametrize("path", ["stream.mjpg", "ws"])
+def test_who_leaves_while_there_is_no_signal_keeps_no_seat(statistics: Statistics, path: str) -> None:
+    sink = PageSink(Address.parse("0"), "test", statistics, most_clients=2)
+    address = ("127.0.0.1", int(sink.url.rsplit(":", 1)[1].strip("/")))
+    upgrade = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    )
+    try:
+        for _ in range(3):
+            with socket.create_connection(address) as client:
+                client.sendall(f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{upgrade}\r\n".encode())
+                assert client.recv(12).split()[1] in (b"101", b"200")
+                assert sink.watching == 1
+            deadline = time.monotonic() + 10
+            while sink.watching and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert sink.watching == 0
+    finally:
+        sink.close()
+
+
 def test_snapshots_that_nobody_takes_have_bounded_room(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_MOST_SNAPSHOTS", 1)
     sink = PageSink(Address.parse("0"), "test", statistics)

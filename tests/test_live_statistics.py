@@ -64,6 +64,19 @@ def test_a_run_is_counted_exactly() -> None:
     assert statistics.signal == "no signal"
 
 
+def test_silence_is_told_after_a_second() -> None:
+    clock = VirtualClock()
+    statistics = Statistics(clock.now)
+    statistics.open = True
+    for _ in range(3):
+        clock.time += 0.25
+        statistics.captured(clock.time, 0.02, (8, 8))
+    clock.time += 0.99
+    assert statistics.signal == "live"
+    clock.time += 0.02
+    assert statistics.signal == "no signal"
+
+
 def test_prometheus_gets_valid_text() -> None:
     clock = VirtualClock()
     statistics = Statistics(clock.now)
@@ -73,7 +86,9 @@ def test_prometheus_gets_valid_text() -> None:
         statistics.captured(clock.time, 0.02, (8, 8))
         statistics.stage("engine", 0.125)
         statistics.delivered(clock.time - 0.125, (32, 32))
+    statistics.dropped = 1234567
     text = prometheus(statistics)
+    assert "\nrsd_edge_frames_dropped_total 1234567\n" in text
     values = {}
     for line in text.splitlines():
         if not line.startswith("#"):

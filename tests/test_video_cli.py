@@ -282,7 +282,9 @@ def test_a_full_disk_stops_the_run(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 def test_ctrl_c_from_the_keyboard(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mp4", Recipe(times=range(0, 60 * 512, 512)))
     code = (
-        "import sys, time\nsys.path.insert(0, sys.argv[1])\nimport test_video_cli as t\n"
+        "import signal, sys, time\nsys.path.insert(0, sys.argv[1])\nimport test_video_cli as t\n"
+        # Ignored, and inherited so, where the tests run in the background of a script.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from rsd_edge.cli import main\nfrom rsd_edge.cli import run\n"
         "class Slow(t.FakeResolver):\n"
         "    def __call__(self, *a, **o):\n        time.sleep(0.05)\n        print('.', flush=True)\n"

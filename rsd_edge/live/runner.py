@@ -165,6 +165,8 @@ class LiveRunner:
             except BaseException as error:  # whatever it is, it belongs to the thread that waits
                 with self._clock.changing():
                     self._errors.append(error)
+                if name != "capture":  # what came before the end of a source is still delivered
+                    self.stop()
             finally:
                 with self._clock.changing():
                     self._running -= name != "capture"

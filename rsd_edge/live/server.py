@@ -102,7 +102,12 @@ class PageSink:
             self._loop.close()
 
     async def _serve(self) -> None:
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            shutdown_timeout=1.0,
+            handler_cancellation=True,  # or who leaves while there is no signal would keep a seat
+        )
         await runner.setup()
         site = web.TCPSite(runner, self._address.host, self._address.port)
         try:

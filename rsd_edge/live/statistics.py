@@ -169,7 +169,7 @@ def prometheus(statistics: Statistics) -> str:
 
     def metric(name: str, kind: str, what: str, *samples: tuple[str, float]) -> None:
         lines.extend((f"# HELP rsd_edge_{name} {what}", f"# TYPE rsd_edge_{name} {kind}"))
-        lines.extend(f"rsd_edge_{name}{labels} {value:g}" for labels, value in samples)
+        lines.extend(f"rsd_edge_{name}{labels} {value:.15g}" for labels, value in samples)
 
     metric("signal", "gauge", "1 while frames arrive.", ("", float(found["signal"] == "live")))
     metric("capture_fps", "gauge", "Frames captured per second, lately.", ("", found["capture_fps"]))
@@ -197,5 +197,5 @@ def _summary(lines: list[str], name: str, what: str, series: list[tuple[str, Ser
         for quantile, value in (times.quantiles(_RECENT) or {}).items():
             if quantile != "max":
                 lines.append(f'rsd_edge_{name}{{{label}quantile="0.{quantile[1:]}"}} {value:.6g}')
-        lines.append(f"rsd_edge_{name}_sum{labels} {times.total:.6g}")
+        lines.append(f"rsd_edge_{name}_sum{labels} {times.total:.15g}")
         lines.append(f"rsd_edge_{name}_count{labels} {times.count}")
