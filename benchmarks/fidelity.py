@@ -40,14 +40,16 @@ def seam_steps(axis: AxisPlan) -> list[int]:
 
 
 def gradients(image: Image, axes: tuple[AxisPlan, AxisPlan]) -> tuple[list[float], list[float]]:
-    """Mean gradients of the rows and columns of steps: at borders, elsewhere."""
+    """Mean gradients of the rows and columns of steps: at borders, and elsewhere between input pixels, because a step
+    from one input pixel to the next is larger than one within."""
     at, elsewhere = [], []
     for dimension, axis in enumerate(axes):
         other = tuple(i for i in range(3) if i != dimension)
         means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
         places = np.array(seam_steps(axis), int) - 1
+        others = np.setdiff1d(np.arange(SCALE, SCALE * axis.length, SCALE) - 1, places)
         at += means[places].tolist()
-        elsewhere += np.delete(means, places).tolist()
+        elsewhere += means[others].tolist()
     return at, elsewhere
 
 
