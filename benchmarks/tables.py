@@ -227,16 +227,20 @@ def _sizes(live: dict[str, Any]) -> str:
 
 
 def _reuse(live: dict[str, Any]) -> str:
-    head = ["film", "threshold", "tiles computed", "times as fast", "mean difference", "largest", "PSNR dB"]
+    head = ["film", "tile", "threshold", "tiles computed", "ms a frame", "times as fast"]
+    head += ["mean difference", "largest", "PSNR dB"]
     rows = []
     for name, film in live["reuse"].items():
         for row in film["rows"]:
             psnr = "same bytes" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
+            threshold = {None: "no reuse", 0.0: "0, exact"}.get(row["threshold"], f"{row['threshold'] or 0:g}")
             rows.append(
                 [
-                    _FILMS.get(name, name),
-                    f"{row['threshold']:g}" if row["threshold"] else "0, exact",
+                    f"{_FILMS.get(name, name)}, {'x'.join(map(str, film['size']))}",
+                    str(row["tile"]),
+                    threshold,
                     f"{100 * row['tiles_computed']:.1f} %",
+                    f"{row['ms_per_frame']:.0f}",
                     f"{row['times_as_fast']:.2f}",
                     f"{row['mean_difference']:.3f}",
                     str(row["largest_difference"]),

@@ -3,7 +3,8 @@
     python -P benchmarks/temporal.py --films ../shared/data/video --json benchmarks/reports/temporal.json \
         --peer realesr-general-x4v3.ncnn.param realesr-general-x4v3.ncnn.bin
 
-Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph.
+Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph,
+*still* one that does not.
 Two figures, in grey levels of luma:
 
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
@@ -40,6 +41,8 @@ Plane = NDArray[np.float32]
 FILMS = ("bbb_480p_30s", "intel_bottle", "intel_car", "intel_one-by-one-person")
 PHOTO = Path(__file__).parents[1] / "assets" / "reference" / "foliage.jpg"
 PAN = (128, 90)
+STEPS = {"pan": 6, "still": 0}
+"""Pixels of the photograph by which the window moves in each frame."""
 _AGREE = 4.0
 _STILL = 2
 
@@ -59,12 +62,13 @@ def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
     return frames
 
 
-def pan(width: int, height: int, most: int) -> list[Image]:
-    """A window that moves over a photograph by one and a half pixels in each frame, and a little up and down."""
+def pan(width: int, height: int, most: int, step: int) -> list[Image]:
+    """A window that moves over a photograph to the right and a little up and down, unless `step` is 0."""
     photo = read_image(PHOTO)
     frames = []
     for index in range(most):
-        x, y = 6 * index % (photo.shape[1] - SCALE * width), round(20 + 20 * np.sin(index / 9))
+        x = step * index % (photo.shape[1] - SCALE * width)
+        y = round(20 + 20 * np.sin(index / 9)) if step else 20
         window = photo[y : y + SCALE * height, x : x + SCALE * width]
         frames.append(np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
     return frames
@@ -140,7 +144,7 @@ def all_methods(
 @click.option("--engine", default="edge-n", show_default=True)
 @click.option("--precision", default="int8", show_default=True)
 @click.option("--peer", nargs=2, type=click.Path(path_type=Path, exists=True), help="An ncnn .param and .bin.")
-@click.option("--film", "chosen", multiple=True, type=click.Choice([*FILMS, "pan"]), help="Several; all if not given.")
+@click.option("--film", "chosen", multiple=True, type=click.Choice([*FILMS, *STEPS]), help="Several; all if not given.")
 @click.option("--width", default=160, show_default=True)
 @click.option("--start", default=200, show_default=True, help="First frame of each film.")
 @click.option("--frames", default=40, show_default=True)
@@ -169,8 +173,11 @@ def main(
     }
     network = NcnnPeer(*peer, 2) if peer else None
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
-        for name in chosen or (*FILMS, "pan"):
-            film = pan(*PAN, frames) if name == "pan" else read_film(films / f"{name}.mp4", width, start, frames)
+        for name in chosen or (*FILMS, *STEPS):
+            photograph = name in STEPS
+            film = (
+                pan(*PAN, frames, STEPS[name]) if photograph else read_film(films / f"{name}.mp4", width, start, frames)
+            )
             motion, base = Motion(film), [bicubic(image) for image in film]
             methods = all_methods(resolver, network, film, base)
             rows = {method: motion.measure(make(), base) for method, make in methods.items()}
