@@ -257,6 +257,15 @@ def test_noise_goes_where_the_picture_goes_and_stays_white() -> None:
         assert abs(float(np.mean(samples[:, 1:] * samples[:, :-1]))) < 0.02
 
 
+def test_noise_follows_a_picture_that_creeps() -> None:
+    noise = FlowNoise(NoiseField(0), 5, PLAN)
+    for index in range(41):
+        noise.advance(texture(0.1 * index), anew=index == 0)
+    inside = noise._shift[20:-20, 20:-20]
+    assert float(np.median(inside[..., 0])) == pytest.approx(-4.0, abs=0.5)  # flow is right to a tenth of the way
+    assert float(np.median(inside[..., 1])) == pytest.approx(0.0, abs=0.5)
+
+
 def test_noise_stays_white_while_the_picture_grows() -> None:
     samples = noise_of([texture(zoom=1.0 + 0.04 * i) for i in range(26)])[-1]
     assert float(samples.var()) == pytest.approx(1.0, abs=0.03)

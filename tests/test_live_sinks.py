@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import re
 import sys
 import types
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_nothing_is_left_of_a_recording_whose_encoder_does_not_exist(tmp_path: P
 def test_a_torn_fragment_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     sink = VideoSink(path, VideoSettings(), "test", 2.0)
-    for index in range(12):  # a key frame, and with it a fragment, every two seconds
+    for index in range(12):  # a fragment for every second
         sink.write(result(index, index / 2))
     sink.close()
     whole = path.read_bytes()
@@ -112,33 +113,68 @@ class FullDisk:
         return getattr(self._file, name)
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
-def test_a_full_disk_leaves_what_can_be_played(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def leave_room(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """For recordings on their way."""
     opened = builtins.open
 
     def limited(path: Any, *arguments: Any, **options: Any) -> Any:
         file = opened(path, *arguments, **options)
-        return FullDisk(file, 60000) if ".part" in str(path) and arguments == ("w+b",) else file
+        return FullDisk(file, room) if ".part" in str(path) and arguments == ("w+b",) else file
 
     monkeypatch.setattr(builtins, "open", limited)
-    sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0)
+
+
+def record_noise(sink: VideoSink, rate: float) -> None:
+    """Until something breaks."""
     rng = np.random.default_rng(0)
+    for index in range(400):
+        noise = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        sink.write(LiveResult(result(index, index / rate).frame, noise))
 
-    def record() -> None:
-        for index in range(400):
-            noise = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-            sink.write(LiveResult(result(index, index / 25).frame, noise))
 
-    with pytest.raises(OutputError, match=r"the disk is full.*s is kept there") as raised:
-        record()
+@pytest.mark.parametrize("rate", [25.0, 2.0])  # 25 is what the encoder is told to expect of both
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_full_disk_leaves_what_can_be_played(
+    tmp_path: Path, suffix: str, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_room(monkeypatch, 150000)
+    sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0)
+    with pytest.raises(OutputError, match=r"the disk is full.*s are kept there") as raised:
+        record_noise(sink, rate)
     assert raised.value.errno == errno.ENOSPC
-    with pytest.raises(OutputError):
-        sink.close()
+    sink.close()  # does nothing more
     monkeypatch.undo()
     found = frames_of(tmp_path / f"out{suffix}")
-    assert 5 < len(found) < 400
+    # Noise of this size takes about 3000 bytes a frame, so 50 have room; an MP4 loses up to its last second.
+    # Where one piece has no room, a smaller one after it may.
+    assert 25 <= len(found) < 100
+    told = re.search(r"the first (\d+\.\d) s are kept", str(raised.value))
+    assert told is not None
+    assert float(told.group(1)) == pytest.approx((len(found) - 1) / rate, abs=0.06)  # told to a tenth
     assert [path.name for path in tmp_path.iterdir()] == [f"out{suffix}"]
-    sink.close()  # once more does nothing
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_recording_of_nothing_takes_no_place(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / f"out{suffix}"
+    target.write_bytes(b"an earlier recording")
+    leave_room(monkeypatch, 2500)
+    with pytest.raises(OutputError, match=r"the disk is full.*none is kept"):
+        record_noise(VideoSink(target, VideoSettings(), "test", 25.0), 25.0)
+    monkeypatch.undo()
+    assert target.read_bytes() == b"an earlier recording"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_keyframes_come_by_the_time_of_capture(tmp_path: Path) -> None:
+    path = tmp_path / "out.mkv"
+    sink = VideoSink(path, VideoSettings(), "test", 25.0)
+    for index in range(12):
+        sink.write(result(index, index * 0.75))
+    sink.close()
+    with av.open(str(path)) as container:
+        keys = [frame.time for frame in container.decode(video=0) if frame.key_frame]
+    assert keys == pytest.approx([0.0, 2.25, 4.5, 6.75], abs=1e-3)  # frames that come two seconds later or more
 
 
 def test_names_of_images_need_a_number(tmp_path: Path) -> None:
@@ -158,6 +194,12 @@ def test_images_are_numbered(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "frames" / "000001.png"), result(7, 1).pixels)
     with pytest.raises(OutputError, match="needs one number"):
         ImageSequenceSink(tmp_path / "%d_%d.png")
+    with pytest.raises(OutputError, match=r"000000\.png exists, and two sequences would be mixed"):
+        ImageSequenceSink(tmp_path / "frames")
+    with pytest.raises(OutputError, match=r"no room for all frames; .* such as one_%06d\.png"):
+        ImageSequenceSink(tmp_path / "one.png")
+    with pytest.raises(OutputError, match=r"\.txt"):
+        ImageSequenceSink(tmp_path / "x_%d.txt")
 
 
 def test_a_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,10 @@ _FRESH_ROWS = 1 << 20
 _STILL_PIXELS = 0.3
 _STILL_LEVELS = 4.0
 """A place that moves by less and changes by less stands still: flow trembles with the noise of a sensor."""
+_ANCHORED_FRAMES = 8
+_ANCHORED_PIXELS = 4.0
+"""Motion is found from a frame that stays the same for so long, or until the picture has moved so far: what creeps by a
+tenth of a pixel in each frame would be taken for trembling from one to the next."""
 _EXPLAINED = 0.35
 """Share of a place's change that motion has to leave, or less, to be believed: on flat ground flow fits the noise of a
 sensor, and explains little of it."""
@@ -67,7 +71,7 @@ class FixedNoise:
 class FlowNoise:
     """The same field, of which each pixel keeps its sample while it moves.
 
-    The displacements of all frames since the last cut are added up, and samples are looked up and never mixed: the
+    The displacements since the last cut are added up, and samples are looked up and never mixed: the
     noise stays white with variance 1. Where the picture stretches and neighbours would share a sample, one of them
     gets a fresh one.
     """
@@ -83,7 +87,9 @@ class FlowNoise:
         y, x = np.mgrid[: plan.y.length, : plan.x.length].astype(np.float32)
         self._grid = np.stack([x, y], axis=-1)
         self._shift = np.zeros_like(self._grid)
-        self._last: NDArray[np.uint8] | None = None
+        self._anchor: NDArray[np.uint8] | None = None
+        self._anchor_shift = self._shift
+        self._age = 0
         # The faster presets are off by a tenth of a pixel in every frame, which adds up.
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._addresses = self._look_up()
@@ -92,11 +98,12 @@ class FlowNoise:
     def advance(self, picture: Picture, *, anew: bool) -> None:
         """See TileNoise."""
         gray = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), np.uint8)
-        last, self._last = self._last, gray
-        if last is None or min(gray.shape) < SMALLEST:
+        if min(gray.shape) < SMALLEST:
             return
-        if anew or not self._follow(gray, last):
-            self._shift[:] = 0
+        if anew or self._anchor is None:
+            self._begin(gray)
+        else:
+            self._follow(gray, self._anchor)
         self._addresses = self._look_up()
 
     def moved(self, index: int) -> bool:
@@ -110,23 +117,31 @@ class FlowNoise:
         self._taken[index] = addresses.copy()
         return np.take(self._samples, addresses, axis=1)
 
-    def _follow(self, gray: NDArray[np.uint8], last: NDArray[np.uint8]) -> bool:
-        """Add this frame's motion; False at a cut."""
-        change = cv2.boxFilter(cv2.absdiff(gray, last), cv2.CV_32F, (_BLOCK, _BLOCK))
+    def _begin(self, gray: NDArray[np.uint8]) -> None:
+        """A scene: the field as it is."""
+        self._shift = np.zeros_like(self._grid)
+        self._anchor, self._anchor_shift, self._age = gray, self._shift, 0
+
+    def _follow(self, gray: NDArray[np.uint8], anchor: NDArray[np.uint8]) -> None:
+        """Add the motion since the anchor to its displacement, or begin anew at a cut."""
+        change = cv2.boxFilter(cv2.absdiff(gray, anchor), cv2.CV_32F, (_BLOCK, _BLOCK))
         if not change.any():
-            return True
-        flow = self._flow.calc(gray, last, np.zeros_like(self._grid))
+            self._shift = self._anchor_shift
+            return
+        flow = self._flow.calc(gray, anchor, np.zeros_like(self._grid))
         origin = np.asarray(self._grid + flow, np.float32)
-        matched = carried(last, origin)
-        left = cv2.absdiff(gray, matched)
+        left = cv2.absdiff(gray, carried(anchor, origin))
         if float(np.mean(left)) > CUT_LEVELS:
-            return False
+            self._begin(gray)
+            return
         length = np.hypot(flow[..., 0], flow[..., 1])
         unexplained = cv2.boxFilter(left, cv2.CV_32F, (_BLOCK, _BLOCK)) > _EXPLAINED * change
         still = (length < _TINY_PIXELS) | unexplained
         still |= (length < _STILL_PIXELS) & (change < _STILL_LEVELS)
-        self._shift = np.where(still[..., None], self._shift, carried(self._shift, origin) + flow)
-        return True
+        self._shift = np.where(still[..., None], self._anchor_shift, carried(self._anchor_shift, origin) + flow)
+        self._age += 1
+        if self._age >= _ANCHORED_FRAMES or float(np.percentile(length, 95)) > _ANCHORED_PIXELS:
+            self._anchor, self._anchor_shift, self._age = gray, self._shift, 0
 
     def _look_up(self) -> NDArray[np.int64]:
         """For each pixel of all tiles, halos included, which of the samples it has."""

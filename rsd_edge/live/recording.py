@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from rsd_edge.errors import OutputError
@@ -29,14 +30,15 @@ _BT709 = 1
 _KEYFRAME_SECONDS = 2
 _BOX = struct.Struct(">I4s")
 """Length and kind, at the beginning of each part of an MP4 file."""
-_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+_FRAGMENTED = {"movflags": "empty_moov+default_base_moof", "frag_duration": "1000000"}
+"""A fragment holds a second of capture: what breaks later costs no more than that, however slow the frames come."""
 
 
 class VideoSink:
     """Encodes results at the times at which they were captured.
 
-    The file grows under a name of its own and gets its name when it is closed: also after an error, with all that was
-    written until then. A film whose size changes on the way keeps the size that it began with.
+    The file grows under a name of its own and gets its name when it is closed, or after an error if something of it
+    plays. A film whose size changes on the way keeps the size that it began with.
     """
 
     def __init__(self, target: Path, settings: VideoSettings, source: str, rate: float = 25.0) -> None:
@@ -58,32 +60,42 @@ class VideoSink:
             if self._film is None:
                 self._film = self._begin(result)
             self._film.add(result)
-        except av.FFmpegError as error:
-            raise self._failure(error) from None
-        except OSError as error:
-            raise error if isinstance(error, OutputError) else self._failure(error) from None
+        except (av.FFmpegError, OSError) as error:
+            raise error if isinstance(error, OutputError) else self._broken(error) from None
 
     def close(self) -> None:
         """See Sink."""
-        film, self._film = self._film, None
-        if film is None:
+        if self._film is None:
             return
         try:
-            film.close()
+            self._film.close()
         except (av.FFmpegError, OSError) as error:
-            raise self._failure(error) from None
-        finally:
-            self._keep(film)
+            raise self._broken(error) from None
+        self._film.abandon()
+        self._film = None
+        os.replace(self._partial, self._target)
 
-    def _keep(self, film: _Film) -> None:
-        """What can be played gets its name."""
+    def _broken(self, error: Exception) -> OutputError:
+        """End the recording with what can be played of it, and say what that is."""
+        failure = output_error(self._target, error) if isinstance(error, OSError) else OutputError(f"{error}")
+        kept = self._keep()
+        raised = OutputError(f"{failure}{kept}")
+        raised.errno = getattr(error, "errno", None)
+        return raised
+
+    def _keep(self) -> str:
+        film, self._film = self._film, None
+        if film is None:
+            return ""
         film.abandon()
-        if film.frames:
-            if film.fragmented:
-                cut_torn_fragment(self._partial)
-            os.replace(self._partial, self._target)
-        else:
+        if film.fragmented:
+            cut_torn_fragment(self._partial)
+        seconds = playable_seconds(self._partial)
+        if seconds is None:
             self._partial.unlink(missing_ok=True)
+            return "; nothing of the recording can be played, and none is kept"
+        os.replace(self._partial, self._target)
+        return f"; the first {seconds:.1f} s are kept there"
 
     def _begin(self, result: LiveResult) -> _Film:
         encoder = self._encoder(result.pixels)
@@ -128,15 +140,6 @@ class VideoSink:
         )
         return choose_encoder(clip, self._target, (width, height), self._settings)[0]
 
-    def _failure(self, error: Exception) -> OutputError:
-        failure = output_error(self._target, error) if isinstance(error, OSError) else OutputError(f"{error}")
-        kept = ""
-        if self._film is not None and self._film.frames:
-            kept = f"; what could be written of the first {self._film.seconds:.1f} s is kept there"
-        raised = OutputError(f"{failure}{kept}")
-        raised.errno = getattr(error, "errno", None)
-        return raised
-
 
 class _Film:
     """An open file with one stream."""
@@ -154,12 +157,7 @@ class _Film:
         self._stream = stream
         self._convert = FromBgr(encoder.colour, encoder.pixel_format)
         self._last = -1
-        self.frames = 0
-
-    @property
-    def seconds(self) -> float:
-        """Until the last frame."""
-        return float(self._last * self._encoder.time_base)
+        self._next_key = 0
 
     def add(self, result: LiveResult) -> None:
         """Encode one frame. Raises FFmpegError, OSError."""
@@ -167,8 +165,10 @@ class _Film:
         ticks = round(Fraction(result.frame.captured - self._began) / self._encoder.time_base)
         frame.pts = self._last = max(ticks, self._last + 1)
         frame.time_base = self._encoder.time_base
+        if self._last >= self._next_key:  # by the time of capture: the rate of a camera is seldom what it says
+            frame.pict_type = PictureType.I
+            self._next_key = self._last + round(_KEYFRAME_SECONDS / self._encoder.time_base)
         self._output.mux(self._stream.encode(frame))
-        self.frames += 1
 
     def close(self) -> None:
         """Write what the encoder still holds, and the end of the file. Raises FFmpegError, OSError."""
@@ -199,6 +199,24 @@ def cut_torn_fragment(path: Path) -> None:
             if kind != b"moof":
                 whole = at
         file.truncate(whole)
+
+
+def playable_seconds(path: Path) -> float | None:
+    """From the first to the last packet of a film that may be torn; None if not one frame can be shown."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            if next(container.decode(stream), None) is None:
+                return None
+        with av.open(str(path)) as container:
+            last = 0.0
+            with suppress(av.FFmpegError):  # what comes after the tear
+                for packet in container.demux(container.streams.video[0]):
+                    if packet.pts is not None and packet.time_base is not None:
+                        last = max(last, float(packet.pts * packet.time_base))
+            return last
+    except (av.FFmpegError, IndexError, OSError):
+        return None
 
 
 def _fitted(picture: Picture, width: int, height: int) -> Picture:

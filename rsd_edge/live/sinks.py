@@ -15,6 +15,7 @@ from rsd_edge.live.frames import LiveResult
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.atomic import make_folder
 from rsd_edge.stream.images import write_image
+from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 
 _DEFAULT_NAME = "%06d.png"
 _TITLE = "rsd-edge"
@@ -38,14 +39,24 @@ class ImageSequenceSink:
 
     def __init__(self, target: Path) -> None:
         """target: a folder, which gets 000000.png and so on, or a path with a number in printf's form such as %06d.
-        Raises OutputError."""
+
+        Raises OutputError for a name without a number or of no image format, and where a sequence of that name is.
+        """
+        if "%" not in target.name and target.suffix.lower() in IMAGE_SUFFIXES and not target.is_dir():
+            raise OutputError(
+                f"cannot write {target}: one file has no room for all frames; give a folder, or a name with a number "
+                f"such as {target.stem}_%06d{target.suffix}"
+            )
         self._pattern = str(target if "%" in target.name else target / _DEFAULT_NAME)
+        check_suffix(Path(self._pattern))
         try:
             first = Path(self._pattern % 0)
             if first == Path(self._pattern % 1) or "%s" in target.name:
                 raise ValueError
         except (TypeError, ValueError):
             raise OutputError(f"cannot write {target}: its name needs one number such as %06d") from None
+        if first.exists():
+            raise OutputError(f"{first} exists, and two sequences would be mixed; give another name, or remove it")
         make_folder(first.parent)
         self.name = self._pattern
         self._next = 0
