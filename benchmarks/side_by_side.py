@@ -196,11 +196,10 @@ def measure(
         }
         if method.gflop is not None and method.precision is not None:
             rate = 1e3 * method.gflop / row[TILE]["median"]
-            row |= {"gflop": round(method.gflop, 3), "gflop_per_s": round(rate, 1)}
-            row["share_of_peak"] = round(rate / peaks[method.precision], 3)
+            row |= {"gflop": method.gflop, "gflop_per_s": rate, "share_of_peak": rate / peaks[method.precision]}
         rows[name] = row | {"quality": method.quality}
     return {
-        "peaks": {name: round(rate, 1) for name, rate in peaks.items()},
+        "peaks": peaks,
         "peak_seconds": of_peaks,
         "rows": rows,
         "goals": [{**asdict(goal), "met": goal.met} for goal in goals(rows)],

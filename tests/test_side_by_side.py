@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from datetime import datetime, timedelta
@@ -11,8 +12,10 @@ import pytest
 from sleeping import sleeping
 
 from rsd_edge.bench import environment
+from rsd_edge.bench.quality import METRICS
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+REPORTS = Path(BENCHMARKS) / "reports"
 sys.path.insert(0, BENCHMARKS)
 import side_by_side  # noqa: E402
 import tables  # noqa: E402
@@ -95,7 +98,7 @@ def test_goals_are_those_of_the_faster_runtime_and_can_be_missed(found: tuple[di
         assert fastest["measured"] == rows["full network, openvino bf16"] / rows["edge-s int8 onnxruntime"]
     share = goals["edge-n fp32, share of the convolutions' peak, tile"]
     expected = document["rows"]["edge-n fp32 onnxruntime"]["gflop_per_s"] / document["peaks"]["fp32"]
-    assert math.isclose(share["measured"], expected, rel_tol=0.02), "what rounding of rates and shares leaves"
+    assert math.isclose(share["measured"], expected)
 
 
 def test_the_table_names_everything_with_its_ratios(found: tuple[dict, Path]) -> None:
@@ -109,3 +112,15 @@ def test_the_table_names_everything_with_its_ratios(found: tuple[dict, Path]) ->
     assert 3 < float(peer[2]) < 4.2, "0.2 s against 0.05 s, each late by some milliseconds"
     verdicts = [line.split(" | ")[-1] for line in makers["goals"]().splitlines()[2:]]
     assert verdicts.count("missed |") == sum(not goal["met"] for goal in report["goals"])
+
+
+def test_reports_show_the_same_quality_as_its_own_table() -> None:
+    """Both copies must be as exact as the record: one of four digits, rounded again, made 23.86 of 23.85498."""
+    recorded = json.loads((REPORTS / "quality.json").read_text())["sets"]["kodak24_real"]
+    side = {name: row["quality"] for name, row in json.loads((REPORTS / "side-by-side.json").read_text())["rows"].items()}
+    bench = json.loads((REPORTS / "bench" / "report.json").read_text())["quality"]["scores"]
+    shown = [(name, scores) for found in (side, bench) for name, scores in found.items() if scores is not None]
+    assert len(shown) == 10 + 10
+    for name, scores in shown:
+        expected = recorded[" ".join(name.split()[:2]) if name.startswith("edge-") else name.removesuffix(" ncnn")]
+        assert scores == {metric: expected[metric] for metric in METRICS}
