@@ -117,7 +117,9 @@ def test_the_table_names_everything_with_its_ratios(found: tuple[dict, Path]) ->
 def test_reports_show_the_same_quality_as_its_own_table() -> None:
     """Both copies must be as exact as the record: one of four digits, rounded again, made 23.86 of 23.85498."""
     recorded = json.loads((REPORTS / "quality.json").read_text())["sets"]["kodak24_real"]
-    side = {name: row["quality"] for name, row in json.loads((REPORTS / "side-by-side.json").read_text())["rows"].items()}
+    side = {
+        name: row["quality"] for name, row in json.loads((REPORTS / "side-by-side.json").read_text())["rows"].items()
+    }
     bench = json.loads((REPORTS / "bench" / "report.json").read_text())["quality"]["scores"]
     shown = [(name, scores) for found in (side, bench) for name, scores in found.items() if scores is not None]
     assert len(shown) == 10 + 10
