@@ -51,8 +51,8 @@ def warning(images: int) -> str | None:
         return None
     how = "just go from one value to the other" if images == 2 else "are too narrow"
     return (
-        f"the {100 * CONFIDENCE:g} % intervals over {images} images say little: they {how}; score {FEW_IMAGES} images or "
-        "more to compare methods"
+        f"the {100 * CONFIDENCE:g} % intervals over {images} images say little: they {how}; score {FEW_IMAGES} images "
+        "or more to compare methods"
     )
 
 
