@@ -34,6 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, toy_bundle: Path, tmp_path: Path) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(environment, "load", lambda: 1.5)
     monkeypatch.setattr(others, "usable_cores", lambda: 2)
+    monkeypatch.setattr(others, "GLANCE_SECONDS", 0.0)
     monkeypatch.setattr(Watch, "others", lambda self: 0.1)
     return made
 
@@ -91,7 +92,8 @@ def test_without_a_report_it_is_measured(clock: FakeTime) -> None:
     assert found["fps"]["320x180"] == pytest.approx(1 / (4 * (PER_TILE + 192 * 122 * PER_TILE_PIXEL[2])), rel=5e-3)
     assert found["source"].startswith("measured just now in ")
     assert found["error"] == pytest.approx(0, abs=1e-6)
-    assert (found["engine"], found["threads"], found["load"], found["warning"]) == (LABEL, 2, 1.5, None)
+    assert (found["engine"], found["threads"], found["warning"]) == (LABEL, 2, None)
+    assert found["load"] == {"before": 1.5, "others": 0.1}
 
 
 def kept(clock: FakeTime, tile: int = 208, **changes: Any) -> None:
@@ -154,9 +156,10 @@ def test_a_report_measured_beside_other_programs_is_used_and_told_as_such(clock:
 def test_a_good_report_on_a_busy_machine(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(clock)
     assert forecast.forecast("toy", 2)["warning"] is None
-    monkeypatch.setattr(environment, "load", lambda: 9.5)
-    assert str(forecast.forecast("toy", 2)["warning"]).startswith(
-        "the load average was 9.5 on 2 processors in the last "
+    monkeypatch.setattr(Watch, "others", lambda self: 1.9)
+    assert forecast.forecast("toy", 2)["warning"] == (
+        "other programs kept 1.9 of 2 processors busy (load average 1.5) just now: frames will be slower than this "
+        "until other programs have ended"
     )
 
 

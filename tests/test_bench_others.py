@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from bench_doubles import FakeTime
 
-from rsd_edge.bench import others
-from rsd_edge.bench.others import MOST_BUSY, Watch, disturbance
+from rsd_edge.bench import environment, others
+from rsd_edge.bench.others import MOST_BUSY, Watch, disturbance, glance
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -70,6 +70,15 @@ def test_other_processors_and_guests_that_count_as_user_do_not_matter(machine: M
     watch = Watch()
     machine.spend(2.0, own=1.0, user={0: 1.5, 2: 2.0}, guest={0: 0.5}, idle={1: 2.0})
     assert watch.others() == pytest.approx(0.25)
+
+
+def test_a_glance_takes_a_while(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        machine.spend(seconds, own=0.0, user={0: 0.4 * seconds, 1: 0.8 * seconds})
+
+    monkeypatch.setattr(others.time, "sleep", sleep)
+    monkeypatch.setattr(environment, "load", lambda: 0.7)
+    assert glance() == {"before": 0.7, "others": pytest.approx(1.2)}
 
 
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rsd_edge.bench import environment
 from rsd_edge.bench.calibration import Point, grid
 from rsd_edge.bench.kept import Kept, kept_path, outdated, read_kept
 from rsd_edge.bench.latency import FEW_TERMS, LatencyModel, Measured, features, fit
-from rsd_edge.bench.others import Watch, busy_now, disturbance
+from rsd_edge.bench.others import Watch, disturbance, glance
 from rsd_edge.bench.subjects import Subject, Wish, frame_run
 from rsd_edge.bench.timing import LEAST_ROUNDS, WARM_UP, Effort, Run, take_turns, time_runs
 from rsd_edge.errors import InputError
@@ -52,23 +52,24 @@ def forecast(model: str = "edge-s", threads: int | None = None) -> dict[str, Any
     """
     count = threads or usable_cores()
     subject = Subject.of(Wish(model), count)
-    average = environment.load()
     source, kept = _from_report(subject, count)
     if kept is not None:
         fitted = LatencyModel.from_json(kept["latency"])
-        warning = _warning_of_report(kept, count, average)
+        found_load = glance()
+        warning = _warning_of_report(kept, found_load, count)
     else:
-        watch, began = Watch(), time.perf_counter()
+        average, watch, began = environment.load(), Watch(), time.perf_counter()
         fitted = calibrate(subject, count)
         source = f"measured just now in {time.perf_counter() - began:.1f} s{source}"
-        warning = _warning_of_now({"before": average, "others": watch.others()}, count)
+        found_load = {"before": average, "others": watch.others()}
+        warning = _warning_of_now(found_load, count)
     return {
         "engine": subject.label,
         "threads": count,
         "source": source,
         "error": fitted.error_of_runs,
         "held_out": [row.name for row in fitted.held_out],
-        "load": average,
+        "load": found_load,
         "warning": warning,
         "fps": {f"{w}x{h}": float(f"{1 / fitted.predict(w, h, subject.tile, count):.3g}") for w, h in USUAL_SIZES},
     }
@@ -82,14 +83,14 @@ def _warning_of_now(load: Mapping[str, Any], threads: int) -> str | None:
     )
 
 
-def _warning_of_report(kept: Kept, threads: int, average: float | None) -> str | None:
+def _warning_of_report(kept: Kept, now: Mapping[str, Any], threads: int) -> str | None:
     if (busy := disturbance(kept["load"], threads)) is not None:
         return (
             f"{busy} while the report was measured: its rates are too low; end what else runs here, then measure again "
             "with 'rsd-edge bench'"
         )
-    now = busy_now(average)
-    return now and f"{now} in the last minute: frames will be slower than this until other programs have ended"
+    busy = disturbance(now, threads)
+    return busy and f"{busy} just now: frames will be slower than this until other programs have ended"
 
 
 def calibrate(subject: Subject, threads: int) -> LatencyModel:

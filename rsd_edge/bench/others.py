@@ -15,8 +15,10 @@ from rsd_edge.bench import environment
 from rsd_edge.machine import usable_cores
 
 MOST_BUSY = 0.25
-"""Processors that others may take of those measured on. With two threads on two cores whose one was taken half of the
-time, rates fell by a third; a desktop at rest takes a tenth of one."""
+"""Processors that others may take of those measured on. One busy program beside two threads on two cores took 0.9 of
+one, which halved the rates; at rest 0.02 was taken there."""
+GLANCE_SECONDS = 0.5
+"""The system counts in hundredths of a second."""
 _STAT = Path("/proc/stat")
 _IDLE = (3, 4)
 """Places of the times spent idle and waiting for disks, among those of a processor up to `steal`."""
@@ -49,13 +51,14 @@ def disturbance(load: Mapping[str, Any], threads: int) -> str | None:
         if others - max(cores - threads, 0) <= MOST_BUSY:
             return None
         return f"other programs kept {others:.1f} of {cores} processor{'s' if cores > 1 else ''} busy{told}"
-    return busy_now(average)
-
-
-def busy_now(average: float | None) -> str | None:
-    """The same by the load average alone, for what nothing is timed for."""
-    cores = usable_cores()
     return None if average is None or average <= cores else f"the load average was {average:g} on {cores} processors"
+
+
+def glance() -> dict[str, float | None]:
+    """What others do at the moment, for `disturbance`; takes GLANCE_SECONDS."""
+    watch = Watch()
+    time.sleep(GLANCE_SECONDS)
+    return {"before": environment.load(), "others": watch.others()}
 
 
 def load(before: float | None, watch: Watch) -> dict[str, float | None]:
