@@ -214,6 +214,7 @@ def report(
 @click.option("--samples", default=2048, show_default=True, help="Cached pairs.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; three of them where a GPU is.")
 @click.option("--gan-weight", default=3e-3, show_default=True)
+@click.option("--row", "chosen", multiple=True, help="Such as 'rsd, N = 4'; several; all if not given.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say how long all rows would take, and stop.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(
@@ -227,6 +228,7 @@ def main(
     samples: int,
     seeds: str,
     gan_weight: float,
+    chosen: tuple[str, ...],
     only_plan: bool,
     json_path: Path,
 ) -> None:
@@ -245,7 +247,11 @@ def main(
         click.echo(f"all: {sum(estimates.values()) / 3600:.2f} h")
         return
     results: dict[str, list[dict[str, Any]]] = {}
-    for row in rows(gan_weight):
+    known = {row.name: row for row in rows(gan_weight)}
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise click.BadParameter(f"'{unknown[0]}' is none of: {'; '.join(known)}", param_hint="--row")
+    for row in (known[name] for name in chosen or known):
         for seed in map(int, seeds.split(",")):
             figures = run(configured(base, row, seed, work, (teacher_file, pairs.name)), teacher, pairs)
             results.setdefault(row.name, []).append({"seed": seed, **figures})

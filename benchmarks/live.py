@@ -3,15 +3,18 @@
     python -P benchmarks/live.py --json benchmarks/reports/live.json --films ../shared/data/video
 
 The sizes run on the moving test pattern at 24 fps, without reuse, into nothing. Latency is from the moment at which the
-source hands a frame over until all sinks have its result. The films are read ahead of the measurement, reduced to
-`--width`, and enlarged without dropping, with and without reuse.
+source hands a frame over until all sinks have its result. The films are read ahead of the measurement and enlarged
+without dropping, with and without reuse, in the tiles that a run has by itself and in smaller ones.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ SLOW = "edge-s"
 """In fp32, several times too slow for 30 fps."""
 FILMS = ("intel_bottle", "intel_one-by-one-person")
 THRESHOLDS = (0.0, 3.0, 6.0)
+SMALLER = 128
+"""A side of the smaller tiles."""
 
 
 def live_run(
@@ -63,26 +68,18 @@ def live_run(
     return found
 
 
-def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
-    """Frames `start` to `start + most - 1` of a film, reduced."""
-    frames: list[Image] = []
+def read_film(path: Path, start: int, most: int) -> list[Image]:
+    """Frames `start` to `start + most - 1` of a film."""
     with av.open(str(path)) as container:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index < start:
-                continue
-            height = round(width * frame.height / frame.width / 2) * 2
-            image = cv2.resize(frame.to_ndarray(format="bgr24"), (width, height), interpolation=cv2.INTER_AREA)
-            frames.append(np.asarray(image, np.uint8))
-            if len(frames) == most:
-                break
-    return frames
+        return [frame.to_ndarray(format="bgr24") for frame in islice(container.decode(video=0), start, start + most)]
 
 
 class Contender:
     """One way to enlarge a film, frame by frame, with what it cost."""
 
     def __init__(self, resolver: SuperResolver, settings: StreamSettings, height: int, width: int) -> None:
-        self.threshold = settings.reuse_threshold
+        self.threshold = settings.reuse_threshold if settings.reuse else None
+        self.tile = resolver.engine.tile.size
         self._path = LivePath(resolver.engine, settings)
         self._path.warm_up(height, width)
         self.seconds = 0.0
@@ -98,43 +95,64 @@ class Contender:
         return result
 
 
-def reuse(resolver: SuperResolver, film: list[Image]) -> list[dict[str, Any]]:
-    """Speed-up and difference at several thresholds, against the same path without reuse, in turns at each frame."""
+class Difference:
+    """Between results and those of the same tiles without reuse, in grey levels of 8 bits."""
+
+    def __init__(self) -> None:
+        self._means: list[float] = []
+        self._squares: list[float] = []
+        self._largest = 0
+
+    def add(self, result: Image, reference: Image) -> None:
+        """One frame more."""
+        difference = np.asarray(cv2.absdiff(result, reference), np.uint8)
+        self._means.append(float(difference.mean()))
+        self._squares.append(float(np.mean(np.square(difference, dtype=np.float32))))
+        self._largest = max(self._largest, int(difference.max()))
+
+    def figures(self) -> dict[str, Any]:
+        """Over all frames; no PSNR if there is no difference."""
+        squared = float(np.mean(self._squares))
+        psnr = None if squared == 0 else round(float(10 * np.log10(255**2 / squared)), 2)
+        mean = round(float(np.mean(self._means)), 4)
+        return {"mean_difference": mean, "largest_difference": self._largest, "psnr_db": psnr}
+
+
+def reuse(resolvers: list[SuperResolver], film: list[Image]) -> list[dict[str, Any]]:
+    """Speed-up and difference at several thresholds, in turns at each frame. Everything is as fast as it is beside the
+    first engine without reuse: that is what a user would have otherwise."""
     size = film[0].shape[:2]
-    plain = Contender(resolver, StreamSettings(reuse=False), *size)
-    others = [Contender(resolver, StreamSettings(reuse_threshold=threshold), *size) for threshold in THRESHOLDS]
-    differences: list[list[Image]] = [[] for _ in others]
+    ways = [StreamSettings(reuse=False), *(StreamSettings(reuse_threshold=threshold) for threshold in THRESHOLDS)]
+    groups = [[Contender(resolver, way, *size) for way in ways] for resolver in resolvers]
+    differences = [[Difference() for _ in ways] for _ in groups]
     for index, image in enumerate(film):
-        reference = plain(index, image)
-        for other, found in zip(others, differences, strict=True):
-            found.append(np.asarray(cv2.absdiff(other(index, image), reference), np.uint8))
-    return [_reuse_row(other, plain, found) for other, found in zip(others, differences, strict=True)]
-
-
-def _reuse_row(other: Contender, plain: Contender, differences: list[Image]) -> dict[str, Any]:
-    squared = float(np.mean([np.mean(np.square(item, dtype=np.float32)) for item in differences]))
-    return {
-        "threshold": other.threshold,
-        "tiles_computed": round(other.computed / other.tiles, 4),
-        "times_as_fast": round(plain.seconds / other.seconds, 2),
-        "mean_difference": round(float(np.mean([item.mean() for item in differences])), 4),
-        "largest_difference": int(max(item.max() for item in differences)),
-        "psnr_db": None if squared == 0 else round(float(10 * np.log10(255**2 / squared)), 2),
-        "ms_per_frame": round(1000 * other.seconds / len(differences), 2),
-        "ms_per_frame_without": round(1000 * plain.seconds / len(differences), 2),
-    }
+        for group, found in zip(groups, differences, strict=True):
+            results = [contender(index, image) for contender in group]
+            for result, difference in zip(results, found, strict=True):
+                difference.add(result, results[0])
+    baseline = groups[0][0].seconds
+    return [
+        {
+            "tile": contender.tile,
+            "threshold": contender.threshold,
+            "tiles_computed": round(contender.computed / contender.tiles, 4),
+            "times_as_fast": round(baseline / contender.seconds, 2),
+            "ms_per_frame": round(1000 * contender.seconds / len(film), 2),
+            **difference.figures(),
+        }
+        for group, found in zip(groups, differences, strict=True)
+        for contender, difference in zip(group, found, strict=True)
+    ]
 
 
 @click.command()
 @click.option("--engine", default="edge-n", show_default=True)
 @click.option("--precision", default="int8", show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--seconds", default=8.0, show_default=True, help="Of each live run.")
+@click.option("--seconds", default=20.0, show_default=True, help="Of each live run.")
 @click.option("--films", type=click.Path(path_type=Path, exists=True), help="The folder of the films.")
-@click.option("--width", default=240, show_default=True, help="Of the films when reduced.")
 @click.option("--start", default=160, show_default=True, help="First frame of each film.")
-@click.option("--frames", default=80, show_default=True, help="Of each film.")
-@click.option("--tile", default=64, show_default=True, help="Of the films: smaller tiles rest more often.")
+@click.option("--frames", default=32, show_default=True, help="Of each film.")
 @click.option("--note", default="", help="About the machine, such as what else it did.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(
@@ -143,10 +161,8 @@ def main(
     threads: int,
     seconds: float,
     films: Path | None,
-    width: int,
     start: int,
     frames: int,
-    tile: int,
     note: str,
     json_path: Path,
 ) -> None:
@@ -157,6 +173,8 @@ def main(
         "threads": threads,
         "engine": f"{engine} {precision} onnxruntime",
         "note": note,
+        "load_before": round(os.getloadavg()[0], 2),
+        "command": " ".join(["python", "-P", "benchmarks/live.py", *sys.argv[1:]]),
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python", "av")}
         | {"rsd_edge": __version__},
         "rate": RATE,
@@ -174,11 +192,13 @@ def main(
         document["slow_engine"] = {"engine": f"{SLOW} fp32", **live_run(resolver, *SIZES[0], seconds, rate=30.0)}
         click.echo(json.dumps(document["slow_engine"]))
     if films is not None:
-        document["reuse_tile"] = tile
-        with SuperResolver.load(engine, tile=tile, **options) as resolver:
+        with (
+            SuperResolver.load(engine, **options) as usual,
+            SuperResolver.load(engine, tile=SMALLER, **options) as smaller,
+        ):
             for name in FILMS:
-                film = read_film(films / f"{name}.mp4", width, start, frames)
-                rows = reuse(resolver, film)
+                film = read_film(films / f"{name}.mp4", start, frames)
+                rows = reuse([usual, smaller], film)
                 document["reuse"][name] = {"size": film[0].shape[1::-1], "frames": len(film), "rows": rows}
                 click.echo(json.dumps(document["reuse"][name]))
     json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -198,9 +198,13 @@ def _tile_sizes(report: dict[str, Any]) -> str:
     return table(["tile", "ms", "ms per 64x64 computed", "ms per 64x64 of the picture"], rows)
 
 
-def live_tables(live: dict[str, Any], temporal: dict[str, Any]) -> dict[str, Callable[[], str]]:
+def live_tables(
+    live: dict[str, Any], temporal: dict[str, Any], endurance: dict[str, Any]
+) -> dict[str, Callable[[], str]]:
     """Makers of tables by name."""
     return {
+        "endurance": lambda: _endurance(endurance),
+        "slow-engine": lambda: _slow_engine(live["slow_engine"]),
         "live": lambda: _sizes(live),
         "reuse": lambda: _reuse(live),
         "temporal": lambda: _temporal(temporal),
@@ -227,16 +231,20 @@ def _sizes(live: dict[str, Any]) -> str:
 
 
 def _reuse(live: dict[str, Any]) -> str:
-    head = ["film", "threshold", "tiles computed", "times as fast", "mean difference", "largest", "PSNR dB"]
+    head = ["film", "tile", "threshold", "tiles computed", "ms a frame", "times as fast"]
+    head += ["mean difference", "largest", "PSNR dB"]
     rows = []
     for name, film in live["reuse"].items():
         for row in film["rows"]:
             psnr = "same bytes" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
+            threshold = {None: "no reuse", 0.0: "0, exact"}.get(row["threshold"], f"{row['threshold'] or 0:g}")
             rows.append(
                 [
-                    _FILMS.get(name, name),
-                    f"{row['threshold']:g}" if row["threshold"] else "0, exact",
+                    f"{_FILMS.get(name, name)}, {'x'.join(map(str, film['size']))}",
+                    str(row["tile"]),
+                    threshold,
                     f"{100 * row['tiles_computed']:.1f} %",
+                    f"{row['ms_per_frame']:.0f}",
                     f"{row['times_as_fast']:.2f}",
                     f"{row['mean_difference']:.3f}",
                     str(row["largest_difference"]),
@@ -244,6 +252,37 @@ def _reuse(live: dict[str, Any]) -> str:
                 ]
             )
     return table(head, rows)
+
+
+def _slow_engine(run: dict[str, Any]) -> str:
+    head = ["engine", "frames captured", "delivered", "dropped", "engine p50 ms", "engine p99", "latency p50"]
+    head += ["latency p99", "two frame times and the engine's p99"]
+    latency, frame = run["latency_ms"], 1000 / run["capture_fps"]
+    times = [run["stages_p50_ms"]["engine"], run["engine_p99_ms"], latency["p50"], latency["p99"]]
+    counts = [str(run[name]) for name in ("captured", "delivered", "dropped")]
+    bound = 2 * frame + run["engine_p99_ms"]
+    return table(head, [[run["engine"], *counts, *(f"{value:.0f}" for value in (*times, bound))]])
+
+
+_LONG_RUNS = {
+    "revives_two_hundred_times_leaves_nothing_behind[mjpeg]": "MJPEG over HTTP that dies and revives",
+    "revives_two_hundred_times_leaves_nothing_behind[ts]": "MPEG-TS over TCP that dies and revives",
+    "no_more_memory_than_two_thousand[fixed]": "the test pattern, noise fixed",
+    "no_more_memory_than_two_thousand[flow]": "the test pattern, noise moved by flow",
+}
+
+
+def _endurance(endurance: dict[str, Any]) -> str:
+    rows = []
+    for test, run in endurance.items():
+        name = next((words for end, words in _LONG_RUNS.items() if test.endswith(end)), None)
+        if name is None:
+            continue
+        (early, before), (late, after) = run["after"].items()
+        what = f"{early} and {late} {'deaths' if 'revivals' in run else 'frames'}"
+        pairs = (f"{before[key]:g}, {after[key]:g}" for key in ("threads", "handles", "resident_mb"))
+        rows.append([name, str(run.get("revivals", "-")), str(run["frames"]), what, *pairs])
+    return table(["source", "revivals", "frames", "looked at after", "threads", "handles", "memory MB"], rows)
 
 
 def _temporal(temporal: dict[str, Any]) -> str:
@@ -299,7 +338,7 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     names = ("quality", "frame-breakdown", "published-networks", "video", "devices")
     tables = Tables(*(_load(reports / f"{name}.json") for name in names))
     tables.add(speed_tables(_load(reports / "side-by-side.json"), _load(reports / "tile-sizes.json")))
-    tables.add(live_tables(_load(reports / "live.json"), _load(reports / "temporal.json")))
+    tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
     tables.add(objective_tables(_load(reports / "objectives.json")))
     if (reports / BENCH).is_file():
         tables.add(bench_tables(read_report(reports / BENCH)))

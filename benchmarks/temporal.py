@@ -3,7 +3,8 @@
     python -P benchmarks/temporal.py --films ../shared/data/video --json benchmarks/reports/temporal.json \
         --peer realesr-general-x4v3.ncnn.param realesr-general-x4v3.ncnn.bin
 
-Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph.
+Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph,
+*still* one that does not.
 Two figures, in grey levels of luma:
 
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
@@ -11,7 +12,8 @@ Two figures, in grey levels of luma:
 - *still variance*: the variance over time where the input never changes by more than two levels. Lower is stiller.
 
 Bicubic is steadiest, because it shows no texture at all; *texture* says how much there is to flicker: the standard
-deviation of what a result has and the bicubic one has not.
+deviation of what a result has and the bicubic one has not. The *original* is what the film was reduced from: no result
+that is as sharp can be expected to be steadier.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +42,34 @@ Plane = NDArray[np.float32]
 FILMS = ("bbb_480p_30s", "intel_bottle", "intel_car", "intel_one-by-one-person")
 PHOTO = Path(__file__).parents[1] / "assets" / "reference" / "foliage.jpg"
 PAN = (128, 90)
+STEPS = {"pan": 6, "still": 0}
+"""Pixels of the photograph by which the window moves in each frame."""
 _AGREE = 4.0
 _STILL = 2
 
 
 def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
-    """Frames `start` to `start + most - 1`, reduced."""
+    """Frames `start` to `start + most - 1`, reduced to what a result with `width` before enlarging would be."""
     frames: list[Image] = []
     with av.open(str(path)) as container:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index < start:
-                continue
+        for frame in islice(container.decode(video=0), start, start + most):
             height = round(width * frame.height / frame.width / 2) * 2
-            image = cv2.resize(frame.to_ndarray(format="bgr24"), (width, height), interpolation=cv2.INTER_AREA)
-            frames.append(np.asarray(image, np.uint8))
-            if len(frames) == most:
-                break
+            frames.append(reduced(frame.to_ndarray(format="bgr24"), SCALE * width, SCALE * height))
     return frames
 
 
-def pan(width: int, height: int, most: int) -> list[Image]:
-    """A window that moves over a photograph by one and a half pixels in each frame, and a little up and down."""
+def reduced(image: Image, width: int, height: int) -> Image:
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def window(width: int, height: int, most: int, step: int) -> list[Image]:
+    """Of a photograph; it moves to the right and a little up and down, unless `step` is 0."""
     photo = read_image(PHOTO)
     frames = []
     for index in range(most):
-        x, y = 6 * index % (photo.shape[1] - SCALE * width), round(20 + 20 * np.sin(index / 9))
-        window = photo[y : y + SCALE * height, x : x + SCALE * width]
-        frames.append(np.asarray(cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
+        x = step * index % (photo.shape[1] - SCALE * width)
+        y = round(20 + 20 * np.sin(index / 9)) if step else 20
+        frames.append(photo[y : y + SCALE * height, x : x + SCALE * width])
     return frames
 
 
@@ -121,7 +124,7 @@ def bicubic(image: Image) -> Image:
 
 
 def all_methods(
-    resolver: SuperResolver, network: NcnnPeer | None, film: list[Image], base: list[Image]
+    resolver: SuperResolver, network: NcnnPeer | None, film: list[Image], base: list[Image], originals: list[Image]
 ) -> dict[str, Callable[[], list[Image]]]:
     """What is compared, by name."""
     methods: dict[str, Callable[[], list[Image]]] = {
@@ -129,6 +132,7 @@ def all_methods(
         "noise moved by flow": lambda: list(resolver.stream(film, temporal="flow")),
         "noise anew": lambda: [resolver(image, seed=i) for i, image in enumerate(film)],
         "bicubic": lambda: base,
+        "original": lambda: originals,
     }
     if network is not None:
         methods["peer"] = lambda: [network(image) for image in film]
@@ -140,7 +144,7 @@ def all_methods(
 @click.option("--engine", default="edge-n", show_default=True)
 @click.option("--precision", default="int8", show_default=True)
 @click.option("--peer", nargs=2, type=click.Path(path_type=Path, exists=True), help="An ncnn .param and .bin.")
-@click.option("--film", "chosen", multiple=True, type=click.Choice([*FILMS, "pan"]), help="Several; all if not given.")
+@click.option("--film", "chosen", multiple=True, type=click.Choice([*FILMS, *STEPS]), help="Several; all if not given.")
 @click.option("--width", default=160, show_default=True)
 @click.option("--start", default=200, show_default=True, help="First frame of each film.")
 @click.option("--frames", default=40, show_default=True)
@@ -169,10 +173,15 @@ def main(
     }
     network = NcnnPeer(*peer, 2) if peer else None
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
-        for name in chosen or (*FILMS, "pan"):
-            film = pan(*PAN, frames) if name == "pan" else read_film(films / f"{name}.mp4", width, start, frames)
+        for name in chosen or (*FILMS, *STEPS):
+            originals = (
+                window(*PAN, frames, STEPS[name])
+                if name in STEPS
+                else read_film(films / f"{name}.mp4", width, start, frames)
+            )
+            film = [reduced(image, image.shape[1] // SCALE, image.shape[0] // SCALE) for image in originals]
             motion, base = Motion(film), [bicubic(image) for image in film]
-            methods = all_methods(resolver, network, film, base)
+            methods = all_methods(resolver, network, film, base, originals)
             rows = {method: motion.measure(make(), base) for method, make in methods.items()}
             document["films"][name] = {"still_share": round(float(motion.still.mean()), 3), "methods": rows}
             click.echo(f"{name} {json.dumps(document['films'][name], indent=1)}")

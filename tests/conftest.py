@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,26 @@ if TYPE_CHECKING:  # tests of the runtime run without torch
 
     from rsd_edge.distill.config import DistillConfig
     from rsd_edge.models.checkpoint import Checkpoint
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where long runs leave what they measured."""
+    parser.addoption("--account", type=Path, help="A JSON file that gets what the long live runs measured.")
+
+
+@pytest.fixture
+def account(request: pytest.FixtureRequest) -> Callable[[Mapping[str, Any]], None]:
+    """Keeps the figures of a test under its name in the file that --account names; -s shows them as well."""
+    path: Path | None = request.config.getoption("--account")
+
+    def keep(figures: Mapping[str, Any]) -> None:
+        print(json.dumps(figures))  # noqa: T201
+        if path is not None:
+            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            known[request.node.name] = figures
+            path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+    return keep
 
 
 @pytest.fixture(scope="session", autouse=True)

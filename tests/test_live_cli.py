@@ -19,6 +19,7 @@ import av
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from x11_window import ask_to_close
 
 from rsd_edge.cli import cli, main
 from rsd_edge.cli.live_options import table
@@ -106,7 +107,9 @@ def test_a_second_signal_does_not_wait_and_leaves_no_half_file(toy_bundle: Path,
             process.send_signal(signal.SIGTERM)
             time.sleep(0.02)
         _, told = process.communicate(timeout=30)
-        assert process.returncode == 143
+        # A second signal that comes after the end of the run finds nothing to save and its usual meaning; a shell shows
+        # 143 for both.
+        assert process.returncode in (143, -signal.SIGTERM)
     assert "Traceback" not in told
     assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
 
@@ -137,7 +140,8 @@ def test_a_page_that_is_left_alone_ends_with_the_run(toy_bundle: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("Xvfb") is None, reason="Xvfb is not installed (Debian: apt-get install xvfb)")
-def test_a_window_that_is_closed_ends_the_run_well(toy_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["closed", "q"])
+def test_a_window_that_is_closed_ends_the_run_well(toy_bundle: Path, tmp_path: Path, how: str) -> None:
     if shutil.which("xdotool") is None:
         pytest.skip("xdotool is not installed (Debian: apt-get install xdotool)")
     screen = subprocess.Popen(["Xvfb", ":77", "-screen", "0", "640x480x24"], stderr=subprocess.DEVNULL)
@@ -149,10 +153,15 @@ def test_a_window_that_is_closed_ends_the_run_well(toy_bundle: Path, tmp_path: P
         more = words(toy_bundle, "--window", "-o", str(target))
         process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
         wait_for_part(tmp_path)
-        find = ["xdotool", "search", "--sync", "--name", "^rsd-edge$", "key", "--window", "%1", "q"]
-        subprocess.run(find, env=environment, timeout=20, check=True)
+        find = ["xdotool", "search", "--sync", "--name", "^rsd-edge$"]
+        found = subprocess.run(find, env=environment, timeout=20, check=True, capture_output=True, text=True)
+        window = found.stdout.split()[-1]
+        if how == "closed":
+            ask_to_close(":77", int(window))
+        else:
+            subprocess.run(["xdotool", "key", "--window", window, "q"], env=environment, timeout=20, check=True)
         _, told = process.communicate(timeout=20)
-        assert (process.returncode, "Traceback" in told) == (0, False)
+        assert (process.returncode, "Traceback" in told) == (0, False), told
         assert frames_in(target) > 0
     finally:
         screen.terminate()

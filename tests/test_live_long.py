@@ -7,7 +7,9 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from rsd_edge.live.statistics import Statistics
 
 pytestmark = pytest.mark.slow
 
+Account = Callable[[Mapping[str, Any]], None]
 RATE = 30.0
 
 
@@ -38,7 +41,13 @@ def handles() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_slow_engine_keeps_latency_within_two_frames_and_its_own_time() -> None:
+def standing() -> dict[str, Any]:
+    """What a leak would make grow."""
+    gc.collect()
+    return {"threads": threading.active_count(), "handles": handles(), "resident_mb": round(resident_mb(), 2)}
+
+
+def test_a_slow_engine_keeps_latency_within_two_frames_and_its_own_time(account: Account) -> None:
     clock = SystemClock()
     statistics = Statistics(clock.now)
     stages = TimedStages(time.sleep, pre=0.002, engine=0.15, post=0.002)
@@ -49,11 +58,11 @@ def test_a_slow_engine_keeps_latency_within_two_frames_and_its_own_time() -> Non
     engine = report["stages_ms"]["engine"]["p99"]
     assert report["latency_ms"]["p99"] <= 2 * 1000 / RATE + engine
     assert report["dropped"] > 300  # 120 x 0.15 s at 30 fps are 540 frames
-    print(report)  # noqa: T201 (shown with -s)
+    account({name: report[name] for name in ("captured", "delivered", "dropped", "latency_ms")} | {"engine_ms": engine})
 
 
 @pytest.mark.parametrize("kind", ["mjpeg", "ts"])
-def test_a_source_that_dies_and_revives_two_hundred_times_leaves_nothing_behind(kind: str) -> None:
+def test_a_source_that_dies_and_revives_two_hundred_times_leaves_nothing_behind(kind: str, account: Account) -> None:
     port = stream_server.free_port()
     url = f"http://127.0.0.1:{port}/" if kind == "mjpeg" else f"tcp://127.0.0.1:{port}"
     clock = SystemClock()
@@ -62,7 +71,7 @@ def test_a_source_that_dies_and_revives_two_hundred_times_leaves_nothing_behind(
     rules = RunLimits(reconnection=Reconnection(first=0.01, longest=0.1, max_outage=60.0))
     runner = LiveRunner(StreamSource(url), TimedStages(time.sleep), [sink], clock, statistics, rules)
     server = stream_server.start(kind, port, 0)
-    threads, seen = threading.active_count(), []
+    threads, seen = threading.active_count(), {}
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -81,8 +90,7 @@ def test_a_source_that_dies_and_revives_two_hundred_times_leaves_nothing_behind(
             server = stream_server.start(kind, port, 0)
             if death in (20, 199):
                 _await_frames(statistics, statistics.captures.count + 3, failures)
-                gc.collect()
-                seen.append((threading.active_count(), handles(), resident_mb()))
+                seen[death + 1] = standing()
     finally:
         runner.stop()
         running.join(30)
@@ -90,11 +98,11 @@ def test_a_source_that_dies_and_revives_two_hundred_times_leaves_nothing_behind(
         server.wait()
     assert not failures
     assert statistics.reconnects >= 200
-    early, late = seen
-    print(kind, early, late, statistics.reconnects)  # noqa: T201 (shown with -s)
-    assert late[0] == early[0]
-    assert late[1] <= early[1]
-    assert late[2] - early[2] < 8.0  # MB: 180 leaks of a decoder would be 50 and more
+    account({"revivals": statistics.reconnects, "frames": statistics.results.count, "after": seen})
+    early, late = seen.values()
+    assert late["threads"] == early["threads"]
+    assert late["handles"] <= early["handles"]
+    assert late["resident_mb"] - early["resident_mb"] < 8.0  # 180 leaks of a decoder would be 50 and more
     assert threading.active_count() == threads
 
 
@@ -112,20 +120,22 @@ class WatchingSink:
     name = "watching"
 
     def __init__(self) -> None:
-        self.count, self.memory = 0, []
+        self.count = 0
+        self.standing: dict[int, dict[str, Any]] = {}
 
     def write(self, result: LiveResult) -> None:
         self.count += 1
         if self.count in (2000, 19000):  # later, the first threads have nothing left to do
-            gc.collect()
-            self.memory.append((resident_mb(), handles(), threading.active_count()))
+            self.standing[self.count] = standing()
 
     def close(self) -> None:
         pass
 
 
 @pytest.mark.parametrize("temporal", ["fixed", "flow"])
-def test_twenty_thousand_frames_take_no_more_memory_than_two_thousand(toy_bundle: Path, temporal: str) -> None:
+def test_twenty_thousand_frames_take_no_more_memory_than_two_thousand(
+    toy_bundle: Path, temporal: str, account: Account
+) -> None:
     from rsd_edge.live.settings import StreamSettings
 
     clock = SystemClock()
@@ -136,11 +146,11 @@ def test_twenty_thousand_frames_take_no_more_memory_than_two_thousand(toy_bundle
         source = PatternSource(clock, 24, 18, 1000.0)
         limits = RunLimits(drop="none", max_frames=20000)
         LiveRunner(source, path, [sink], clock, statistics, limits).run()
-    early, late = sink.memory
-    print(temporal, early, late, statistics.report())  # noqa: T201 (shown with -s)
+    account({"frames": sink.count, "fps": statistics.report()["sr_fps"], "after": sink.standing})
+    early, late = sink.standing.values()
     assert sink.count == 20000
-    assert late[0] - early[0] < 4.0  # MB; one result that is kept for each frame would be 370
-    assert late[1:] == early[1:]
+    assert late["resident_mb"] - early["resident_mb"] < 4.0  # one result that is kept for each frame would be 370
+    assert (late["handles"], late["threads"]) == (early["handles"], early["threads"])
     assert np.isfinite(statistics.report()["latency_ms"]["p99"])
 
 

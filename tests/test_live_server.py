@@ -187,7 +187,10 @@ def test_an_address_in_use_is_told(statistics: Statistics) -> None:
             PageSink(Address("127.0.0.1", taken.getsockname()[1], None), "test", statistics)
 
 
-def test_clients_that_take_nothing_slow_nobody_and_have_bounded_room(statistics: Statistics) -> None:
+def test_clients_that_take_nothing_slow_nobody_and_are_let_go(
+    statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_SECONDS_TO_SEND", 3.0)
     sink = PageSink(Address.parse("0"), "test", statistics, most_clients=3)
     feed = Feed(sink, statistics, (1280, 960))
     port = int(sink.url.rsplit(":", 1)[1].strip("/"))
@@ -206,6 +209,10 @@ def test_clients_that_take_nothing_slow_nobody_and_have_bounded_room(statistics:
             time.sleep(0.02)
         with urllib.request.urlopen(sink.url + "stream.mjpg", timeout=10):
             assert get(sink.url + "stream.mjpg")[0] == 503
+        deadline = time.monotonic() + 20
+        while sink.watching and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert sink.watching == 0  # the lazy ones are connected and have been given up
     finally:
         feed.end()
         for client in lazy:

@@ -61,7 +61,7 @@ def test_passwords_are_not_shown() -> None:
     assert StreamSource("rtsp://me:secret@host/").name == "rtsp://me:***@host/"
 
 
-def test_the_pattern_comes_at_its_times_moves_and_leaves_out_what_is_late() -> None:
+def test_the_pattern_comes_at_its_times_moves_and_waits_for_a_late_reader() -> None:
     clock = VirtualClock()
     capture = PatternSource(clock, 64, 48, 8.0).open()
     pictures, times = [], []
@@ -73,8 +73,14 @@ def test_the_pattern_comes_at_its_times_moves_and_leaves_out_what_is_late() -> N
     assert times == [0.125, 0.25, 0.375, 0.5]
     assert all(not np.array_equal(a, b) for a, b in pairwise(pictures))
     clock.spend(1.05)
-    capture.read()
-    assert clock.now() == pytest.approx(1.55)  # the frame of 1.5 s, at once
+    late = capture.read()
+    assert clock.now() == pytest.approx(1.55)  # at once, and the next one after the usual time
+    following = capture.read()
+    assert clock.now() == pytest.approx(1.55 + 0.125)
+    in_time = PatternSource(VirtualClock(), 64, 48, 8.0).open()
+    wanted = [in_time.read() for _ in range(6)]  # nothing was left out
+    assert np.array_equal(late, wanted[4])
+    assert np.array_equal(following, wanted[5])
     capture.interrupt()
     assert capture.read() is None
 

@@ -35,6 +35,22 @@ def test_rates_are_those_of_the_last_frames_and_fall_when_nothing_comes() -> Non
     assert series.rate(last + 10) == pytest.approx(89 / (89 / 25 + 10 - 2 / 25))
 
 
+def test_a_short_run_is_no_faster_than_the_wait_for_its_first_result_allows() -> None:
+    clock = VirtualClock()
+    statistics = Statistics(clock.now)
+    for k in range(6):
+        clock.time = 10 + 0.1 * k
+        statistics.captured(clock.time, 0.0, (16, 9))
+    statistics.dropped = 1
+    for _ in range(4):
+        clock.time += 0.125
+        statistics.delivered(10.0, (64, 36))
+    report = statistics.report()
+    assert report["capture_fps"] == pytest.approx(10.0, abs=1e-3)
+    assert report["sr_fps"] == 4.0  # in the second since the first frame; 8 between the first result and the last
+    assert report["not_finished"] == 1
+
+
 def test_a_run_is_counted_exactly() -> None:
     clock = VirtualClock()
     statistics = Statistics(clock.now)

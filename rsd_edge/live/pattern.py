@@ -33,15 +33,16 @@ class PatternCapture:
 
     def __init__(self, clock: Clock, background: Picture, rate: float) -> None:
         self._clock, self._background, self._rate = clock, background, rate
-        self._began = clock.now()
-        self._index = 0
+        self._due = clock.now()
+        self._index = -1
         self._closed = False
 
     def read(self) -> Picture | None:
-        """See Capture. Frames whose time has passed are left out, as by a camera."""
-        passed = self._clock.now() - self._began
-        self._index = max(self._index + 1, int(passed * self._rate))
-        if not sleep(self._clock, self._began + self._index / self._rate - self._clock.now(), lambda: self._closed):
+        """See Capture. Nothing is left out: for a reader who comes late the rest of the film is later as well."""
+        now = self._clock.now()
+        self._due = max(self._due + 1 / self._rate, now)
+        self._index += 1
+        if not sleep(self._clock, self._due - now, lambda: self._closed):
             return None
         return draw(self._background, self._index)
 

@@ -119,7 +119,7 @@ class WindowSink:
             ) from None
         self._clock = clock
         self._latest: LiveResult | None = None
-        self._sized = False
+        self._sized = self._closed = False
 
     def write(self, result: LiveResult) -> None:
         """See Sink."""
@@ -130,6 +130,11 @@ class WindowSink:
         """Draw what came since the last call; False once the window has been closed, or Escape or q pressed."""
         with self._clock.changing():
             latest, self._latest = self._latest, None
+        if not self._closed:
+            self._closed = not self._drawn(latest)
+        return not self._closed
+
+    def _drawn(self, latest: LiveResult | None) -> bool:
         if latest is not None:
             if not self._sized:
                 height, width = latest.pixels.shape[:2]
@@ -138,7 +143,10 @@ class WindowSink:
             cv2.imshow(_TITLE, latest.pixels)
         if cv2.waitKey(1) & 0xFF in _QUIT:
             return False
-        return cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) >= 1
+        try:
+            return cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) >= 1
+        except cv2.error:  # what OpenCV's Qt windows answer once the last one is gone
+            return False
 
     def close(self) -> None:
         """See Sink."""

@@ -20,14 +20,16 @@ _STALE = 1.0
 
 
 class Series:
-    """The latest values of something in a ring, with the number and sum of all."""
+    """The latest values of something in a ring, with the first of all, their number and sum."""
 
     def __init__(self) -> None:
         self._ring = np.empty(_KEPT, np.float64)
-        self.count, self.total = 0, 0.0
+        self.count, self.total, self.first = 0, 0.0, 0.0
 
     def add(self, value: float) -> None:
         """Append one."""
+        if not self.count:
+            self.first = value
         self._ring[self.count % _KEPT] = value
         self.count += 1
         self.total += value
@@ -121,6 +123,7 @@ class Statistics:
                 "captured": self.captures.count,
                 "delivered": self.results.count,
                 "dropped": self.dropped,
+                "not_finished": self._not_finished(),
                 "reconnects": self.reconnects,
                 "tiles_reused": self._reused(),
                 "latency_ms": _milliseconds(self.latency.quantiles(_RECENT)),
@@ -131,15 +134,16 @@ class Statistics:
         """Of the whole run; times of its last 65536 frames if there were more."""
         with self._lock:
             passed = self._now() - self.began
-            spans = {"capture_fps": self.captures, "sr_fps": self.results}
             return {
                 "seconds": round(passed, 3),
                 "source_size": self.size,
                 "result_size": self.result_size,
-                **{name: _mean_rate(times) for name, times in spans.items()},
+                "capture_fps": _mean_rate(self.captures),
+                "sr_fps": _mean_rate(self.results, self.captures.first),
                 "captured": self.captures.count,
                 "delivered": self.results.count,
                 "dropped": self.dropped,
+                "not_finished": self._not_finished(),
                 "reconnects": self.reconnects,
                 "tiles": self.tiles,
                 "tiles_reused": self._reused(),
@@ -147,15 +151,23 @@ class Statistics:
                 "stages_ms": {name: _milliseconds(times.quantiles()) for name, times in self.stages.items()},
             }
 
+    def _not_finished(self) -> int:
+        """Frames under way; at the end of a run, those that its end left without a result."""
+        return self.captures.count - self.results.count - self.dropped
+
     def _reused(self) -> float:
         return round(self.tiles_reused / self.tiles, 4) if self.tiles else 0.0
 
 
-def _mean_rate(times: Series) -> float | None:
-    values = times.latest()
-    if len(values) < 2 or values[-1] == values[0]:
+def _mean_rate(times: Series, began: float | None = None) -> float | None:
+    """A second, between the first and the last, and no more than all of them since `began`: frames that gathered while
+    the first one was made come out at once, and make a short run look fast."""
+    if times.count < 2:
         return None
-    return round(float((len(values) - 1) / (values[-1] - values[0])), 3)
+    last = float(times.latest(1)[0])
+    spans = [(times.count - 1, last - times.first)] + ([] if began is None else [(times.count, last - began)])
+    rates = [count / span for count, span in spans if span > 0]
+    return round(min(rates), 3) if rates else None
 
 
 def _milliseconds(found: dict[str, float] | None) -> dict[str, float] | None:
