@@ -130,6 +130,7 @@ def all_methods(
     methods: dict[str, Callable[[], list[Image]]] = {
         "fixed noise": lambda: list(resolver.stream(film)),
         "noise moved by flow": lambda: list(resolver.stream(film, temporal="flow")),
+        "fixed noise, detail blended": lambda: list(resolver.stream(film, temporal="blend")),
         "noise anew": lambda: [resolver(image, seed=i) for i, image in enumerate(film)],
         "bicubic": lambda: base,
         "original": lambda: originals,

@@ -175,7 +175,8 @@ class SuperResolver:
         """Enlarge a film: a result for each image, in their order, made when it is asked for.
 
         images_bgr: uint8 (h, w, 3) in BGR order, taken one by one; another size begins another film.
-        temporal: fixed keeps the noise in its place, flow lets it move with what is seen.
+        temporal: fixed keeps the noise in its place, flow lets it move with what is seen, blend averages detail along
+            what is seen, which is steadiest.
         reuse_threshold: see `rsd_edge.live.settings.StreamSettings`; parts that have not changed at all are never
         computed again.
         With `fixed` and a threshold of 0, results are those of single calls, with a batch of 1 byte for byte. They are

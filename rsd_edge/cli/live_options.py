@@ -46,8 +46,8 @@ _OPTIONS = (
         "--temporal",
         default="fixed",
         show_default=True,
-        type=click.Choice(["fixed", "flow"]),
-        help="Noise fixed in the image, or moving with it.",
+        type=click.Choice(["fixed", "flow", "blend"]),
+        help="Noise fixed in the image, or moving with it; blend: fixed, and detail averaged along what moves.",
     ),
     click.option("--no-reuse", is_flag=True, help="Compute unchanged tiles, too."),
     click.option(

@@ -22,10 +22,10 @@ _EXPLAINED = 0.35
 sensor, and explains little of it."""
 _TINY_PIXELS = 0.02
 _BLOCK = 9
-_CUT_LEVELS = 20.0
+CUT_LEVELS = 20.0
 """Grey levels by which a frame differs on average from the last one, moved to match: another scene differs by 34 and
 more, the same one by less than 9 (a film, two cameras that stand and one that drives)."""
-_SMALLEST = 16
+SMALLEST = 16
 """Pixels of a side that the flow needs."""
 
 
@@ -93,7 +93,7 @@ class FlowNoise:
         """See TileNoise."""
         gray = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), np.uint8)
         last, self._last = self._last, gray
-        if last is None or min(gray.shape) < _SMALLEST:
+        if last is None or min(gray.shape) < SMALLEST:
             return
         if anew or not self._follow(gray, last):
             self._shift[:] = 0
@@ -117,16 +117,15 @@ class FlowNoise:
             return True
         flow = self._flow.calc(gray, last, np.zeros_like(self._grid))
         origin = np.asarray(self._grid + flow, np.float32)
-        matched = _carried(last, origin)
+        matched = carried(last, origin)
         left = cv2.absdiff(gray, matched)
-        if float(np.mean(left)) > _CUT_LEVELS:
+        if float(np.mean(left)) > CUT_LEVELS:
             return False
         length = np.hypot(flow[..., 0], flow[..., 1])
         unexplained = cv2.boxFilter(left, cv2.CV_32F, (_BLOCK, _BLOCK)) > _EXPLAINED * change
         still = (length < _TINY_PIXELS) | unexplained
         still |= (length < _STILL_PIXELS) & (change < _STILL_LEVELS)
-        carried = _carried(self._shift, origin)
-        self._shift = np.where(still[..., None], self._shift, carried + flow)
+        self._shift = np.where(still[..., None], self._shift, carried(self._shift, origin) + flow)
         return True
 
     def _look_up(self) -> NDArray[np.int64]:
@@ -153,7 +152,7 @@ class FlowNoise:
         return self._addresses[top : top + self._plan.tile_h, left : left + self._plan.tile_w]
 
 
-def _carried(values: NDArray[Any], origin: NDArray[np.float32]) -> NDArray[Any]:
+def carried(values: NDArray[Any], origin: NDArray[np.float32]) -> NDArray[Any]:
     """For each pixel, the value at the place (x, y) that it comes from; beyond the edge, that at the edge."""
     x, y = np.ascontiguousarray(origin[..., 0]), np.ascontiguousarray(origin[..., 1])
     return np.asarray(cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))

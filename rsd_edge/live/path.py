@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rsd_edge.backends.base import Ticket, TileEngine
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DetailCompositor, bicubic_x4, check_frame
+from rsd_edge.live.blend import Carry, DetailAverage, Follower
 from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.motion import FixedNoise, FlowNoise, TileNoise
 from rsd_edge.live.reuse import TileReuse
@@ -43,6 +44,8 @@ class Work:
     frame: LiveFrame
     film: Film
     batches: list[Batch] = field(default_factory=list)
+    carry: Carry | None = None
+    """From the frame before, if detail is averaged."""
 
     @property
     def tiles(self) -> int:
@@ -58,7 +61,7 @@ class Work:
 class Film:
     """What belongs to frames of one size: buffers, and what is remembered from one frame to the next.
 
-    `reader`, `noise`, `reuse` belong to the thread that prepares, the rest to the one that finishes.
+    `reader`, `noise`, `reuse`, `follower` belong to the thread that prepares, the rest to the one that finishes.
     """
 
     def __init__(self, height: int, width: int, engine: TileEngine, settings: StreamSettings) -> None:
@@ -70,6 +73,9 @@ class Film:
         self.reader = TileReader(self.plan, _BYTES)
         self.noise: TileNoise = kind(seed, channels, self.plan)
         self.reuse = TileReuse(self.plan, settings)
+        blends = settings.temporal == "blend"
+        self.follower = Follower() if blends else None
+        self.average = DetailAverage(height, width) if blends else None
         self.noise_shape = (channels, self.plan.tile_h, self.plan.tile_w)
         self.spare: deque[Batch] = deque()
         self.merger = TileMerger(self.plan, restoring=settings.reuse)
@@ -127,8 +133,11 @@ class LivePath:
         work = Work(frame, film)
         if self.settings.strength == 0:
             return work
-        film.noise.advance(pixels, anew=anew or frame.epoch != self._epoch)
+        anew = anew or frame.epoch != self._epoch
         self._epoch = frame.epoch
+        film.noise.advance(pixels, anew=anew)
+        if film.follower is not None:
+            work.carry = film.follower.advance(pixels, anew=anew)
         film.reader.load(pixels)
         tiles = film.reuse.choose(film.reader, film.noise)
         for first in range(0, len(tiles), film.tiles_at_once):
@@ -159,7 +168,8 @@ class LivePath:
             return _read_only(self._reduced(film, last))
         if film.last is None or film.delivered is None or work.batches:
             film.last = self._composed(work, film)
-            film.delivered = _read_only(self._reduced(film, film.last))
+            whole = film.last if film.average is None else film.average.add(film.shown, film.last, work.carry)
+            film.delivered = _read_only(self._reduced(film, whole))
         return film.delivered
 
     def stream(self, images: Iterable[Picture], alone: Callable[[], AbstractContextManager[None]]) -> Iterator[Picture]:

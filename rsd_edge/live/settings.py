@@ -8,7 +8,7 @@ from rsd_edge.errors import InputError
 from rsd_edge.noise import NoiseField
 from rsd_edge.resample import result_size
 
-TEMPORAL = ("fixed", "flow")
+TEMPORAL = ("fixed", "flow", "blend")
 DROP = ("newest", "none")
 
 
@@ -20,7 +20,8 @@ class StreamSettings:
     strength: float = 1.0
     scale: float = 4.0
     temporal: str = "fixed"
-    """fixed: the noise stays where it is in the image. flow: it moves with what is seen, and starts anew at cuts."""
+    """fixed: the noise stays where it is in the image. flow: it moves with what is seen. blend: it stays, and detail is
+    averaged along what is seen. Both start anew at cuts."""
     reuse: bool = True
     """Tiles whose input, halo and noise are what they were are not computed again; results stay the same, byte for
     byte."""
