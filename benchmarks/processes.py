@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rsd_edge.bench.timing import Run
+from rsd_edge.bench.timing import Run, time_runs
 
 Runs = dict[str, Run]
 
@@ -41,11 +41,11 @@ class Workers:
             theirs.close()  # or the end of a process that fails would not be noticed
             self.runs[name] = self._answer(name)
 
-    def seconds(self, subject: str, run: str, *, warm_up: int = 0) -> float:
-        """One run, after a pause and `warm_up` runs that do not count."""
+    def seconds(self, subject: str, run: str, *, warm_up: int = 0, runs: int = 1) -> list[float]:
+        """Of each of `runs` runs, one after the other, after a pause and `warm_up` runs that do not count."""
         time.sleep(PAUSE_SECONDS)
-        self._pipes[subject].send((run, warm_up))
-        return float(self._answer(subject))
+        self._pipes[subject].send((run, warm_up, runs))
+        return list(self._answer(subject))
 
     def _answer(self, subject: str) -> Any:
         try:
@@ -59,9 +59,5 @@ def _serve(subject: Subject, arguments: tuple[Any, ...], pipe: Connection) -> No
     pipe.send(list(runs))
     with suppress(EOFError):  # nobody asks any more
         while True:
-            name, warm_up = pipe.recv()
-            for _ in range(warm_up):
-                runs[name]()
-            began = time.perf_counter()
-            runs[name]()
-            pipe.send(time.perf_counter() - began)
+            name, warm_up, counted = pipe.recv()
+            pipe.send(time_runs(runs[name], warm_up + counted)[warm_up:])

@@ -266,7 +266,7 @@ def measure(threads: int, rounds: int, folder: Path, gflop: Mapping[str, float])
             for part in parts:
                 seconds = workers.seconds(subject, part)
                 if turn:  # the first is a warm-up
-                    taken.setdefault((subject, part), []).append(seconds)
+                    taken.setdefault((subject, part), []).extend(seconds)
     peak = convolution_peak(threads, integer=False)[1] / min(taken.pop((PEAK, PEAK))) / 1e9
     rows = []
     for (subject, part), seconds in taken.items():

@@ -111,7 +111,7 @@ def report(factor: float = 1.0, runs: int = 9) -> dict[str, Any]:
     about = {"engine": "bicubic", "width": 320, "height": 180, "threads": 2, "peer": True}
     frames.append(row("bicubic 320x180, 2 threads", times(1.0), **about, per_second=1e3, peak_mb=80))
     tile = {"engine": engine, "width": 64, "height": 64, "threads": 2, "gflop_per_s": 60.0, "share_of_peak": 0.6}
-    held = {"name": "320x180 in tiles up to 208, 2 threads", "measured_ms": 40.0, "predicted_ms": 42.0}
+    held = {"name": "320x180 in tiles up to 208, 2 threads", "threads": 2, "measured_ms": 40.0, "predicted_ms": 42.0}
     costs = {"start": 0.0, "per_tile": 1e-3, "per_tile_pixel": 1e-6, "per_pixel": 0.0}
     return {
         "format": 1,
@@ -122,7 +122,7 @@ def report(factor: float = 1.0, runs: int = 9) -> dict[str, Any]:
             "cpu": "A <fast> CPU", "cores": 2, "features": ["avx2"], "architecture": "x86_64", "l4t": None,
             "power": {"governor": "performance", "boost": None}, "memory_mb": 8000,
         },
-        "load": {"before": 0.1, "after": None},
+        "load": {"before": 0.1, "after": None, "others": 0.05},
         "versions": {"rsd-edge": "0.1.0", "onnxruntime": "1.31.1"},
         "engines": {engine: {"model": "edge-t", "digest": "0f3a" * 16, "backend": "onnxruntime", "tile": 208}},
         "memory_method": "peak resident memory",

@@ -80,6 +80,20 @@ def test_a_few_measurements_get_a_few_terms() -> None:
     assert set(model.seconds[2]) == set(FEW_TERMS)
 
 
+def test_a_quantile_in_the_place_of_the_median() -> None:
+    rows = [measured(*frame, 1, (3.0, 1.0, 2.0, 8.0, 9.0)) for frame in GRID]
+    assert fit(rows, quantile=0.25).seconds[1]["per_tile"] == pytest.approx(2 * KNOWN[1]["per_tile"], rel=1e-6)
+    assert fit(rows).seconds[1]["per_tile"] == pytest.approx(3 * KNOWN[1]["per_tile"], rel=1e-6)
+
+
+def test_what_is_said_of_one_number_of_threads() -> None:
+    model = fit([measured(*frame, threads) for threads in KNOWN for frame in GRID])
+    slow = measured(320, 180, LARGE, 2, (1.25,))
+    one = model.checked([measured(100, 100, LARGE, 1), slow]).on(1)
+    assert one.seconds == {1: model.seconds[1]}
+    assert one.error == pytest.approx(0, abs=1e-6)
+
+
 def test_other_threads_are_refused() -> None:
     model = fit([measured(*frame, 2) for frame in GRID])
     with pytest.raises(InputError, match="threads is 4, but the latency was measured with 2; measure with 4"):

@@ -13,7 +13,7 @@ from bench_doubles import report
 
 from rsd_edge.bench.compare import compare
 from rsd_edge.bench.page import missing_for_html, to_html
-from rsd_edge.bench.quality import RECORD, SET, scores_of
+from rsd_edge.bench.quality import METRICS, RECORD, SET, scores_of
 from rsd_edge.bench.report import Section, sections, to_markdown
 from rsd_edge.bundle import resolve_engine, shipped_engines, shipped_precisions
 
@@ -208,4 +208,4 @@ def test_what_ships_was_scored(model: str) -> None:
         scores = scores_of(resolve_engine(model, precision))
         assert scores is not None, "score it with benchmarks/score_engine.py"
         expected = json.loads(RECORD.read_text())["sets"][SET][f"{model} {precision.value}"]
-        assert scores["psnr_y"] == pytest.approx(expected["psnr_y"], abs=1e-4)  # rounded
+        assert scores == {metric: expected[metric] for metric in METRICS}, "rounded where it is shown, and only there"

@@ -12,6 +12,7 @@ from bench_doubles import PER_TILE, PER_TILE_PIXEL, FakeTime, fake_load
 from rsd_edge.bench import opening, session, stages, timing
 from rsd_edge.bench.latency import LatencyModel
 from rsd_edge.bench.opening import BenchSettings
+from rsd_edge.bench.others import Watch
 from rsd_edge.bench.peaks import Peak
 from rsd_edge.bench.quality import scores_of_peer
 from rsd_edge.bench.reading import read_report
@@ -33,6 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, toy_bundle: Path) -> FakeTime:
     monkeypatch.setattr(SuperResolver, "load", fake_load(made, toy_bundle))
     found = {"convolution fp32": Peak(made.taking(0.5, "peak"), 25e9, "GFLOP/s")}
     monkeypatch.setattr(opening, "peaks", lambda threads: found)
+    monkeypatch.setattr(Watch, "others", lambda self: 0.1)  # or what runs beside the tests would be in the notes
     monkeypatch.setattr(opening, "open_peer", lambda path, w, h, threads: made.taking(1e-3, "peer"))
     return made
 
@@ -78,6 +80,16 @@ def test_rows_say_what_was_measured(clock: FakeTime) -> None:
     assert document["notes"] == [
         "realesr-general-x4v3 is not measured: give its ncnn files with --peer-file realesr-general-x4v3.param"
     ]
+
+
+def test_a_run_beside_others_says_so(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = measure(settings(peers={"bicubic": None}), "rsd-edge bench")
+    assert quiet["load"]["others"] == 0.1
+    monkeypatch.setattr(Watch, "others", lambda self: 100.0)  # more than there can be
+    *others, note = measure(settings(peers={"bicubic": None}), "rsd-edge bench")["notes"]
+    assert others == quiet["notes"]
+    assert note.startswith("other programs kept 100.0 of ")
+    assert note.endswith("; end what else runs here, then measure again")
 
 
 def test_the_model_finds_what_the_engine_costs(clock: FakeTime) -> None:
@@ -137,6 +149,7 @@ def test_an_interrupted_run_closes_its_engines(clock: FakeTime, monkeypatch: pyt
     def interrupt(threads: int) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(Watch, "others", lambda self: 0.1)  # or what runs beside the tests would be in the notes
     monkeypatch.setattr(opening, "open_peer", lambda *_: lambda: interrupt(1))
     with pytest.raises(KeyboardInterrupt):
         measure(settings(threads=(2,), peers={"bicubic": None}), "rsd-edge bench")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from bench_doubles import report
 
+from rsd_edge.bench import environment, others
 from rsd_edge.bench.opening import BenchSettings
 from rsd_edge.bench.report import to_markdown
 from rsd_edge.bench.subjects import Wish
@@ -77,8 +78,30 @@ def test_markdown_goes_to_stdout_and_json_if_asked_for(run: Bench) -> None:
 def test_the_last_report_of_an_engine_is_kept(run: Bench) -> None:
     run()
     (path,) = cache_folder().iterdir()
-    assert path.name == "bench-0f3a0f3a0f3a0f3a-onnxruntime.json"
-    assert json.loads(path.read_text()) == report()
+    assert path.name == "bench-0f3a0f3a0f3a0f3a-onnxruntime-208-2.json"
+    assert json.loads(path.read_text())["date"] == report()["date"]
+
+
+def test_a_run_beside_other_programs_and_one_that_is_not_kept_are_told_of(
+    run: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = report()
+    here = {"machine": environment.machine(), "versions": environment.versions()}
+    run.document = {**document, **here}
+    assert run("--json", "x.json") == (0, "", "")
+    monkeypatch.setattr(others, "usable_cores", lambda: 2)
+    run.document = {**document, **here, "load": {"before": 3.0, "after": 3.0, "others": 1.5}}
+    code, _, err = run("--json", "x.json", "--threads", "2")
+    disturbed, stays = err.splitlines()
+    assert code == 0
+    assert disturbed.startswith(
+        "note: other programs kept 1.5 of 2 processors busy (load average 3) while this was meas"
+    )
+    assert stays.startswith(
+        "note: 'rsd-edge doctor' stays with the report of 2026-11-21T12:00:00+00:00 for edge-t int8 "
+    )
+    (path,) = cache_folder().iterdir()
+    assert stays.endswith(f" on 2 threads, which no other program disturbed; remove {path} to forget it")
 
 
 def test_what_is_asked_for_is_measured(run: Bench, tmp_path: Path) -> None:

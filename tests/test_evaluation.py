@@ -20,7 +20,7 @@ from rsd_edge.evaluate.image_sets import Images, TestSet, check_pairs, check_sou
 from rsd_edge.evaluate.metrics import psnr_y
 from rsd_edge.evaluate.presets import PRESETS
 from rsd_edge.evaluate.protocol import PLAIN, Protocol
-from rsd_edge.evaluate.report import Evaluation, comparison, difference, worst_stems, write_csv
+from rsd_edge.evaluate.report import Evaluation, comparison, difference, interval_warning, worst_stems, write_csv
 from rsd_edge.evaluate.scoring import EvaluationSettings, Row, Scorer
 from rsd_edge.evaluate.sheet import CELL, draw_sheet
 from rsd_edge.evaluate.upscaling import bicubic, upscale_with
@@ -159,6 +159,28 @@ def test_a_comparison_has_the_first_at_the_top() -> None:
     assert data["differences"][0]["ssim_y"]["mean"] == pytest.approx(0.1)
     assert data["intervals"]["ssim_y"] == [0.5, pytest.approx(0.6)]
     assert "others" not in comparison([first])
+
+
+def test_intervals_over_few_images_come_with_a_warning() -> None:
+    """Those of the metric with the fewest images, as NIQE has on small ones, and those of differences."""
+    many = {str(i): {"psnr_y": float(i), "niqe": float(i) if i < 4 else None} for i in range(12)}
+    few = {stem: row for stem, row in many.items() if int(stem) < 3}
+    for rows, images in ((many, 4), (few, 3)):
+        text = scored(rows).to_json()["bootstrap"]["warning"]
+        assert text is not None
+        assert f"over {images} images" in text
+    enough = scored(psnr_alone(many))
+    assert enough.to_json()["bootstrap"]["warning"] is None
+    assert interval_warning([enough, enough]) is None
+    shared = scored({stem if int(stem) < 5 else f"other {stem}": row for stem, row in psnr_alone(many).items()})
+    assert shared.to_json()["bootstrap"]["warning"] is None
+    assert "over 5 images" in (interval_warning([enough, shared]) or "")
+    assert "over 5 images" in comparison([enough, shared])["differences"][0]["warning"]
+    assert scored({"a": {"psnr_y": 1.0}}).to_json()["bootstrap"]["warning"] is None  # there is no interval
+
+
+def psnr_alone(rows: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    return {stem: {"psnr_y": row["psnr_y"]} for stem, row in rows.items()}
 
 
 def test_csv_has_a_line_for_each_image_of_each_method(tmp_path: Path) -> None:

@@ -5,72 +5,92 @@ Nothing is said without a measurement made here, with the engine and the version
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rsd_edge.bench import environment
 from rsd_edge.bench.calibration import Point, grid
+from rsd_edge.bench.kept import Kept, kept_path, outdated, read_kept
 from rsd_edge.bench.latency import FEW_TERMS, LatencyModel, Measured, features, fit
-from rsd_edge.bench.reading import read_report
+from rsd_edge.bench.others import Watch, disturbance, glance
 from rsd_edge.bench.subjects import Subject, Wish, frame_run
-from rsd_edge.bench.timing import LEAST_ROUNDS, Effort, Run, take_turns, time_runs
-from rsd_edge.errors import InputError, OutputError
-from rsd_edge.machine import cache_folder, usable_cores
+from rsd_edge.bench.timing import LEAST_ROUNDS, WARM_UP, Effort, Run, take_turns, time_runs
+from rsd_edge.errors import InputError
+from rsd_edge.machine import usable_cores
 from rsd_edge.resolver import SuperResolver
 from rsd_edge.specs import TileSpec
-from rsd_edge.stream.atomic import make_folder, write_json
-
-log = logging.getLogger(__name__)
 
 USUAL_SIZES = ((160, 90), (320, 180), (480, 270), (640, 360), (960, 540))
-BUDGET_SECONDS = 2.0
+BUDGET_SECONDS = 4.0
 """Of a quick calibration, besides loading."""
-_PLANS = (((2, 3, 5), 8), ((2, 3), 4), ((1, 2), 3))
-"""Points of `grid` to fit to, and one to hold out, from the dearest plan to the cheapest."""
+_PLANS = (((2, 3, 5), 8), ((2, 5), 6), ((0, 3), 6))
+"""Points of `grid` to fit to, and one to hold out, from the dearest plan to the cheapest. The largest tile of each has
+nine times the pixels of its smallest, or so: between tiles of nearly one size, noise decides whether pixels cost
+anything, and where they seem to cost nothing, the forecast is several times too good. The largest tile of all takes
+part where there is time, because a pixel of it, beyond the caches, costs more."""
 _FIXED_PLAN = ((0, 2), 1)
 """Of a fixed tile, whose frames cost what their number of tiles costs."""
+_RUNS = 2
+"""Of each point in a turn, after one that does not count."""
+_QUANTILE = 0.25
+"""Of the runs, for the fit. Other programs only ever add time, and with a handful of runs they move the median: the
+lower quartile moves less. The very fastest run would move least, but on a machine at rest it promised a tenth more
+frames than came."""
 _FIRST = 2
 """The point that tells how quick the machine is."""
-
-
-def keep_report(document: Mapping[str, Any]) -> None:
-    """Remember a report for `forecast`; without a home or room to write, the next one measures instead."""
-    try:
-        for label in document["latency"]:
-            path = _kept(document["engines"][label])
-            make_folder(path.parent)
-            write_json(path, document)
-    except (RuntimeError, OutputError) as error:
-        log.info("the report cannot be kept for the forecast of 'rsd-edge doctor' (%s)", error)
 
 
 def forecast(model: str = "edge-s", threads: int | None = None) -> dict[str, Any]:
     """Frames a second at USUAL_SIZES with what `rsd-edge run` would choose, ready for JSON.
 
-    `source` says where the numbers come from and `error` by what share runs were off that the fit never saw.
+    `source` says where the numbers come from; `error` by what share of the measured time the computed one was off, on
+    frames that the fit never saw (`held_out`); `warning` what other programs did to all that.
     Raises what loading the engine raises.
     """
     count = threads or usable_cores()
     subject = Subject.of(Wish(model), count)
-    source, fitted = _from_report(subject, count)
-    if fitted is None:
-        began = time.perf_counter()
+    source, kept = _from_report(subject, count)
+    if kept is not None:
+        fitted = LatencyModel.from_json(kept["latency"])
+        found_load = glance()
+        warning = _warning_of_report(kept, found_load, count)
+    else:
+        average, watch, began = environment.load(), Watch(), time.perf_counter()
         fitted = calibrate(subject, count)
         source = f"measured just now in {time.perf_counter() - began:.1f} s{source}"
+        found_load = {"before": average, "others": watch.others()}
+        warning = _warning_of_now(found_load, count)
     return {
         "engine": subject.label,
         "threads": count,
         "source": source,
         "error": fitted.error_of_runs,
         "held_out": [row.name for row in fitted.held_out],
-        "load": environment.load(),
+        "load": found_load,
+        "warning": warning,
         "fps": {f"{w}x{h}": float(f"{1 / fitted.predict(w, h, subject.tile, count):.3g}") for w, h in USUAL_SIZES},
     }
+
+
+def _warning_of_now(load: Mapping[str, Any], threads: int) -> str | None:
+    busy = disturbance(load, threads)
+    return busy and (
+        f"{busy} while this was measured: the rates are too low, maybe several times, and will differ next time; end "
+        "what else runs here, then call this again"
+    )
+
+
+def _warning_of_report(kept: Kept, now: Mapping[str, Any], threads: int) -> str | None:
+    if (busy := disturbance(kept["load"], threads)) is not None:
+        return (
+            f"{busy} while the report was measured: its rates are too low; end what else runs here, then measure again "
+            "with 'rsd-edge bench'"
+        )
+    busy = disturbance(now, threads)
+    return busy and f"{busy} just now: frames will be slower than this until other programs have ended"
 
 
 def calibrate(subject: Subject, threads: int) -> LatencyModel:
@@ -88,9 +108,17 @@ def calibrate(subject: Subject, threads: int) -> LatencyModel:
         chosen = [points[place] for place in (*places, held)]
         runs = {point: first if point == points[_FIRST] else run_of(point) for point in chosen}
         effort = Effort(seconds=BUDGET_SECONDS / 2)
-        times = take_turns({str(point): run for point, run in runs.items()}, effort)
+        times = take_turns({str(point): run for point, run in runs.items()}, effort, runs=_RUNS)
         rows = [Measured(p.width, p.height, resolvers[p].engine.tile, threads, times[str(p)]) for p in chosen]
-    return fit(rows[:-1], FEW_TERMS).checked(rows[-1:])
+    return _fit(rows[:-1], subject.tile).checked(rows[-1:])
+
+
+def _fit(rows: Sequence[Measured], tile: TileSpec) -> LatencyModel:
+    found = fit(rows, FEW_TERMS, _QUANTILE)
+    if tile.fixed or all(terms["per_tile_pixel"] for terms in found.seconds.values()):
+        return found
+    # Large tiles seemed to take no longer than tiny ones, which only a disturbance does; so pixels bear all the cost.
+    return fit(rows, ("per_tile_pixel",), _QUANTILE)
 
 
 def choose_plan(tile: TileSpec, seconds: float) -> tuple[tuple[int, ...], int]:
@@ -101,7 +129,7 @@ def choose_plan(tile: TileSpec, seconds: float) -> tuple[tuple[int, ...], int]:
 
     def cost(plan: tuple[tuple[int, ...], int]) -> float:
         pixels = [_pixels(points[place], tile) for place in (*plan[0], plan[1])]
-        return seconds * sum(pixels) / _pixels(points[_FIRST], tile) * (1 + 2 * LEAST_ROUNDS)
+        return seconds * sum(pixels) / _pixels(points[_FIRST], tile) * (1 + (WARM_UP + _RUNS) * LEAST_ROUNDS)
 
     return next((plan for plan in _PLANS if cost(plan) <= BUDGET_SECONDS), _PLANS[-1])
 
@@ -111,36 +139,15 @@ def _pixels(point: Point, tile: TileSpec) -> float:
     return features(point.width, point.height, cut)["per_tile_pixel"]
 
 
-def _from_report(subject: Subject, threads: int) -> tuple[str, LatencyModel | None]:
-    """What the last report says of this engine here; or none, and why not if there is one."""
+def _from_report(subject: Subject, threads: int) -> tuple[str, Kept | None]:
+    """What the kept report says of this engine here; or none, and why not if there is one."""
     try:
-        path = _kept(subject.record)
+        path = kept_path(subject.record, threads)
         if not path.is_file():
             return "", None
-        kept = read_report(path)
-        fitted = LatencyModel.from_json(kept["latency"][subject.label])
-        reason = _outdated(kept, subject, threads, fitted)
-    except (InputError, RuntimeError, KeyError, TypeError, ValueError):
+        kept = read_kept(path)
+    except (InputError, RuntimeError):
         return "; the last report of 'rsd-edge bench' cannot be read", None
-    if reason:
+    if reason := outdated(kept):
         return f"; the last report of 'rsd-edge bench' is not used: {reason}", None
-    return f"report of 'rsd-edge bench' of {kept['date']}", fitted
-
-
-def _outdated(kept: Mapping[str, Any], subject: Subject, threads: int, fitted: LatencyModel) -> str:
-    here = environment.machine()
-    changed = [name for name in environment.SAME if kept["machine"].get(name) != here[name]]
-    if changed:
-        return f"{', '.join(changed)} changed"
-    if kept["engines"][subject.label]["tile"] != subject.tile.size:
-        return "it was made with other tiles"
-    if kept["versions"] != environment.versions():
-        return "versions changed"
-    if fitted.error is None or threads not in fitted.seconds:
-        return f"it has nothing on {threads} threads"
-    return ""
-
-
-def _kept(record: Mapping[str, Any]) -> Path:
-    """The last report that has an engine, by its record."""
-    return cache_folder() / f"bench-{record['digest'][:16]}-{record['backend']}.json"
+    return f"report of 'rsd-edge bench' of {kept['date']}", kept

@@ -47,6 +47,7 @@ class HeldOut:
     """A measurement that the fit never saw."""
 
     name: str
+    threads: int
     measured_ms: float
     predicted_ms: float
     error: float
@@ -87,6 +88,11 @@ class LatencyModel:
         held = tuple(_held_out(self.predict(row.width, row.height, row.tile, row.threads), row) for row in rows)
         return LatencyModel(self.seconds, self.fitted_to, held)
 
+    def on(self, threads: int) -> LatencyModel:
+        """What it says of one number of threads."""
+        held = tuple(row for row in self.held_out if row.threads == threads)
+        return LatencyModel({threads: self.seconds[threads]}, self.fitted_to, held)
+
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
@@ -114,12 +120,15 @@ def features(width: int, height: int, tile: TileSpec) -> dict[str, float]:
     return {term: float(count) for term, count in zip(TERMS, counts, strict=True)}
 
 
-def fit(rows: Sequence[Measured], terms: Sequence[str] = TERMS) -> LatencyModel:
-    """Least squares on medians, each weighed by its inverse so that relative errors count; no cost is negative."""
+def fit(rows: Sequence[Measured], terms: Sequence[str] = TERMS, quantile: float = 0.5) -> LatencyModel:
+    """Least squares on medians, each weighed by its inverse so that relative errors count; no cost is negative.
+
+    quantile: of the runs, in the place of the median.
+    """
     seconds = {}
     for threads in sorted({row.threads for row in rows}):
         group = [row for row in rows if row.threads == threads]
-        weights = np.array([1 / row.times.median for row in group])
+        weights = np.array([1 / np.quantile(row.times.seconds, quantile) for row in group])
         counts = np.array([[features(row.width, row.height, row.tile)[term] for term in terms] for row in group])
         solved = _least_squares(counts * weights[:, None], np.ones(len(group)))
         seconds[threads] = dict(zip(terms, map(float, solved), strict=True))
@@ -145,4 +154,6 @@ def _held_out(predicted: float, row: Measured) -> HeldOut:
     low, high = np.percentile(row.times.seconds, [10, 90])
     median = row.times.median
     of_runs = max(abs(predicted - low) / low, abs(predicted - high) / high)
-    return HeldOut(row.name, 1e3 * median, 1e3 * predicted, abs(predicted - median) / median, float(of_runs))
+    return HeldOut(
+        row.name, row.threads, 1e3 * median, 1e3 * predicted, abs(predicted - median) / median, float(of_runs)
+    )

@@ -34,4 +34,5 @@ def _rows() -> Mapping[str, Mapping[str, Any]]:
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    return {metric: round(float(row[metric]), 4) for metric in METRICS if row.get(metric) is not None}
+    """As they were recorded: a figure that is rounded here, and again where it is shown, may come out one too high."""
+    return {metric: float(row[metric]) for metric in METRICS if row.get(metric) is not None}

@@ -26,6 +26,7 @@ from rsd_edge.bench.opening import (
     settle,
     tile_of,
 )
+from rsd_edge.bench.others import Watch, disturbance, load
 from rsd_edge.bench.peer import GENERAL, open_peer
 from rsd_edge.bench.quality import SET, scores_of, scores_of_peer
 from rsd_edge.bench.reading import FORMAT, MADE_BY
@@ -50,7 +51,7 @@ def measure(
     machine and engines; what it raises ends the run.
     Raises what loading an engine or a peer raises, and InputError for engines that cannot be told apart.
     """
-    began, busy = datetime.now(timezone.utc), environment.load()
+    began, average = datetime.now(timezone.utc), environment.load()
     subjects = settle(settings)
     known = {
         "machine": environment.machine(),
@@ -62,7 +63,9 @@ def measure(
         by_rounds = math.isinf(settings.effort.seconds)
         total = settings.effort.rounds * len(opened.turns) if by_rounds else 0
         runs = {name: turn.run for name, turn in opened.turns.items()}
+        watch = Watch()
         times = take_turns(runs, settings.effort, progress=lambda turns: progress("measuring", turns, total))
+        found_load = load(average, watch)
         rows = {kind: _rows(opened, times, kind) for kind in (FRAME, TILE, PEER, PEAK, POINT)}
         latency = {subject.label: _latency(opened, times, subject) for subject in subjects if subject.is_graph}
         progress("stages of a frame", 0, 0)
@@ -77,7 +80,7 @@ def measure(
         "date": began.isoformat(timespec="seconds"),
         "command": command,
         **known,
-        "load": {"before": busy, "after": environment.load()},
+        "load": found_load,
         "versions": environment.versions(),
         "effort": {
             "rounds": settings.effort.rounds,
@@ -93,7 +96,7 @@ def measure(
         "stages": stages,
         "quality": _quality(subjects, settings.peers),
         "latency": {label: model.to_json() for label, model in latency.items()},
-        "notes": list(notes(settings)),
+        "notes": [*notes(settings), *disturbed(found_load, max(settings.threads))],
     }
 
 
@@ -162,6 +165,15 @@ def _quality(subjects: Sequence[Subject], peers: Mapping[str, Path | None]) -> d
     scores = {subject.label: scores_of(subject.bundle) for subject in subjects if subject.bundle is not None}
     scores |= {name: scores_of_peer(name) for name in peers}
     return {"set": SET, "scores": {name: found for name, found in scores.items() if found is not None}}
+
+
+def disturbed(found_load: Mapping[str, Any], threads: int) -> Iterator[str]:
+    """What to say of other programs that were at work meanwhile. threads: the most that were measured."""
+    if (busy := disturbance(found_load, threads)) is not None:
+        yield (
+            f"{busy} while this was measured: times are longer than on a machine at rest, and will differ next time; "
+            "end what else runs here, then measure again"
+        )
 
 
 def notes(settings: BenchSettings) -> Iterator[str]:

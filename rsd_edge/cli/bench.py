@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rsd_edge.bench.compare import LEAST_RUNS, Comparison, check_comparable, compare
-from rsd_edge.bench.forecast import keep_report
+from rsd_edge.bench.kept import keep_report
 from rsd_edge.bench.opening import BenchSettings
 from rsd_edge.bench.page import missing_for_html, to_html
 from rsd_edge.bench.peer import peers_of
 from rsd_edge.bench.reading import read_report
 from rsd_edge.bench.report import to_markdown
-from rsd_edge.bench.session import measure, notes
+from rsd_edge.bench.session import disturbed, measure, notes
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import LEAST_ROUNDS, Effort
 from rsd_edge.cli import SLOWER
@@ -159,8 +159,7 @@ def command(
         settings = _settings(**options)
         if old is not None and settings.effort.rounds < LEAST_RUNS:
             raise InputError(f"--compare judges rows of {LEAST_RUNS} runs or more; give --rounds {LEAST_RUNS} at least")
-        for note in notes(settings):
-            click.echo(f"note: {note}", err=True)
+        _tell(notes(settings))
 
         def accept(known: Mapping[str, Any]) -> None:
             if old is not None:
@@ -169,7 +168,8 @@ def command(
 
         with _Display() as display:
             document = measure(settings, shlex.join(["rsd-edge", *(context.obj or [])]), display.show, accept)
-        keep_report(document)
+        _tell(disturbed(document["load"], max(settings.threads)))
+        _tell(keep_report(document))
     else:
         document = read_report(from_path)
     with _from_files(old_path, from_path):
@@ -185,6 +185,11 @@ def command(
             f"slower: {change.name}: {change.ratio:.3f} times as long ({change.low:.3f} to {change.high:.3f})", err=True
         )
     return SLOWER if comparison and comparison.slower else 0
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 @contextmanager

@@ -60,18 +60,23 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for engine in facts["engines"]:
         yield f"engine      {_engine(engine)}"
     if facts["speed"] is not None:
-        yield f"speed       {_speed(facts['speed'], cpu['cores'])}"
+        yield from _speed(facts["speed"])
 
 
-def _speed(speed: dict[str, Any], cores: int) -> str:
+def _speed(speed: dict[str, Any]) -> Iterator[str]:
     if speed["problem"]:
-        return str(speed["problem"])
-    busy = f"; but the machine is busy: load {speed['load']}" if (speed["load"] or 0) > cores else ""
+        yield f"speed       {speed['problem']}"
+        return
     rates = ", ".join(f"{size} {rate:g}" for size, rate in speed["fps"].items())
-    return (
-        f"{speed['engine']}, {speed['threads']} threads, frames a second to expect: {rates} "
-        f"(off by up to {speed['error']:.0%} on sizes held out; {speed['source']}{busy})"
+    yield f"speed       {speed['engine']}, {speed['threads']} threads, frames a second to expect: {rates}"
+    yield f"            from what its tiles cost: {speed['source']}"
+    frames = " and ".join(dict.fromkeys(name.partition(" ")[0] for name in speed["held_out"]))
+    yield (
+        f"            checked on {frames}, left out of that: the computed time of such a frame is off by up to "
+        f"{speed['error']:.0%} of the measured one, in four runs of five"
     )
+    if speed["warning"]:
+        yield f"warning     {speed['warning']}"
 
 
 def _engine(engine: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rsd_edge.evaluate import published
 from rsd_edge.evaluate.bootstrap import Interval
 from rsd_edge.evaluate.catalogue import CATALOGUE
-from rsd_edge.evaluate.report import Difference, Evaluation, difference
+from rsd_edge.evaluate.report import Evaluation, differences, interval_warning
 
 _CURES = {
     "lattice_spread": "lattice not measured: give the upscaled images' sources with --lr",
@@ -35,6 +35,8 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for other in evaluations[1:]:
         console.print(f"\n{other.name} minus {evaluations[0].name}, image by image", markup=False)
         _print_differences(console, other, evaluations[0])
+    if (warning := interval_warning(evaluations)) is not None:
+        console.print(f"\nwarning: {warning}", soft_wrap=True)
 
 
 def print_published(evaluations: Sequence[Evaluation], preset: str | None) -> None:
@@ -71,12 +73,10 @@ def _print_scores(console: Console, evaluation: Evaluation) -> None:
 
 
 def _print_differences(console: Console, other: Evaluation, first: Evaluation) -> None:
-    pairs = [(metric, difference(other, first, metric)) for metric in first.metrics]
-    found: list[tuple[str, Difference]] = [(metric, item) for metric, item in pairs if item is not None]
-    metrics = [metric for metric, _ in found]
-    table = _table("", metrics)
-    table.add_row("mean", *(_format(metric, item.mean, sign="+") for metric, item in found))
-    _add_interval(table, metrics, [item.interval for _, item in found], sign="+")
+    found = differences(other, first)
+    table = _table("", found)
+    table.add_row("mean", *(_format(metric, item.mean, sign="+") for metric, item in found.items()))
+    _add_interval(table, list(found), [item.interval for item in found.values()], sign="+")
     console.print(table)
 
 

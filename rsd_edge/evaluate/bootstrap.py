@@ -15,6 +15,11 @@ import numpy.typing as npt
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 0
+FEW_IMAGES = 10
+"""Fewer than these say little. Of n normally distributed scores, intervals that should hold the true mean 95 times in
+100 do so 51 times for n = 2 (where they go from the lower score to the higher), 74 for 3, 84 for 5, 87 for 7, 90 for 10
+and 93 for 20: resampled means spread too little, by a factor of sqrt((n - 1) / n), and a few scores tell their own
+spread badly. From 10 images on, an interval is wrong at most about twice as often as it says."""
 _DRAWS_AT_ONCE = 1 << 20
 
 
@@ -38,6 +43,17 @@ def mean_interval(
     means = _resampled_means(sample, resamples, np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def warning(images: int) -> str | None:
+    """What to say beside intervals over so many images; None where there is nothing to say, or no interval."""
+    if not 2 <= images < FEW_IMAGES:
+        return None
+    how = "just go from one value to the other" if images == 2 else "are too narrow"
+    return (
+        f"the {100 * CONFIDENCE:g} % intervals over {images} images say little: they {how}; score {FEW_IMAGES} images "
+        "or more to compare methods"
+    )
 
 
 def settings() -> dict[str, Any]:

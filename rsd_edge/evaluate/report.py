@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rsd_edge import __version__
-from rsd_edge.evaluate.bootstrap import Interval, mean_interval, settings
+from rsd_edge.evaluate.bootstrap import Interval, mean_interval, settings, warning
 from rsd_edge.evaluate.catalogue import CATALOGUE, METRICS
 from rsd_edge.evaluate.protocol import PLAIN, Protocol
 from rsd_edge.evaluate.pyiqa_metrics import pyiqa_version
@@ -54,6 +54,12 @@ class Evaluation:
         return mean_interval(list(self.values(metric).values()))
 
     @property
+    def fewest(self) -> int:
+        """The smallest number of images that an interval is over; 0 without any interval."""
+        found = [list(self.values(metric).values()) for metric in self.metrics]
+        return min((len(values) for values in found if len(values) > 1 and all(map(math.isfinite, values))), default=0)
+
+    @property
     def chop(self) -> str:
         """In which parts the method saw its inputs, in words."""
         if "tile" not in self.method:
@@ -72,7 +78,7 @@ class Evaluation:
             "name": self.name,
             "method": dict(self.method),
             "intervals": {metric: self.interval(metric) for metric in self.metrics},
-            "bootstrap": settings(),
+            "bootstrap": {**settings(), "warning": warning(self.fewest)},
             "protocol": {**self.protocol.words(self.metrics), "chop": self.chop},
             "versions": self._versions(),
             "rows": [
@@ -114,6 +120,20 @@ def difference(one: Evaluation, other: Evaluation, metric: str) -> Difference | 
     return Difference(sum(paired) / len(paired), mean_interval(paired), len(paired))
 
 
+def differences(one: Evaluation, other: Evaluation) -> dict[str, Difference]:
+    """`one` minus `other` by metric, as far as there is any."""
+    found = {metric: difference(one, other, metric) for metric in other.metrics}
+    return {metric: item for metric, item in found.items() if item is not None}
+
+
+def interval_warning(evaluations: Sequence[Evaluation]) -> str | None:
+    """What to say of the intervals of all these and of their differences to the first: of those over fewest images."""
+    first, *others = evaluations
+    counts = [evaluation.fewest for evaluation in evaluations]
+    counts += [item.images for other in others for item in differences(other, first).values() if item.interval]
+    return warning(min(filter(None, counts), default=0))
+
+
 def comparison(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """JSON-ready: the first evaluation at the top level, the others, and how each of them differs from the first."""
     first, *others = evaluations
@@ -126,10 +146,10 @@ def comparison(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             {
                 "name": other.name,
                 "minus": first.name,
+                "warning": interval_warning([first, other]),
                 **{
                     metric: {"mean": found.mean, "interval": found.interval, "images": found.images}
-                    for metric in first.metrics
-                    if (found := difference(other, first, metric)) is not None
+                    for metric, found in differences(other, first).items()
                 },
             }
             for other in others
