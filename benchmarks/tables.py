@@ -269,6 +269,7 @@ _LONG_RUNS = {
     "revives_two_hundred_times_leaves_nothing_behind[ts]": "MPEG-TS over TCP that dies and revives",
     "no_more_memory_than_two_thousand[fixed]": "the test pattern, noise fixed",
     "no_more_memory_than_two_thousand[flow]": "the test pattern, noise moved by flow",
+    "no_more_memory_than_two_thousand[blend]": "the test pattern, detail blended",
 }
 
 

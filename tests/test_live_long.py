@@ -132,7 +132,7 @@ class WatchingSink:
         pass
 
 
-@pytest.mark.parametrize("temporal", ["fixed", "flow"])
+@pytest.mark.parametrize("temporal", ["fixed", "flow", "blend"])
 def test_twenty_thousand_frames_take_no_more_memory_than_two_thousand(
     toy_bundle: Path, temporal: str, account: Account
 ) -> None:
