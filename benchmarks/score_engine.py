@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, __version__
-from rsd_edge.bench.peer import NcnnPeer
+from rsd_edge.bench.peer import NcnnPeer, peer_identity, peer_name
+from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY
 from rsd_edge.bundle import GRAPH, resolve_engine
 from rsd_edge.evaluate.catalogue import METRICS
 from rsd_edge.evaluate.folder import evaluate_folders
@@ -101,14 +102,14 @@ def main(
         with SuperResolver.load(name, precision=bundle.spec.precision, backend="onnxruntime", threads=threads) as one:
             for test_set in sets:
                 if position == 0:
-                    report.add(test_set, "bicubic", "OpenCV INTER_CUBIC", lambda image: one(image, strength=0))
+                    report.add(test_set, BICUBIC, BICUBIC_IDENTITY, lambda image: one(image, strength=0))
                 method = f"{name} {bundle.spec.precision.value}"
                 other = (lambda image: one(image, seed=1)) if seeds else None
                 report.add(test_set, method, bundle.manifest["files"][GRAPH]["sha256"], one, other)
     if peer:
         network = NcnnPeer(*peer, threads)
         for test_set in sets:
-            report.add(test_set, peer[0].name.partition(".")[0], peer[0].stem, network)
+            report.add(test_set, peer_name(peer[0]), peer_identity(peer[0]), network)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rsd_edge.bench.latency import LatencyModel
 from rsd_edge.bench.opening import BenchSettings
 from rsd_edge.bench.others import Watch
 from rsd_edge.bench.peaks import Peak
-from rsd_edge.bench.quality import scores_of_peer
+from rsd_edge.bench.peer import scores_of_peer
 from rsd_edge.bench.reading import read_report
 from rsd_edge.bench.session import measure
 from rsd_edge.bench.subjects import Wish, load_and_run
@@ -76,10 +76,26 @@ def test_rows_say_what_was_measured(clock: FakeTime) -> None:
     assert {row["rate"] for row in document["peaks"]} == {50.0}
     assert {(row["width"], row["threads"]) for row in document["tiles"]} == {(64, 1), (64, 2), (208, 1), (208, 2)}
     assert document["engines"][LABEL]["digest"]
-    assert document["quality"]["scores"] == {"bicubic": scores_of_peer("bicubic")}  # the toy was never scored
+    assert document["quality"]["scores"] == {"bicubic": scores_of_peer(None)}  # the toy was never scored
     assert document["notes"] == [
         "realesr-general-x4v3 is not measured: give its ncnn files with --peer-file realesr-general-x4v3.param"
     ]
+
+
+def test_more_threads_than_cores_are_told(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "usable_cores", lambda: 1)
+    told = next(session.notes(settings()))
+    assert told.startswith("2 threads share 1 cores: they wait for each other")
+    monkeypatch.setattr(session, "usable_cores", lambda: 2)
+    assert not list(session.notes(settings()))
+
+
+def test_a_peer_has_the_scores_of_its_files_and_not_of_its_name(tmp_path: Path) -> None:
+    assert scores_of_peer(None) is not None
+    name = tmp_path / "realesr-general-x4v3.param"
+    for path in (name, name.with_suffix(".bin")):
+        path.write_bytes(b"others")
+    assert scores_of_peer(name) is None
 
 
 def test_a_run_beside_others_says_so(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,15 @@ from rsd_edge.evaluate.image_sets import Images, TestSet, check_pairs, check_sou
 from rsd_edge.evaluate.metrics import psnr_y
 from rsd_edge.evaluate.presets import PRESETS
 from rsd_edge.evaluate.protocol import PLAIN, Protocol
-from rsd_edge.evaluate.report import Evaluation, comparison, difference, interval_warning, worst_stems, write_csv
+from rsd_edge.evaluate.report import (
+    Evaluation,
+    comparison,
+    cut_warning,
+    difference,
+    interval_warning,
+    worst_stems,
+    write_csv,
+)
 from rsd_edge.evaluate.scoring import EvaluationSettings, Row, Scorer
 from rsd_edge.evaluate.sheet import CELL, draw_sheet
 from rsd_edge.evaluate.upscaling import bicubic, upscale_with
@@ -242,6 +250,23 @@ def test_what_differs_is_said_and_leaves_its_cell_empty() -> None:
     few = published.beside(scored({"a": scores, "b": scores}), "realsr", paper)
     assert set(few.cells) == {None}
     assert "no column compares: 2 images here, 100 there" in few.differences
+
+
+def test_references_that_are_cut_are_told(tmp_path: Path, photo: Photo) -> None:
+    reference = photo(64, 96)
+    sets = {"ref": {"a": reference, "b": reference}, "res": {"a": reference[:62, :93], "b": reference}}
+    for folder, images in sets.items():
+        for stem, image in images.items():
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_image(tmp_path / folder / f"{stem}.png", image)
+    test_set = TestSet(folder_images(tmp_path / "ref"))
+    found = evaluate(results(tmp_path / "res"), test_set, Scorer(EvaluationSettings(("psnr_y",))))
+    assert [row.reference_cut for row in found.rows] == [(3, 2), (0, 0)]
+    assert found.to_json()["references_cut"] == 1
+    told = cut_warning([found])
+    assert told is not None
+    assert told.startswith("for 1 of 2 results the reference was cut by up to 3 columns at the right and 2 rows below")
+    assert cut_warning([scored({"x": {"psnr_y": 30.0}})]) is None
 
 
 def test_protocols_that_cut_or_resize_do_not_compare() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge.bench.quality import BICUBIC
+from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY, scores_by_identity
 from rsd_edge.bench.subjects import Wish, frame_run, is_checkpoint, picture
 from rsd_edge.bench.timing import Run
 from rsd_edge.errors import InputError, MissingDependencyError, ModelError
@@ -73,6 +74,25 @@ def check_peer(path: Path) -> None:
 def peer_name(path: Path) -> str:
     """Of a peer's file, without the endings."""
     return path.name.partition(".")[0]
+
+
+def peer_identity(path: Path) -> str:
+    """Digest of what a peer is made of, in hexadecimal: its file, and of ncnn's both."""
+    files = (path, path.with_suffix(_WEIGHTS)) if path.suffix == _PARAM else (path,)
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def scores_of_peer(path: Path | None) -> dict[str, float] | None:
+    """Mean scores over `quality.SET` of exactly these files, whatever they are called, or of bicubic if path is None.
+
+    None if they were not scored.
+    """
+    return scores_by_identity(BICUBIC_IDENTITY if path is None else peer_identity(path))
 
 
 def peer_run(path: Path, width: int, height: int, threads: int) -> Run:

@@ -1,4 +1,7 @@
-"""How good what is measured is: the scores that ship with the package, by what was scored."""
+"""How good what is measured is: the scores that ship with the package, by what was scored.
+
+They were made with ONNX Runtime; another runtime rounds its own way, which shows in the fourth digit.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ SET = "kodak24_real"
 """Shown beside speed: photographs that took no part in training, degraded as cameras and networks do."""
 METRICS = ("psnr_y", "ssim_y", "lpips_squeeze", "niqe")
 BICUBIC = "bicubic"
+BICUBIC_IDENTITY = "OpenCV INTER_CUBIC"
 
 
 def scores_of(bundle: Bundle) -> dict[str, float] | None:
     """Mean scores over SET of exactly this graph, whatever it is called; None if it was not scored."""
     identity = bundle.manifest.get("files", {}).get(GRAPH, {}).get("sha256")
-    return next((_metrics(row) for row in _rows().values() if identity and row.get("identity") == identity), None)
+    return None if identity is None else scores_by_identity(identity)
 
 
-def scores_of_peer(name: str) -> dict[str, float] | None:
-    """Mean scores over SET of a method by its name; None if it was not scored."""
-    row = _rows().get(name)
-    return None if row is None else _metrics(row)
+def scores_by_identity(identity: str) -> dict[str, float] | None:
+    """Mean scores over SET of what the record identifies so; None if it was not scored."""
+    return next((_metrics(row) for row in _rows().values() if row.get("identity") == identity), None)
 
 
 def _rows() -> Mapping[str, Mapping[str, Any]]:

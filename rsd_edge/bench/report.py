@@ -179,7 +179,8 @@ def _quality(document: Document) -> Section | None:
     text = (
         f"Mean scores over {quality['set']} from the record that ships with rsd-edge; not measured in this run. PSNR-Y "
         "and SSIM-Y: higher is better; LPIPS-squeeze, a loss of the shipped models' training, and NIQE, by this "
-        "project's own statistics: lower is better. An engine that is not listed was not scored.",
+        "project's own statistics: lower is better. An engine that is not listed was not scored; scores belong to a "
+        "graph and were made with ONNX Runtime, and another runtime's differ in the fourth digit.",
     )
     titles = tuple(METRIC_TITLES[metric][0] for metric in METRICS)
     return Section("quality", "Speed against quality", text, ("method", *titles), tuple(rows))

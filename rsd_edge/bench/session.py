@@ -27,12 +27,13 @@ from rsd_edge.bench.opening import (
     tile_of,
 )
 from rsd_edge.bench.others import Watch, disturbance, load
-from rsd_edge.bench.peer import GENERAL, open_peer
-from rsd_edge.bench.quality import SET, scores_of, scores_of_peer
+from rsd_edge.bench.peer import GENERAL, open_peer, scores_of_peer
+from rsd_edge.bench.quality import SET, scores_of
 from rsd_edge.bench.reading import FORMAT, MADE_BY
 from rsd_edge.bench.stages import breakdowns
 from rsd_edge.bench.subjects import Subject, load_and_run
 from rsd_edge.bench.timing import PAUSE_SECONDS, WARM_UP, Times, take_turns
+from rsd_edge.machine import usable_cores
 
 _BREAKDOWN_ROUNDS = 7
 
@@ -163,7 +164,7 @@ def _add_memory(
 
 def _quality(subjects: Sequence[Subject], peers: Mapping[str, Path | None]) -> dict[str, Any]:
     scores = {subject.label: scores_of(subject.bundle) for subject in subjects if subject.bundle is not None}
-    scores |= {name: scores_of_peer(name) for name in peers}
+    scores |= {name: scores_of_peer(path) for name, path in peers.items()}
     return {"set": SET, "scores": {name: found for name, found in scores.items() if found is not None}}
 
 
@@ -177,7 +178,12 @@ def disturbed(found_load: Mapping[str, Any], threads: int) -> Iterator[str]:
 
 
 def notes(settings: BenchSettings) -> Iterator[str]:
-    """What is left out, and the cure."""
+    """What is left out or says little, and the cure."""
+    if (most := max(settings.threads)) > (cores := usable_cores()):
+        yield (
+            f"{most} threads share {cores} cores: they wait for each other, and times are of no use; give --threads "
+            f"{cores} at most"
+        )
     if not can_count():
         yield (
             "operations are not counted and the processor's peaks not measured, because 'onnx' is missing; run: "

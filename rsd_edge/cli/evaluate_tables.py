@@ -11,7 +11,7 @@ from rich.table import Table
 from rsd_edge.evaluate import published
 from rsd_edge.evaluate.bootstrap import Interval
 from rsd_edge.evaluate.catalogue import CATALOGUE
-from rsd_edge.evaluate.report import Evaluation, differences, interval_warning
+from rsd_edge.evaluate.report import Evaluation, cut_warning, differences, interval_warning
 
 _CURES = {
     "lattice_spread": "lattice not measured: give the upscaled images' sources with --lr",
@@ -35,7 +35,7 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for other in evaluations[1:]:
         console.print(f"\n{other.name} minus {evaluations[0].name}, image by image", markup=False)
         _print_differences(console, other, evaluations[0])
-    if (warning := interval_warning(evaluations)) is not None:
+    for warning in filter(None, (interval_warning(evaluations), cut_warning(evaluations))):
         console.print(f"\nwarning: {warning}", soft_wrap=True)
 
 

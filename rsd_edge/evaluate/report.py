@@ -75,6 +75,7 @@ class Evaluation:
         return {
             **{metric: _finite(self.mean(metric)) for metric in self.metrics},
             "images": len(self.rows),
+            "references_cut": sum(any(row.reference_cut) for row in self.rows),
             "name": self.name,
             "method": dict(self.method),
             "intervals": {metric: self.interval(metric) for metric in self.metrics},
@@ -124,6 +125,19 @@ def differences(one: Evaluation, other: Evaluation) -> dict[str, Difference]:
     """`one` minus `other` by metric, as far as there is any."""
     found = {metric: difference(one, other, metric) for metric in other.metrics}
     return {metric: item for metric, item in found.items() if item is not None}
+
+
+def cut_warning(evaluations: Sequence[Evaluation]) -> str | None:
+    """What to say of references that were cut because results were smaller; None if none was."""
+    cuts = [row.reference_cut for evaluation in evaluations for row in evaluation.rows]
+    number = sum(map(any, cuts))
+    if not number:
+        return None
+    columns, rows = (max(part) for part in zip(*cuts, strict=True))
+    return (
+        f"for {number} of {len(cuts)} results the reference was cut by up to {columns} columns at the right and {rows} "
+        "rows below, which they lack; where they lack others, their scores are wrong"
+    )
 
 
 def interval_warning(evaluations: Sequence[Evaluation]) -> str | None:

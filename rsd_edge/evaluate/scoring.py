@@ -32,6 +32,8 @@ class Row:
     height: int
     scores: Mapping[str, float | None]
     """None where a metric has no value: the lattice without an LR image, NIQE and spectrum of too small images."""
+    reference_cut: tuple[int, int] = (0, 0)
+    """Columns and rows of the reference, at the right and below, that the result does not have."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ class Scorer:
         image, reference = load_pair(pair, self._protocol)
         try:
             scores = self._lattice(image, pair.source)
-            measured = image
+            measured, cut = image, (0, 0)
             if reference is not None:
+                tall, wide = reference.shape[:2]
                 measured, reference = self._protocol.align(image, reference)
+                cut = (wide - reference.shape[1], tall - reference.shape[0])
                 reference = self._protocol.cut(reference)
             measured = self._protocol.cut(measured)
             scores |= self._alone(measured)
@@ -78,7 +82,7 @@ class Scorer:
         except InputError as error:
             raise InputError(f"{pair.result}: {error}") from error
         height, width = image.shape[:2]
-        return Row(pair.stem, width, height, {name: scores.get(name) for name in self._metrics})
+        return Row(pair.stem, width, height, {name: scores.get(name) for name in self._metrics}, cut)
 
     def whole(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """What the images have together only. Raises InputError for sets that are too small, unless that is forced."""
