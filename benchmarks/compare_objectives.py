@@ -58,8 +58,8 @@ class Row:
     settings: dict[str, Any]
 
 
-def rows(gan_weight: float) -> list[Row]:
-    """All runs, those without GAN first."""
+def rows(gan_weight: float, distill_weights: tuple[float, ...] = ()) -> list[Row]:
+    """All runs, those without GAN first; last, rsd with other weights of the distillation."""
     objectives: dict[str, dict[str, Any]] = {
         "rsd, N = 4": {"objective": "rsd"},
         "rsd, N = 1": {"objective": "rsd", "timesteps": None},
@@ -68,10 +68,15 @@ def rows(gan_weight: float) -> list[Row]:
         "regression": {"distill_weight": 0.0},
     }
     gans = {"": {"gan_weight": 0.0}, " + GAN": {"gan_weight": gan_weight, "gan": "features"}}
-    return [
+    found = [
         Row(f"{name}{suffix}", {**settings, **gan})
         for suffix, gan in gans.items()
         for name, settings in objectives.items()
+    ]
+    without = gans[""]
+    return found + [
+        Row(f"rsd, N = 4, weight {weight:g}", {"objective": "rsd", "distill_weight": weight, **without})
+        for weight in distill_weights
     ]
 
 
@@ -154,7 +159,7 @@ def configured(base: DistillConfig, row: Row, seed: int, work: Path, made_from: 
     if "timesteps" in settings:
         settings["timesteps"] = (base.model.schedule.steps - 1,)
     config = replace(base, seed=seed, student=replace(base.student, **settings))
-    folder = work / row.name.replace(", ", "-").replace(" = ", "").replace(" + ", "-").lower()
+    folder = work / row.name.replace(", ", "-").replace(" = ", "").replace(" + ", "-").replace(" ", "-").lower()
     made = digest({**plain(config), "threads": None}, *made_from)
     return replace(config, run_dir=str(folder / f"seed{seed}-{made}"))
 
@@ -169,10 +174,10 @@ def run(config: DistillConfig, teacher: Checkpoint, pairs: CachedPairs) -> dict[
     return {"seconds": record["seconds"], "iterations": record["iterations"], **record["validation"]}
 
 
-def plan(base: DistillConfig, teacher: Checkpoint, pairs: CachedPairs, gan_weight: float) -> dict[str, float]:
+def plan(base: DistillConfig, teacher: Checkpoint, pairs: CachedPairs, chosen: list[Row]) -> dict[str, float]:
     """Seconds that each row would take on this machine."""
     estimates = {}
-    for row in rows(gan_weight):
+    for row in chosen:
         stage = StudentStage(configured(base, row, 0, Path("unused")), None, teacher)
         batches = pairs.batches_from(0, stage.batches_per_iteration - 1)
         for iteration in range(2):
@@ -214,6 +219,7 @@ def report(
 @click.option("--samples", default=2048, show_default=True, help="Cached pairs.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; three of them where a GPU is.")
 @click.option("--gan-weight", default=3e-3, show_default=True)
+@click.option("--distill-weight", "distill_weights", multiple=True, type=float, help="Another row of rsd; several.")
 @click.option("--row", "chosen", multiple=True, help="Such as 'rsd, N = 4'; several; all if not given.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say how long all rows would take, and stop.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
@@ -228,11 +234,17 @@ def main(
     samples: int,
     seeds: str,
     gan_weight: float,
+    distill_weights: tuple[float, ...],
     chosen: tuple[str, ...],
     only_plan: bool,
     json_path: Path,
 ) -> None:
     """Train every row on the same pairs, and write their figures on the validation crops."""
+    known = {row.name: row for row in rows(gan_weight, distill_weights)}
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise click.BadParameter(f"'{unknown[0]}' is none of: {'; '.join(known)}", param_hint="--row")
+    runs = [known[name] for name in chosen or known]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     settings = [f"student.iterations={iterations}", f"data.train={train_from}", f"data.val={val}", *overrides]
     base = load_config(find_config(config), settings)
@@ -241,17 +253,13 @@ def main(
     teacher_file = hashlib.blake2b(teacher_path.read_bytes()).hexdigest()
     pairs = CachedPairs(pairs_path(work, base, teacher_file, samples), base, teacher, samples)
     if only_plan:
-        estimates = plan(base, teacher, pairs, gan_weight)
+        estimates = plan(base, teacher, pairs, runs)
         for name, seconds in estimates.items():
             click.echo(f"{name}: {seconds / 60:.1f} min")
         click.echo(f"all: {sum(estimates.values()) / 3600:.2f} h")
         return
     results: dict[str, list[dict[str, Any]]] = {}
-    known = {row.name: row for row in rows(gan_weight)}
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
-        raise click.BadParameter(f"'{unknown[0]}' is none of: {'; '.join(known)}", param_hint="--row")
-    for row in (known[name] for name in chosen or known):
+    for row in runs:
         for seed in map(int, seeds.split(",")):
             figures = run(configured(base, row, seed, work, (teacher_file, pairs.name)), teacher, pairs)
             results.setdefault(row.name, []).append({"seed": seed, **figures})

@@ -53,7 +53,7 @@ from rsd_edge.bench.timing import Times
 from rsd_edge.bundle import resolve_engine, shipped_engines, shipped_precisions
 from rsd_edge.machine import cpu_name
 from rsd_edge.specs import Backend, Precision
-from rsd_edge.stream.atomic import check_writable, make_folder, write_json
+from rsd_edge.stream.atomic import check_target, make_folder, write_json
 
 PEAK = "peak"
 PUBLISHED = "full network as published"
@@ -233,7 +233,7 @@ def origin(load: float | None) -> dict[str, Any]:
 def main(peer: Path | None, threads: int, rounds: int, slow_rounds: int, json_path: Path) -> None:
     """Measure, print and store."""
     make_folder(json_path.parent)
-    check_writable(json_path.parent)
+    check_target(json_path)
     about = origin(environment.load())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -301,8 +301,8 @@ def _temporal(temporal: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def objective_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
-    """Maker of the table of the objectives side by side, the first seed of each."""
+def objective_tables(report: dict[str, Any], title: str) -> dict[str, Callable[[], str]]:
+    """Maker of a table of objectives side by side, the first seed of each."""
     columns = {
         "lpips_squeeze": ("LPIPS-squeeze", 4),
         "psnr_y": ("PSNR-Y", 2),
@@ -315,7 +315,7 @@ def objective_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
         [name, *(_number(runs[0][key], digits) for key, (_, digits) in columns.items())]
         for name, runs in report["rows"].items()
     ]
-    return {"objectives": lambda: table(["objective", *(title for title, _ in columns.values())], rows)}
+    return {title: lambda: table(["objective", *(name for name, _ in columns.values())], rows)}
 
 
 def bench_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
@@ -340,7 +340,8 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     tables = Tables(*(_load(reports / f"{name}.json") for name in names))
     tables.add(speed_tables(_load(reports / "side-by-side.json"), _load(reports / "tile-sizes.json")))
     tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
-    tables.add(objective_tables(_load(reports / "objectives.json")))
+    for name in ("objectives", "objectives-weight"):
+        tables.add(objective_tables(_load(reports / f"{name}.json"), name))
     if (reports / BENCH).is_file():
         tables.add(bench_tables(read_report(reports / BENCH)))
     for path in documents:

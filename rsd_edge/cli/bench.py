@@ -29,7 +29,7 @@ from rsd_edge.cli import SLOWER
 from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.machine import usable_cores
 from rsd_edge.specs import Backend, Precision
-from rsd_edge.stream.atomic import atomic_file, check_writable, make_folder, write_json
+from rsd_edge.stream.atomic import atomic_file, check_target, check_writable, make_folder, write_json
 from rsd_edge.stream.images import MAX_PIXELS
 
 _DEFAULT_ROUNDS = 15
@@ -248,7 +248,7 @@ def _check_output(output: Path | None, html: bool | None, json_path: Path | None
     if output is not None:
         check_writable(output)
     if json_path is not None and json_path != _STDOUT:
-        check_writable(json_path.parent)
+        check_target(json_path)
 
 
 def _write(

@@ -30,7 +30,7 @@ from rsd_edge.evaluate.sheet import draw_sheet
 from rsd_edge.evaluate.upscaling import BICUBIC, upscale_with
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend
-from rsd_edge.stream.atomic import check_writable, folder_for, make_folder, write_json
+from rsd_edge.stream.atomic import check_target, folder_for, make_folder, write_json
 from rsd_edge.stream.batch import RunSettings
 from rsd_edge.stream.images import write_image
 from rsd_edge.stream.results import check_suffix
@@ -197,7 +197,7 @@ def _settings(test_set: TestSet, options: dict[str, Any]) -> EvaluationSettings:
 def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:
     """Before the work: names, places, and what the sheet goes by."""
     for path in outputs.files:
-        check_writable(path.parent)
+        check_target(path)
     if outputs.sheet is None and outputs.worst_by is not None:
         raise InputError("--worst-by is for --sheet, and there is none; leave it out")
     if outputs.sheet is not None:

@@ -17,7 +17,7 @@ import click
 
 from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
-from rsd_edge.stream.atomic import check_writable, make_folder, write_json
+from rsd_edge.stream.atomic import check_target, make_folder, write_json
 
 if TYPE_CHECKING:
     from rsd_edge.live.clock import Clock
@@ -119,7 +119,7 @@ def run_live(
     statistics = Statistics(clock.now)
     if report_path is not None:
         make_folder(report_path.parent)
-        check_writable(report_path.parent)
+        check_target(report_path)
     with load(settings) as resolver, _signals() as ended:
         sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)
         runner = LiveRunner(source, LivePath(resolver.engine, stream), sinks, clock, statistics, limits)

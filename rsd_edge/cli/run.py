@@ -33,7 +33,7 @@ from rsd_edge.cli.video_options import (
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
 from rsd_edge.specs import Backend, FramePathKind
-from rsd_edge.stream.atomic import check_writable, folder_for, write_json
+from rsd_edge.stream.atomic import check_target, folder_for, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
@@ -167,7 +167,7 @@ def command(
     with ExitStack() as stack:
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
-            check_writable(report_path.parent)
+            check_target(report_path)
         resolver = stack.enter_context(load(settings))
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)

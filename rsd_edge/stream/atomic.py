@@ -21,9 +21,13 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends, and leaves nothing behind when it fails.
 
-    It is written beside `path`, in a folder that must exist. Raises OutputError, with `errno` set, if the disk is full
-    or the folder does not take files.
+    It is written beside `path`, in a folder that must exist. A device or a pipe, such as /dev/stdout, is written to and
+    stays what it is. Raises OutputError, with `errno` set, if the disk is full or the folder does not take files.
     """
+    if _is_stream(path):
+        with _stream(path) as file:
+            yield file
+        return
     # Not tempfile: its files are readable by their owner alone, whatever the umask says.
     partial = path.parent / f".rsd-edge-{secrets.token_hex(8)}.part"
     try:
@@ -33,6 +37,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+@contextlib.contextmanager
+def _stream(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "wb") as file:
+            yield file
     except OutputError:
         raise
     except OSError as error:
@@ -70,6 +89,16 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise output_error(folder, error) from error
+
+
+def check_target(path: Path) -> None:
+    """Find out before the work whether `atomic_file` can write this file; nothing is left. Raises OutputError."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give a name for the file")
+    if not _is_stream(path):
+        check_writable(path.parent)
+    elif not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write {path}: Permission denied; choose something that you may write to")
 
 
 @contextlib.contextmanager
