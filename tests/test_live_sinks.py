@@ -166,6 +166,22 @@ def test_a_recording_of_nothing_takes_no_place(tmp_path: Path, suffix: str, monk
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_signal_while_a_recording_ends_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.mkv"
+    sink = VideoSink(path, VideoSettings(), "test", 25.0)
+    for index in range(60):
+        sink.write(result(index, index / 25))
+
+    def interrupted(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rsd_edge.live.recording.os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sink.close()
+    assert len(frames_of(path)) == 60
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_keyframes_come_by_the_time_of_capture(tmp_path: Path) -> None:
     path = tmp_path / "out.mkv"
     sink = VideoSink(path, VideoSettings(), "test", 25.0)

@@ -71,6 +71,9 @@ class VideoSink:
             self._film.close()
         except (av.FFmpegError, OSError) as error:
             raise self._broken(error) from None
+        except BaseException:  # a second signal: what is there is kept all the same
+            self._keep()
+            raise
         self._film.abandon()
         self._film = None
         os.replace(self._partial, self._target)
