@@ -13,8 +13,8 @@ from rsd_edge.live.motion import CUT_LEVELS, SMALLEST, carried
 from rsd_edge.opencv import cv2
 
 _KEPT = 0.9
-"""Of the detail so far, where a frame is what the one before was, moved: an average over about ten frames. On four films
-0.5 left a warped error of 1.09 to 1.47 times bicubic's, 0.75 of 1.05 to 1.29, and 0.9 of 1.03 to 1.16."""
+"""Of the detail so far, where a frame is what the one before was, moved: an average over about ten frames. On four
+films 0.5 left a warped error of 1.09 to 1.47 times bicubic's, 0.75 of 1.05 to 1.29, and 0.9 of 1.03 to 1.16."""
 _TRUSTED_LEVELS = 8.0
 """Grey levels of difference at which 1/e of that is kept: noise of a sensor is below, another thing above. 16 took more
 of the texture and left hardly less flicker."""
