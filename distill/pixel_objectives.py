@@ -21,8 +21,13 @@ def pixel_loss(image: Tensor, target: Tensor) -> Tensor:
 
 
 def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of the colour differences: punishes coloured grain, which a luma metric does not see. (n,)"""
-    return pixel_loss(colour_differences(image.float()), colour_differences(target.float()))
+    """Mean squared error of the colour differences: what a luma metric does not see. (n,)
+
+    Squared, because most of it lies in few patches of plainly wrong colour: an absolute error is content with detail
+    that is gray, which is its median, and leaves them as they are at any weight.
+    """
+    error = colour_differences(image.float()) - colour_differences(target.float())
+    return per_sample_mean(error.square())
 
 
 FLAT_WINDOW = 9

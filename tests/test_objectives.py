@@ -191,11 +191,20 @@ def test_chroma_loss_sees_colour_and_nothing_else() -> None:
     assert chroma_loss(target + grain, target).abs().max() < 1e-6  # rounding of the sums
     red = target.clone()
     red[:, 0] += 0.5
-    close(chroma_loss(red, target), torch.full((2,), 0.25))  # half of two differences
+    close(chroma_loss(red, target), torch.full((2,), 0.5**2 / 2))  # one of two differences
     close(pixel_loss(red, target), torch.full((2,), 0.5 / 3))
     green = target.clone()
     green[:, 1] += 0.5
-    close(chroma_loss(green, target), torch.full((2,), 0.5))
+    close(chroma_loss(green, target), torch.full((2,), 0.5**2))
+
+
+def test_chroma_loss_pulls_hardest_where_the_colour_is_most_wrong() -> None:
+    target = torch.zeros(1, 3, 8, 8)
+    image = target.clone()
+    image[:, 0, 0, 0], image[:, 0, 4, 4] = 0.1, 0.4
+    image.requires_grad_()
+    (pull,) = torch.autograd.grad(chroma_loss(image, target).sum(), image)
+    close(pull[0, 0, 4, 4], 4 * pull[0, 0, 0, 0])
 
 
 def noise(seed: int) -> Tensor:
