@@ -13,14 +13,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from rsd_edge.bundle import ZOO, Bundle, load_bundle
-from rsd_edge.distill.loop import WEIGHTS_FILE
+from rsd_edge.distill.loop import CONFIG_FILE, WEIGHTS_FILE
 from rsd_edge.distill.run_log import LOG_FILE
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.build import Provenance, build_engine
@@ -28,8 +29,12 @@ from rsd_edge.models.checkpoint import load_checkpoint
 from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import atomic_file, make_folder, write_json
 
-STAGES = ("autoencoder", "teacher", "student", "finetune", "polish", "refit")
-"""Folders of a run that are recorded, in their order. `polish` and `refit` are fine-tunes of the one before."""
+STAGES = ("autoencoder", "teacher", "student", "finetune", "polish", "refit", "long", "colour", "large", "squared")
+"""Folders of a run that are recorded, in their order. From `polish` on each is a fine-tune of the one before.
+
+The last one must be finished. Of one before it that was stopped, and whose averages the next began with, the settings
+and what it wrote until then are recorded.
+"""
 PRECISIONS = (Precision.FP32, Precision.INT8)
 CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
 
@@ -51,6 +56,8 @@ def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> list[Bun
         model=WEIGHTS_FILE,  # not where they lie on this machine
     )
     weights = run / list(stages)[-1] / WEIGHTS_FILE
+    if not weights.is_file():
+        raise ModelError(f"stage {weights.parent.name} of {run} is not finished; run 'rsd-edge distill' again")
     home = zoo / load_checkpoint(weights).spec.name
     make_folder(zoo)
     with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=zoo) as temporary:
@@ -80,13 +87,29 @@ def _replace(home: Path, fresh: Path, aside: Path) -> None:
 
 def _stage(folder: Path) -> dict[str, Any]:
     """The record of one stage: its configuration and time, and the validation figures along the way."""
-    record = dict(load_checkpoint(folder / WEIGHTS_FILE).record)
     rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    record = _finished(folder) if (folder / WEIGHTS_FILE).is_file() else _stopped(folder, rows)
     config = record.pop("config")
     record["config"] = {"seed": config["seed"], "precision": config["precision"], **config[record["stage"]]}
     record["data"] = {key: value for key, value in config["data"].items() if key not in ("train", "val")}
     record["validation"] = [{"iteration": row["iteration"], **row["validation"]} for row in rows if "validation" in row]
     return record
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    return dict(load_checkpoint(folder / WEIGHTS_FILE).record)
+
+
+def _stopped(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    last = [row for row in rows if "seconds" in row][-1]
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return {
+        "stage": last["stage"],
+        "iterations": last["iteration"],
+        "seconds": round(last["seconds"]),
+        "stopped": True,
+        "config": config,
+    }
 
 
 def _credits(path: Path) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from rsd_edge.bundle import load_bundle
 from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.stages import run_stage
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export import publish as publish_module
@@ -62,6 +64,7 @@ def test_a_run_becomes_bundles_with_record_and_credits(
         authors = {row["photo_id"]: row["author"] for row in csv.DictReader(file)}
     assert authors == {"a": "A. Author", "b": "not named; published by owner/photos"}
     check_publishing_again(Path(config.run_dir), credit_table, home, monkeypatch)
+    check_a_stopped_stage(Path(config.run_dir), credit_table, home)
 
 
 def check_publishing_again(run: Path, credit_table: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +91,25 @@ def check_publishing_again(run: Path, credit_table: Path, home: Path, monkeypatc
     assert "student" in json.loads((home / "training.json").read_text())
     assert not (home / "fp32" / "stale").exists()
     assert [path.name for path in home.parent.iterdir()] == [home.name]
+
+
+def check_a_stopped_stage(run: Path, credit_table: Path, home: Path) -> None:
+    """It is recorded if another one went on from it, and it cannot be the one that ships."""
+    finetune, polish = run / "finetune", run / "polish"
+    shutil.copytree(finetune, polish)
+    (finetune / WEIGHTS_FILE).unlink()
+    publish(run, credit_table, "MIT", home.parent)
+    record = json.loads((home / "training.json").read_text())
+    assert list(record)[-2:] == ["finetune", "polish"]
+    assert record["finetune"].pop("stopped")
+    for part in ("stage", "config", "data", "validation"):
+        assert record["finetune"][part] == record["polish"][part]
+    assert record["finetune"]["iterations"] == record["polish"]["config"]["iterations"]
+    before = content(home)
+    (polish / WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelError, match=r"stage polish .* is not finished"):
+        publish(run, credit_table, "MIT", home.parent)
+    assert content(home) == before
 
 
 def content(folder: Path) -> dict[str, bytes]:
