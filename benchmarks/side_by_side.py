@@ -1,4 +1,4 @@
-"""The published networks, the edge models and what people use today: one tile, one frame and their quality, in one run.
+"""The published networks, the edge models and what people use today: one tile and one frame of each, in one run.
 
     python benchmarks/side_by_side.py --peer realesr-general-x4v3.ncnn.param \\
         --json benchmarks/reports/side-by-side.json
@@ -13,6 +13,8 @@ On two cores all of it takes about 24 minutes, 17 of which are frames of the pub
 
 - `as published`: torch as the published code does it: attention masks made on every call, scores formed, plain layout.
 - `torch`, `torch bf16`: `rsd-edge run --model`. `openvino bf16`: the graphs of `rsd-edge build-engine` in OpenVINO.
+
+Quality is no part of it: other weights of the same graphs change no time. `tables.py` adds it from `score_engine.py`.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ from side_by_side_runs import (
 from rsd_edge.bench import environment
 from rsd_edge.bench.cost import convolution_flops
 from rsd_edge.bench.peaks import convolution_peak
-from rsd_edge.bench.peer import peer_name, scores_of_peer
-from rsd_edge.bench.quality import BICUBIC, SET, scores_of
+from rsd_edge.bench.peer import peer_name
+from rsd_edge.bench.quality import BICUBIC
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import Times
 from rsd_edge.bundle import resolve_engine, shipped_engines, shipped_precisions
@@ -69,7 +71,6 @@ class Method:
     """Of a 64x64 tile."""
     precision: str | None = None
     """Whose peak it is held against."""
-    quality: Mapping[str, float] | None = None
     slow: bool = False
 
 
@@ -89,11 +90,10 @@ def methods(gflop: float, peer: Path | None) -> Iterator[tuple[str, Method]]:
             for backend in (Backend.ONNXRUNTIME, Backend.OPENVINO):
                 subject = Subject(edge_runs, {"wish": Wish(model, precision.value, backend.value)})
                 label = f"{model} {precision.value} {backend.value}"
-                yield label, Method(subject, work, precision.value, scores_of(bundle))
+                yield label, Method(subject, work, precision.value)
     if peer is not None:
-        name = peer_name(peer)
-        yield f"{name} ncnn", Method(Subject(ncnn_runs, {"param": peer}), quality=scores_of_peer(peer))
-    yield BICUBIC, Method(Subject(bicubic_runs), quality=scores_of_peer(None))
+        yield f"{peer_name(peer)} ncnn", Method(Subject(ncnn_runs, {"param": peer}))
+    yield BICUBIC, Method(Subject(bicubic_runs))
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def measure(
         if method.gflop is not None and method.precision is not None:
             rate = 1e3 * method.gflop / row[TILE]["median"]
             row |= {"gflop": method.gflop, "gflop_per_s": rate, "share_of_peak": rate / peaks[method.precision]}
-        rows[name] = row | {"quality": method.quality}
+        rows[name] = row
     return {
         "peaks": peaks,
         "peak_seconds": of_peaks,
@@ -243,7 +243,6 @@ def main(peer: Path | None, threads: int, rounds: int, slow_rounds: int, json_pa
             "threads": threads,
             "tile": f"{SIDE}x{SIDE}",
             "frame": "x".join(map(str, SIZE)),
-            "quality_set": SET,
             **measure(compared, threads, rounds, slow_rounds, folder),
         }
     for goal in document["goals"]:
