@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rsd_edge.distill.perceptual import perceptual_distance
-from rsd_edge.distill.pixel_objectives import chroma_loss, flat_loss, lattice_loss, phase_moments, pixel_loss
+from rsd_edge.distill.pixel_objectives import (
+    chroma_loss,
+    flat_loss,
+    lattice_loss,
+    phase_moments,
+    pixel_loss,
+    tone_loss,
+)  # fmt: skip
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
@@ -101,6 +108,9 @@ class PixelCriterion:
         if stage.chroma_weight:
             scalars["chroma"] = chroma_loss(image, target).mean()
             loss = loss + stage.chroma_weight * scalars["chroma"]
+        if stage.tone_weight:
+            scalars["tone"] = tone_loss(image, target).mean()
+            loss = loss + stage.tone_weight * scalars["tone"]
         if stage.flat_weight:
             scalars["flat"] = flat_loss(image, target).mean()
             loss = loss + stage.flat_weight * scalars["flat"]

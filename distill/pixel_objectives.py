@@ -30,6 +30,21 @@ def chroma_loss(image: Tensor, target: Tensor) -> Tensor:
     return per_sample_mean(error.square())
 
 
+TONE_WINDOW = 32
+"""Side of the squares of `tone_loss`: eight input pixels at scale 4, a block of JPEG."""
+
+
+def tone_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of RGB averaged over squares of 32 pixels: brightness and colour of areas. (n,)
+
+    What is wrong by one level over an area is hardly seen by losses of single pixels, and plainly by a person. Images
+    smaller than a square are one square.
+    """
+    error = image.float() - target.float()
+    window = [min(TONE_WINDOW, side) for side in error.shape[2:]]
+    return per_sample_mean(functional.avg_pool2d(error, window).square())
+
+
 FLAT_WINDOW = 9
 FLAT_DEVIATION = 4 / 127.5
 """Local deviation of the target, four grey levels, at which an area counts 1 / e as much as a perfectly flat one."""

@@ -45,6 +45,8 @@ class StageConfig:
     """Compare random windows, half of them enlarged, instead of whole crops."""
     pixel_weight: float = 0.0
     chroma_weight: float = 0.0
+    tone_weight: float = 0.0
+    """Weight of the squared error of averages over squares of 32 pixels, brightness and colour of areas."""
     flat_weight: float = 0.0
     """Weight of the distance from the target's local mean in flat areas."""
     lattice_weight: float = 0.0

@@ -14,7 +14,7 @@ from rsd_edge.distill.objectives import (
     teacher_loss,
     vsd_loss,
 )
-from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss
+from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, tone_loss
 from rsd_edge.schedule import ResidualSchedule
 
 SHAPE = (3, 4, 5, 6)
@@ -205,6 +205,18 @@ def test_chroma_loss_pulls_hardest_where_the_colour_is_most_wrong() -> None:
     image.requires_grad_()
     (pull,) = torch.autograd.grad(chroma_loss(image, target).sum(), image)
     close(pull[0, 0, 4, 4], 4 * pull[0, 0, 0, 0])
+
+
+def test_tone_loss_sees_areas_and_no_detail() -> None:
+    target = normal(1, 2, 3, 64, 64)
+    detail = normal(2, 2, 3, 64, 64)
+    squares = detail.unflatten(2, (2, 32)).unflatten(4, (2, 32))
+    detail = (squares - squares.mean(dim=(3, 5), keepdim=True)).reshape(target.shape)
+    assert tone_loss(target + detail, target).max() < 1e-12  # rounding of the sums, squared
+    shifted = target + detail
+    shifted[1, 0, :32, 32:] += 0.2  # one of three channels in one of four squares
+    close(tone_loss(shifted, target), torch.tensor([0.0, 0.2**2 / 12]))
+    close(tone_loss(torch.ones(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)), torch.ones(1))
 
 
 def noise(seed: int) -> Tensor:

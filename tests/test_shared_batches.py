@@ -25,7 +25,13 @@ MakeConfig = Callable[..., DistillConfig]
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 RSD: dict[str, Any] = {"distill_weight": 1.0, "gan_weight": 0.1, "fake_steps": 1}
-JOINT: dict[str, Any] = {"pixel_weight": 1.0, "chroma_weight": 1.0, "flat_weight": 1.0, "lattice_weight": 0.5}
+JOINT: dict[str, Any] = {
+    "pixel_weight": 1.0,
+    "chroma_weight": 1.0,
+    "tone_weight": 1.0,
+    "flat_weight": 1.0,
+    "lattice_weight": 0.5,
+}
 JOINT |= {"train_decoder": True, "gan_weight": 0.1, "gan": "pixels"}
 
 
