@@ -178,6 +178,24 @@ def _speed(report: dict[str, Any], scores: dict[str, Any]) -> str:
     return table(["method", *head, "GFLOP a tile", "of peak", "PSNR-Y", "LPIPS"], rows)
 
 
+def fidelity_table(reports: Iterable[dict[str, Any]]) -> str:
+    """Of every engine and test set."""
+    rows = []
+    for report in reports:
+        for name, row in report["sets"].items():
+            tiled, whole = row["seam_ratio"], row["same_places_in_one_tile"]
+            blue, green, red = row["colour_shift_mean"]
+            rows.append(
+                [
+                    name, report["engine"], _number(tiled, 3), _number(whole, 3), _number(tiled / whole, 3),
+                    f"{red:+.2f}, {green:+.2f}, {blue:+.2f}", _number(row["colour_shift_mean_of_images"], 2),
+                    _number(row["colour_shift_largest"], 1),
+                ]
+            )  # fmt: skip
+    head = ["at borders / elsewhere", "the same in one tile", "quotient", "mean shift R, G, B"]
+    return table(["set", "engine", *head, "mean of absolute shifts", "largest"], rows)
+
+
 def _ratio(value: float) -> str:
     return f"{value:.{2 if value < 0.1 else 3}g}" if value < 1000 else f"{value:.0f}"
 
@@ -347,6 +365,8 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     speed, tiles, quality = (_load(reports / f"{name}.json") for name in ("side-by-side", "tile-sizes", "quality"))
     tables.add(speed_tables(speed, tiles, quality))
     tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
+    fidelity = [_load(reports / f"fidelity-{model}.json") for model in ("edge-s", "edge-n")]
+    tables.add({"fidelity": lambda: fidelity_table(fidelity)})
     for name in ("objectives", "objectives-weight"):
         tables.add(objective_tables(_load(reports / f"{name}.json"), name))
     if (reports / BENCH).is_file():
