@@ -1,18 +1,18 @@
 """What must not show: the borders of tiles and a change of colour. Images of a folder, cut into many tiles and whole.
 
-    python -P benchmarks/fidelity.py --engine edge-s --set kodak24_real LR_DIR --set val_real LR_DIR \\\\
+    python -P benchmarks/fidelity.py --engine edge-s --set kodak24_real LR_DIR REF_DIR --set ... \\\\
         --json benchmarks/reports/fidelity-edge-s.json
 
 - *seam ratio*: mean gradient across the borders of tiles (the three columns or rows of steps where a cross-fade begins,
   has its middle and ends) over the mean gradient elsewhere; beside it the same places in the result of one tile, which
   tells how much of it is what the pictures show there.
-- *colour shift*: difference between the means of result and input, by channel, in grey levels.
+- *colour shift*: difference between the means of result and input, by channel, in grey levels; beside it how far the
+  means of result and input are from the reference's, which tells a correction from an error.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +60,26 @@ def seam_ratio(images: list[Image], axes: list[tuple[AxisPlan, AxisPlan]]) -> fl
     return float(at.mean() / elsewhere.mean())
 
 
-def shifts(inputs: list[Image], results: list[Image]) -> Iterator[NDArray[np.float64]]:
-    """By image: mean of the result less mean of the input, for each channel (BGR), in grey levels."""
-    for lq, image in zip(inputs, results, strict=True):
-        yield image.mean((0, 1)) - lq.mean((0, 1))
+def means(images: list[Image]) -> NDArray[np.float64]:
+    """By image, for each channel (BGR), in grey levels."""
+    return np.array([image.mean((0, 1)) for image in images])
 
 
-def measure(engine: str, precision: str, side: int, folder: Path) -> dict[str, Any]:
+def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict[str, Any]:
     """One test set."""
-    inputs = [read_image(path, MAX_PIXELS) for path in images_in(folder)]
+    found = images_in(lq)
+    inputs = [read_image(path, MAX_PIXELS) for path in found]
+    by_stem = {path.stem: path for path in images_in(ref)}
+    references = means([read_image(by_stem[path.stem], MAX_PIXELS) for path in found])
     results = {}
     for name, tile in (("tiled", side), ("whole", WHOLE)):
         with SuperResolver.load(engine, precision=precision, backend="onnxruntime", tile=tile) as enlarge:
-            results[name] = [enlarge(lq) for lq in inputs]
+            results[name] = [enlarge(image) for image in inputs]
             if name == "tiled":
-                plans = [plan_tiles(*lq.shape[:2], enlarge.engine.tile) for lq in inputs]
+                plans = [plan_tiles(*image.shape[:2], enlarge.engine.tile) for image in inputs]
     axes = [(plan.y, plan.x) for plan in plans]
-    moved = np.array(list(shifts(inputs, results["tiled"])))
+    before, after = means(inputs), means(results["tiled"])
+    moved = after - before
     return {
         "images": len(inputs),
         "seam_ratio": round(seam_ratio(results["tiled"], axes), 4),
@@ -84,6 +87,8 @@ def measure(engine: str, precision: str, side: int, folder: Path) -> dict[str, A
         "colour_shift_mean": [round(float(value), 3) for value in moved.mean(0)],
         "colour_shift_mean_of_images": round(float(np.abs(moved).mean()), 3),
         "colour_shift_largest": round(float(np.abs(moved).max()), 3),
+        "input_from_reference": round(float(np.abs(before - references).mean()), 3),
+        "result_from_reference": round(float(np.abs(after - references).mean()), 3),
     }
 
 
@@ -91,12 +96,12 @@ def measure(engine: str, precision: str, side: int, folder: Path) -> dict[str, A
 @click.option("--engine", default="edge-s", show_default=True)
 @click.option("--precision", default="fp32", show_default=True)
 @click.option("--tile", "side", default=64, show_default=True, help="Small, so that there are many borders.")
-@click.option("--set", "sets", nargs=2, multiple=True, required=True, metavar="NAME FOLDER", help="LR images.")
+@click.option("--set", "sets", nargs=3, multiple=True, required=True, metavar="NAME LR_DIR REF_DIR")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
-def main(engine: str, precision: str, side: int, sets: tuple[tuple[str, str], ...], json_path: Path) -> None:
+def main(engine: str, precision: str, side: int, sets: tuple[tuple[str, str, str], ...], json_path: Path) -> None:
     """Measure, print and store."""
     document = {"rsd_edge": __version__, "engine": f"{engine} {precision}", "tile": side}
-    document["sets"] = {name: measure(engine, precision, side, Path(folder)) for name, folder in sets}
+    document["sets"] = {name: measure(engine, precision, side, Path(lq), Path(ref)) for name, lq, ref in sets}
     text = json.dumps(document, indent=1)
     click.echo(text)
     json_path.write_text(text + "\n", encoding="utf-8")

@@ -171,8 +171,8 @@ def _speed(report: dict[str, Any], scores: dict[str, Any]) -> str:
                 *(_ratio(found[other][part]["median"] / median) for other in (published, peer)),
             ]
         share = row.get("share_of_peak")
-        # Rows here end in the runtime that took the time, rows of scores do not.
-        quality = next((row for method, row in scores.items() if f"{name} ".startswith(f"{method} ")), {})
+        # Rows here end in the runtime that took the time, bicubic apart; rows of scores do not.
+        quality = scores.get(name) or scores.get(name.rpartition(" ")[0], {})
         cells += [_number(row.get("gflop"), 2), "" if share is None else f"{share:.0%}"]
         rows.append([*cells, _number(quality.get("psnr_y"), 2), _number(quality.get("lpips_squeeze"), 3)])
     return table(["method", *head, "GFLOP a tile", "of peak", "PSNR-Y", "LPIPS"], rows)
@@ -190,10 +190,12 @@ def fidelity_table(reports: Iterable[dict[str, Any]]) -> str:
                     name, report["engine"], _number(tiled, 3), _number(whole, 3), _number(tiled / whole, 3),
                     f"{red:+.2f}, {green:+.2f}, {blue:+.2f}", _number(row["colour_shift_mean_of_images"], 2),
                     _number(row["colour_shift_largest"], 1),
+                    *(_number(row[f"{end}_from_reference"], 2) for end in ("input", "result")),
                 ]
             )  # fmt: skip
     head = ["at borders / elsewhere", "the same in one tile", "quotient", "mean shift R, G, B"]
-    return table(["set", "engine", *head, "mean of absolute shifts", "largest"], rows)
+    ends = ["input from reference", "result from reference"]
+    return table(["set", "engine", *head, "mean of absolute shifts", "largest", *ends], rows)
 
 
 def _ratio(value: float) -> str:

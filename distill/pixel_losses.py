@@ -17,7 +17,7 @@ from rsd_edge.distill.pixel_objectives import (
     phase_moments,
     pixel_loss,
     tone_loss,
-)  # fmt: skip
+)
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig

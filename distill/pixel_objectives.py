@@ -38,7 +38,7 @@ def tone_loss(image: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of RGB averaged over squares of 32 pixels: brightness and colour of areas. (n,)
 
     What is wrong by one level over an area is hardly seen by losses of single pixels, and plainly by a person. Images
-    smaller than a square are one square.
+    smaller than a square are one square; of others, what is left over at the right and bottom is not counted.
     """
     error = image.float() - target.float()
     window = [min(TONE_WINDOW, side) for side in error.shape[2:]]

@@ -45,6 +45,7 @@ class StageConfig:
     """Compare random windows, half of them enlarged, instead of whole crops."""
     pixel_weight: float = 0.0
     chroma_weight: float = 0.0
+    """Weight of the squared error of the colour differences; the shipped models ended with 200."""
     tone_weight: float = 0.0
     """Weight of the squared error of averages over squares of 32 pixels, brightness and colour of areas."""
     flat_weight: float = 0.0

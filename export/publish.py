@@ -87,8 +87,10 @@ def _replace(home: Path, fresh: Path, aside: Path) -> None:
 
 def _stage(folder: Path) -> dict[str, Any]:
     """The record of one stage: its configuration and time, and the validation figures along the way."""
-    rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
-    record = _finished(folder) if (folder / WEIGHTS_FILE).is_file() else _stopped(folder, rows)
+    log = folder / LOG_FILE
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    weights = folder / WEIGHTS_FILE
+    record = dict(load_checkpoint(weights).record) if weights.is_file() else _stopped(folder, rows)
     config = record.pop("config")
     record["config"] = {"seed": config["seed"], "precision": config["precision"], **config[record["stage"]]}
     record["data"] = {key: value for key, value in config["data"].items() if key not in ("train", "val")}
@@ -96,12 +98,11 @@ def _stage(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _finished(folder: Path) -> dict[str, Any]:
-    return dict(load_checkpoint(folder / WEIGHTS_FILE).record)
-
-
 def _stopped(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    last = [row for row in rows if "seconds" in row][-1]
+    """What a finished stage would have in its weights."""
+    last = next((row for row in reversed(rows) if "seconds" in row), None)
+    if last is None:
+        raise ModelError(f"stage {folder.name} of {folder.parent} was stopped before its first row; leave it out")
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return {
         "stage": last["stage"],

@@ -109,6 +109,9 @@ def check_a_stopped_stage(run: Path, credit_table: Path, home: Path) -> None:
     (polish / WEIGHTS_FILE).unlink()
     with pytest.raises(ModelError, match=r"stage polish .* is not finished"):
         publish(run, credit_table, "MIT", home.parent)
+    (run / "refit").mkdir()
+    with pytest.raises(ModelError, match=r"stage refit .* was stopped before its first row; leave it out"):
+        publish(run, credit_table, "MIT", home.parent)
     assert content(home) == before
 
 
