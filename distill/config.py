@@ -64,6 +64,9 @@ class DistillConfig:
     precision: str = "fp32"
     """fp32, bf16 or fp16: autocast, with fp16's loss scaled; losses, norms and optimisers stay in fp32."""
     threads: int | None = None
+    finetune_from: str = ""
+    """What the fine-tune begins with, in place of this run's student: the name of a model that ships, the folder of its
+    fp32 engine, or a checkpoint."""
     roles: RolesConfig = field(default_factory=RolesConfig)
     data: DataConfig = field(default_factory=DataConfig)
     autoencoder: StageConfig = field(default_factory=StageConfig)

@@ -56,7 +56,8 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
 
 def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, str]:
     if name != "student":
-        return STAGES[name](config, runtime), "weights of the stages before it: loaded"
+        before = config.finetune_from if name == "finetune" else ""
+        return STAGES[name](config, runtime), f"weights of {before or 'the stages before it'}: loaded"
     path = Path(config.roles.teacher.weights) if config.roles.teacher.weights else stage_weights(config, "teacher")
     if path.is_file():
         return StudentStage(config, runtime, teacher_checkpoint(config)), f"teacher: loaded from {path}"
@@ -70,7 +71,7 @@ def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, s
 def _networks(stage: Stage) -> dict[str, nn.Module]:
     networks = {f"{name} (trained)": network for name, network in stage.networks.items()}
     networks |= dict(stage.frozen)
-    if isinstance(stage, StudentStage):
+    if isinstance(stage, StudentStage) and any(True for _ in stage.teacher.parameters()):
         networks.setdefault("teacher", stage.teacher)
     return networks
 

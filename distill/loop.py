@@ -78,6 +78,7 @@ def _record(stage: Stage, run: _Run, figures: dict[str, float]) -> dict[str, Any
     iterations = max(run.start, stage.stage.iterations)
     record = {"stage": stage.name, "iterations": iterations, "seconds": round(run.seconds), "validation": figures}
     record |= {"config": dict(config_to_dict(stage.config)), "torch": torch.__version__}
+    record |= {"started_from": stage.origin} if stage.origin else {}
     return record | ({"changes": [change._asdict() for change in run.changes]} if run.changes else {})
 
 
@@ -155,6 +156,8 @@ class _Run:
     ) -> dict[str, float]:
         stage, settings = self.stage, self.stage.stage
         figures: dict[str, float] = {}
+        if stage.origin and self.start == 0 and stage.runtime.is_main:
+            run_log.validation(0, stage.validate())  # what a fine-tune of finished weights has to be better than
         for iteration in range(self.start, settings.iterations):
             _set_learning_rates(stage, iteration)
             scalars = stage.step(iteration, draws(stage, batches, iteration))

@@ -36,6 +36,7 @@ class Roles:
 
     latent: LatentSpace
     teacher: nn.Module
+    """An empty module where no loss needs one."""
     student: nn.Module
     parts: dict[str, nn.Module]
     """What goes into the stage's checkpoint beside the student, by part name."""
@@ -74,12 +75,15 @@ def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
             "with the same configuration"
         )
     checkpoint = load_checkpoint(path)
+    check_model(checkpoint, config, path, "restore that, or train all stages in another run_dir")
+    return checkpoint
+
+
+def check_model(checkpoint: Checkpoint, config: DistillConfig, source: object, cure: str) -> None:
+    """Raise ModelError unless the weights are of the network and the schedule that the configuration describes."""
     for name in ("architecture", "schedule"):
         if getattr(checkpoint.spec, name) != getattr(config.model, name):
-            raise ModelError(
-                f"{path} was trained with another model.{name}; restore that, or train all stages in another run_dir"
-            )
-    return checkpoint
+            raise ModelError(f"{source} was trained with another model.{name}; {cure}")
 
 
 def teacher_checkpoint(config: DistillConfig) -> Checkpoint:
@@ -150,6 +154,13 @@ def _load_role(name: str, role: RoleConfig) -> Checkpoint:
         if role.model is not None and getattr(checkpoint.spec, what) != getattr(role.model, what):
             raise ModelError(f"{role.weights} has another {what} than roles.{name}.model says; correct one of them")
     return checkpoint
+
+
+def without_teacher(student: Checkpoint) -> Roles:
+    """The networks of a compact model, for losses in pixels alone. There is no encoder in its latent space either."""
+    parts = {name: load_part(student, name) for name in ("stem", "decoder")}
+    network = load_part(student, "student").requires_grad_(True).train()
+    return Roles(EdgeLatentSpace(nn.Module(), *parts.values()), nn.Module(), network, parts)
 
 
 def _check_teacher(config: DistillConfig, teacher: ModelSpec, crop: int) -> None:

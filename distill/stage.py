@@ -78,6 +78,8 @@ class Stage(ABC):
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.frozen: dict[str, nn.Module] = {}
         """Parts handed on unchanged."""
+        self.origin: dict[str, str] = {}
+        """What its networks began as, where that is no stage of the run; part of the record."""
         self._updates: dict[str, tuple[str, ...]] = {}
 
     @functools.cached_property

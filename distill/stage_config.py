@@ -151,6 +151,10 @@ class StudentConfig(StageConfig):
         return bool(self.distill_weight and self.objective != "sinsr") or self.feature_gan
 
     @property
+    def needs_teacher(self) -> bool:
+        return bool(self.distill_weight) or self.feature_gan
+
+    @property
     def starts_from_truth(self) -> bool:
         """Whether the student is asked at its t_n, for an objective or a discriminator on its answers there."""
         return self.objective == "rsd" and self.needs_fake

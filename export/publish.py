@@ -1,4 +1,4 @@
-"""A finished run becomes a model that ships: bundle, training record and credits under rsd_edge/zoo.
+"""A finished run becomes a model that ships: bundles, training record and credits under rsd_edge/zoo.
 
     python -P -m rsd_edge.export.publish --run runs/edge-s --credits train.csv --licence Apache-2.0
 
@@ -13,58 +13,55 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from rsd_edge.bundle import ZOO, Bundle, load_bundle
-from rsd_edge.distill.loop import CONFIG_FILE, WEIGHTS_FILE
+from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.run_log import LOG_FILE
+from rsd_edge.distill.stages import STAGES
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.models.checkpoint import load_checkpoint
 from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import atomic_file, make_folder, write_json
 
-STAGES = ("autoencoder", "teacher", "student", "finetune", "polish", "refit", "long", "colour", "large", "squared")
-"""Folders of a run that are recorded, in their order. From `polish` on each is a fine-tune of the one before.
-
-The last one must be finished. Of one before it that was stopped, and whose averages the next began with, the settings
-and what it wrote until then are recorded.
-"""
+RECORD_FILE = "training.json"
 PRECISIONS = (Precision.FP32, Precision.INT8)
 CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
 
 
-def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO) -> list[Bundle]:
+def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO, *, stage_name: str = "") -> list[Bundle]:
     """Write `zoo`/<model name> from the run's last stage: an engine in fp32, and one in INT8.
 
-    The folder is replaced as a whole once both engines are done; of what it held, only files of other names, such as
-    the model card, stay. Raises ModelError for a run that is not finished, InputError for a bad credits file,
-    BackendError if one of the engines cannot be built, OutputError if the folder cannot be written.
+    Of a fine-tune of the model that `zoo` has, the record is that model's and one stage more, under `stage_name`. The
+    folder is replaced as a whole once both engines are done; of what it held, only files of other names, such as the
+    model card, stay. Raises ModelError for a run that is not finished and for a record that would have a gap,
+    InputError for a bad credits file, BackendError if one of the engines cannot be built, OutputError if the folder
+    cannot be written.
     """
     photos = _credits(credits)
-    stages = {stage: _stage(run / stage) for stage in STAGES if (run / stage).is_dir()}
-    if not stages:
+    folders = [run / stage for stage in STAGES if (run / stage).is_dir()]
+    if not folders:
         raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
+    stages = {folder.name: _stage(folder) for folder in folders}
+    weights = folders[-1] / WEIGHTS_FILE
+    home = zoo / load_checkpoint(weights).spec.name
+    stages = _history(home, stages, stage_name)
     said = Provenance(
         licence,
-        {"record": "../training.json", "photographs": "../credits.csv", "photographs_used": len(photos)},
+        {"record": f"../{RECORD_FILE}", "photographs": "../credits.csv", "photographs_used": len(photos)},
         model=WEIGHTS_FILE,  # not where they lie on this machine
     )
-    weights = run / list(stages)[-1] / WEIGHTS_FILE
-    if not weights.is_file():
-        raise ModelError(f"stage {weights.parent.name} of {run} is not finished; run 'rsd-edge distill' again")
-    home = zoo / load_checkpoint(weights).spec.name
     make_folder(zoo)
     with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=zoo) as temporary:
         fresh = Path(temporary) / "new"
         for precision in PRECISIONS:
             build_engine(str(weights), fresh, precision=precision, name=precision.value, provenance=said)
-        write_json(fresh / "training.json", stages)
+        write_json(fresh / RECORD_FILE, stages)
         with atomic_file(fresh / "credits.csv") as file:
             file.write(credits_table(photos).encode())
         _replace(home, fresh, aside=Path(temporary) / "old")
@@ -87,30 +84,30 @@ def _replace(home: Path, fresh: Path, aside: Path) -> None:
 
 def _stage(folder: Path) -> dict[str, Any]:
     """The record of one stage: its configuration and time, and the validation figures along the way."""
-    log = folder / LOG_FILE
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
     weights = folder / WEIGHTS_FILE
-    record = dict(load_checkpoint(weights).record) if weights.is_file() else _stopped(folder, rows)
+    if not weights.is_file():
+        raise ModelError(f"stage {folder.name} of {folder.parent} is not finished; run 'rsd-edge distill' again")
+    record = dict(load_checkpoint(weights).record)
     config = record.pop("config")
     record["config"] = {"seed": config["seed"], "precision": config["precision"], **config[record["stage"]]}
     record["data"] = {key: value for key, value in config["data"].items() if key not in ("train", "val")}
+    rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
     record["validation"] = [{"iteration": row["iteration"], **row["validation"]} for row in rows if "validation" in row]
     return record
 
 
-def _stopped(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a finished stage would have in its weights."""
-    last = next((row for row in reversed(rows) if "seconds" in row), None)
-    if last is None:
-        raise ModelError(f"stage {folder.name} of {folder.parent} was stopped before its first row; leave it out")
-    config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return {
-        "stage": last["stage"],
-        "iterations": last["iteration"],
-        "seconds": round(last["seconds"]),
-        "stopped": True,
-        "config": config,
-    }
+def _history(home: Path, stages: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The stages of a run, or, of a fine-tune of what is in `home`, the stages of that and then this one."""
+    last = list(stages.values())[-1]
+    if "started_from" not in last:
+        return stages
+    shipped = load_bundle(home / Precision.FP32.value) if home.is_dir() else None
+    if shipped is None or last["started_from"].get("digest") != shipped.digest:
+        raise ModelError(f"the fine-tune did not begin with the model in {home}, so its record would have a gap")
+    before = json.loads((home / RECORD_FILE).read_text(encoding="utf-8"))
+    if not name or name in before:
+        raise ModelError(f"the record has the stages {', '.join(before)}; name this one otherwise with --stage-name")
+    return {**before, name: last}
 
 
 def _credits(path: Path) -> list[dict[str, str]]:
@@ -141,9 +138,10 @@ def credits_table(photos: Iterable[Mapping[str, str]]) -> str:
 @click.option("--run", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of a finished run.")
 @click.option("--credits", "credit_table", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--licence", required=True, help="Licence of the weights, an SPDX name.")
-def main(run: Path, credit_table: Path, licence: str) -> None:
+@click.option("--stage-name", default="", help="Of a fine-tune of the shipped model: its name in the record.")
+def main(run: Path, credit_table: Path, licence: str, stage_name: str) -> None:
     """Publish a finished run into the package."""
-    for bundle in publish(run, credit_table, licence):
+    for bundle in publish(run, credit_table, licence, stage_name=stage_name):
         click.echo(f"{bundle.path}: {bundle.manifest['parity']}, {bundle.manifest['speed']}")
 
 

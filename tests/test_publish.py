@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 
 from rsd_edge.bundle import load_bundle
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.stages import run_stage
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.export import publish as publish_module
@@ -64,7 +63,7 @@ def test_a_run_becomes_bundles_with_record_and_credits(
         authors = {row["photo_id"]: row["author"] for row in csv.DictReader(file)}
     assert authors == {"a": "A. Author", "b": "not named; published by owner/photos"}
     check_publishing_again(Path(config.run_dir), credit_table, home, monkeypatch)
-    check_a_stopped_stage(Path(config.run_dir), credit_table, home)
+    check_going_on_from_what_ships(config, credit_table, home)
 
 
 def check_publishing_again(run: Path, credit_table: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,25 +92,28 @@ def check_publishing_again(run: Path, credit_table: Path, home: Path, monkeypatc
     assert [path.name for path in home.parent.iterdir()] == [home.name]
 
 
-def check_a_stopped_stage(run: Path, credit_table: Path, home: Path) -> None:
-    """It is recorded if another one went on from it, and it cannot be the one that ships."""
-    finetune, polish = run / "finetune", run / "polish"
-    shutil.copytree(finetune, polish)
-    (finetune / WEIGHTS_FILE).unlink()
-    publish(run, credit_table, "MIT", home.parent)
-    record = json.loads((home / "training.json").read_text())
-    assert list(record)[-2:] == ["finetune", "polish"]
-    assert record["finetune"].pop("stopped")
-    for part in ("stage", "config", "data", "validation"):
-        assert record["finetune"][part] == record["polish"][part]
-    assert record["finetune"]["iterations"] == record["polish"]["config"]["iterations"]
+def check_going_on_from_what_ships(config: DistillConfig, credit_table: Path, home: Path) -> None:
+    """The record grows by one stage, and nothing is published whose record would have a gap."""
+    zoo = home.parent
+    again = replace(config, finetune_from=str(home / "fp32"), run_dir=str(zoo.parent / "again"))
+    again = replace(again, finetune=replace(config.finetune, train_decoder=True))
+    weights = run_stage("finetune", again)
     before = content(home)
-    (polish / WEIGHTS_FILE).unlink()
-    with pytest.raises(ModelError, match=r"stage polish .* is not finished"):
-        publish(run, credit_table, "MIT", home.parent)
-    (run / "refit").mkdir()
-    with pytest.raises(ModelError, match=r"stage refit .* was stopped before its first row; leave it out"):
-        publish(run, credit_table, "MIT", home.parent)
+    for name in ("", "teacher"):
+        with pytest.raises(ModelError, match=r"autoencoder, teacher, student, finetune; name this one .*--stage-name"):
+            publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name=name)
+    assert content(home) == before
+    publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name="polish")
+    record = json.loads((home / "training.json").read_text())
+    assert list(record) == ["autoencoder", "teacher", "student", "finetune", "polish"]
+    shipped = json.loads(before["fp32/manifest.json"])["digest"]
+    assert record["polish"]["started_from"] == {"model": config.model.name, "digest": shipped}
+    before = content(home)
+    with pytest.raises(ModelError, match=r"did not begin with the model in .*its record would have a gap"):
+        publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name="other")
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"stage finetune .* is not finished"):
+        publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name="other")
     assert content(home) == before
 
 

@@ -43,6 +43,7 @@ from rsd_edge.distill.roles import (
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
 from rsd_edge.distill.stage_config import StudentConfig
+from rsd_edge.distill.start import start_of
 from rsd_edge.distill.student_sampler import Point, StudentSampler, generate
 from rsd_edge.distill.validate import image_figures, lattice_figures
 from rsd_edge.errors import InputError
@@ -171,11 +172,14 @@ class StudentStage(Stage):
         scalars: Scalars = {}
         # Known latents have no gradient to the stem.
         known = None if self.stage.train_decoder else part.latents
-        z0, z_y = known or self.latent.encode(x0, lq)
-        prior, z_y = self.sampler.from_prior(z_y, noise), z_y.detach()
-        points = [prior]
         listens = self.stage.feature_gan and iteration >= self.stage.gan_start
         latent_terms = bool(self.stage.distill_weight) or listens
+        if latent_terms:
+            z0, z_y = known or self.latent.encode(x0, lq)
+        else:
+            z0 = z_y = known[1] if known else self.latent.condition(lq)
+        prior, z_y = self.sampler.from_prior(z_y, noise), z_y.detach()
+        points = [prior]
         if latent_terms and self.stage.starts_from_truth:
             points.append(self.sampler.from_truth(z0, z_y, noise))
         outputs = generate(self.live["student"], points, lq)
@@ -302,6 +306,10 @@ class FinetuneStage(StudentStage):
         return config.finetune
 
     def _roles(self, teacher: Checkpoint | None) -> Roles:
+        if self.config.finetune_from:
+            start = start_of(self.config)
+            self.origin = start.origin
+            return start.roles
         finished = load_stage(self.config, "student")
         crop = self.config.crop_of(self.stage)
         own_teacher = "teacher" in finished.parts

@@ -1,0 +1,98 @@
+"""Weights come back from the engines that ship, and a fine-tune begins with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from rsd_edge.bundle import resolve_engine, shipped_engines
+from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.run_log import LOG_FILE
+from rsd_edge.distill.stages import run_stage
+from rsd_edge.errors import InputError, ModelError
+from rsd_edge.export.build import build_engine
+from rsd_edge.export.restore import restored
+from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rsd_edge.models.edge_tile import edge_tile
+from rsd_edge.specs import Precision
+
+MakeConfig = Callable[..., DistillConfig]
+
+
+@pytest.fixture
+def engine(tiny_weights: Checkpoint, tmp_path: Path) -> Path:
+    """A tiny model's fp32 engine."""
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny_weights)
+    return build_engine(str(tmp_path / "tiny.safetensors"), tmp_path, precision=Precision.FP32, name="tiny").path
+
+
+@pytest.mark.parametrize("model", shipped_engines())
+def test_weights_of_a_shipped_engine_are_the_same_function(model: str) -> None:
+    bundle = resolve_engine(model)
+    tile = edge_tile(restored(bundle))
+    generator = torch.Generator().manual_seed(1)
+    lq = torch.rand((1, 3, 24, 20), generator=generator) * 2 - 1
+    noise = torch.randn((1, tile.latent_channels + 1, 24, 20), generator=generator)
+    session = onnxruntime.InferenceSession(bundle.graph_path)
+    names = [item.name for item in session.get_inputs()]
+    (expected,) = session.run(None, dict(zip(names, (lq.numpy(), noise.numpy()), strict=True)))
+    with torch.no_grad():
+        found = tile(lq, noise).permute(0, 2, 3, 1).flip(3)
+    # Detail reaches 1; fp32 sums of some hundred products in another order differ by a few units of their last place.
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0, atol=5e-6)
+
+
+def test_only_an_fp32_graph_of_ours_has_weights_to_restore(tmp_path: Path) -> None:
+    name = shipped_engines()[0]
+    with pytest.raises(ModelError, match="is edge onnxruntime int8; weights are restored from the fp32"):
+        restored(resolve_engine(name, Precision.INT8))
+    bundle = resolve_engine(name)
+    graph = onnx.load(bundle.graph_path)
+    for tensor in list(graph.graph.initializer):
+        if tensor.name == "student.head.weight":
+            graph.graph.initializer.remove(tensor)
+    onnx.save(graph, tmp_path / "graph.onnx")
+    with pytest.raises(ModelError, match=r"not a graph that this version exports .*student.head.weight|head.weight"):
+        restored(replace(bundle, graph_path=tmp_path / "graph.onnx"))
+
+
+def test_a_fine_tune_begins_with_an_engine_or_a_checkpoint(tiny_config: MakeConfig, engine: Path) -> None:
+    """Without a run's other stages; and without losing anything: a rate of nearly nothing changes nearly nothing."""
+    still = {"lr": 1e-12, "warmup": 0, "iterations": 1, "train_decoder": True}
+    config = replace(tiny_config(**still), finetune_from=str(engine))
+    first = load_checkpoint(run_stage("finetune", config))
+    assert set(first.parts) == {"stem", "student", "decoder"}
+    bundle = resolve_engine(engine)
+    assert first.record["started_from"] == {"model": config.model.name, "digest": bundle.digest}
+    log = (config.stage_dir("finetune") / LOG_FILE).read_text().splitlines()
+    validated = [row["iteration"] for row in map(json.loads, log) if "validation" in row]
+    assert validated == [0, 1]
+    for part, state in restored(bundle).parts.items():
+        for name, tensor in state.items():
+            if "time_embed" not in name:  # random, and multiplied by a modulation of zero
+                torch.testing.assert_close(first.parts[part][name], tensor, rtol=0, atol=1e-9)
+    weights = config.stage_dir("finetune") / "weights.safetensors"
+    follow = replace(config, finetune_from=str(weights), run_dir=f"{config.run_dir}-2")
+    second = load_checkpoint(run_stage("finetune", follow))
+    assert second.record["started_from"]["file"] == "weights.safetensors"
+    assert len(second.record["started_from"]["sha256"]) == 64
+    torch.testing.assert_close(second.parts["decoder"], first.parts["decoder"], rtol=0, atol=1e-9)
+
+
+def test_a_fine_tune_that_cannot_begin_says_what_to_do(tiny_config: MakeConfig, engine: Path) -> None:
+    config = replace(tiny_config(train_decoder=True), finetune_from=str(engine))
+    wants_teacher = replace(config, finetune=replace(config.finetune, distill_weight=1.0))
+    with pytest.raises(InputError, match=r"comes without a teacher; set finetune.distill_weight=0"):
+        run_stage("finetune", wants_teacher)
+    with pytest.raises(ModelError, match=r"edge-s was trained with another model.architecture; take the configuration"):
+        run_stage("finetune", replace(config, finetune_from="edge-s"))
+    with pytest.raises(ModelError, match="neither a shipped engine"):
+        run_stage("finetune", replace(config, finetune_from="edge-x"))
+    assert not config.stage_dir("finetune").exists()
