@@ -74,9 +74,8 @@ def roles(run: Path, regression: Path | None) -> Iterator[tuple[str, Role]]:
     if regression is not None:
         yield "student without distillation, 1 step", Role(regression / "student" / WEIGHTS_FILE, "student", "one")
     yield "student, 1 step", Role(run / "student" / WEIGHTS_FILE, "student", "one")
-    for stage, title in (("finetune", "after the joint fine-tune"), ("polish", "after the polish")):
-        if (run / stage / WEIGHTS_FILE).is_file():
-            yield f"student {title}, 1 step", Role(run / stage / WEIGHTS_FILE, "student", "one")
+    if (run / "finetune" / WEIGHTS_FILE).is_file():
+        yield "student after the joint fine-tune, 1 step", Role(run / "finetune" / WEIGHTS_FILE, "student", "one")
 
 
 @click.command()

@@ -71,6 +71,8 @@ def _leaves(tree: Mapping[str, Any], stage: str, prefix: str = "") -> Iterator[t
     for key, value in tree.items():
         if not prefix and key in _STAGE_SECTIONS and key != stage:
             continue
+        if key == "finetune_from" and stage != "finetune":
+            continue
         if isinstance(value, Mapping):
             yield from _leaves(value, stage, f"{prefix}{key}.")
         else:

@@ -65,8 +65,8 @@ class DistillConfig:
     """fp32, bf16 or fp16: autocast, with fp16's loss scaled; losses, norms and optimisers stay in fp32."""
     threads: int | None = None
     finetune_from: str = ""
-    """What the fine-tune begins with, in place of this run's student: the name of a model that ships, the folder of its
-    fp32 engine, or a checkpoint."""
+    """What the fine-tune of a compact model begins with, in place of this run's student: the name of a model that
+    ships, the folder of an fp32 engine for ONNX Runtime, or weights of a student or a fine-tune, less their teacher."""
     roles: RolesConfig = field(default_factory=RolesConfig)
     data: DataConfig = field(default_factory=DataConfig)
     autoencoder: StageConfig = field(default_factory=StageConfig)

@@ -36,7 +36,7 @@ class Roles:
 
     latent: LatentSpace
     teacher: nn.Module
-    """An empty module where no loss needs one."""
+    """An empty module in a fine-tune that begins with `finetune_from`."""
     student: nn.Module
     parts: dict[str, nn.Module]
     """What goes into the stage's checkpoint beside the student, by part name."""
@@ -157,7 +157,8 @@ def _load_role(name: str, role: RoleConfig) -> Checkpoint:
 
 
 def without_teacher(student: Checkpoint) -> Roles:
-    """The networks of a compact model, for losses in pixels alone. There is no encoder in its latent space either."""
+    """Student, stem and decoder of a compact model, for losses in pixels alone; in place of teacher and encoder, empty
+    modules."""
     parts = {name: load_part(student, name) for name in ("stem", "decoder")}
     network = load_part(student, "student").requires_grad_(True).train()
     return Roles(EdgeLatentSpace(nn.Module(), *parts.values()), nn.Module(), network, parts)

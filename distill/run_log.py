@@ -36,7 +36,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | None, stage: str, start: int) -> None:
-        """`start` is the iteration resumed from: rows of later ones, about to be repeated, are dropped.
+        """`start` is the iteration resumed from: rows of later ones, about to be repeated, are dropped, and from 0 all.
 
         Without a folder, as in all processes but the first, nothing is written.
         """
@@ -45,7 +45,7 @@ class RunLog:
         self._board: SummaryWriter | None = None
         if folder is not None:
             _drop_after(folder / LOG_FILE, start)
-            self._board = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=start + 1)
+            self._board = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=start + 1 if start else 0)
 
     def __enter__(self) -> RunLog:
         return self
@@ -105,7 +105,7 @@ def _drop_after(path: Path, start: int) -> None:
     if not path.is_file():
         return
     rows = path.read_text(encoding="utf-8").splitlines()
-    kept = [row for row in rows if _iteration(row) <= start]
+    kept = [row for row in rows if start and _iteration(row) <= start]
     if len(kept) < len(rows):
         with atomic_file(path) as file:
             file.write("".join(f"{row}\n" for row in kept).encode())

@@ -53,6 +53,7 @@ def save_state(stage: Stage, folder: Path, done: int, elapsed: float, changed: S
         "seconds": elapsed,
         "config": plain(stage.config),
         "changes": [list(change) for change in changed],
+        "origin": stage.origin,
         "networks": networks,
         "averages": averages,
         "ema_updates": {name: ema.updates for name, ema in stage.averages.items()},
@@ -97,6 +98,7 @@ def resume(stage: Stage, path: Path) -> Resumed:
             f"{path} was written by an earlier version, without its settings; finish it with that version, or choose "
             "another run_dir"
         )
+    _check_origin(stage, state.get("origin", {}))
     try:
         done, elapsed = int(state["iteration"]), float(state["seconds"])
         before = [Change(*change) for change in state["changes"]]
@@ -111,6 +113,16 @@ def resume(stage: Stage, path: Path) -> Resumed:
     for change in changed if stage.runtime.is_main else ():
         log.warning("resuming with another setting: %s", change)
     return Resumed(done, elapsed, (*before, *changed))
+
+
+def _check_origin(stage: Stage, begun: dict[str, str]) -> None:
+    """Raise ModelError if the stage began with something else than what has that name today; the record would lie."""
+    if begun != stage.origin:
+        then, now = (", ".join(f"{key} {value}" for key, value in which.items()) for which in (begun, stage.origin))
+        raise ModelError(
+            f"stage {stage.name} began with {then or 'the stages before it'}, and finetune_from says "
+            f"{now or 'nothing'} now; give it what it began with, or choose another run_dir for a new run"
+        )
 
 
 def _check_alone(path: Path) -> None:

@@ -45,7 +45,7 @@ class StageConfig:
     """Compare random windows, half of them enlarged, instead of whole crops."""
     pixel_weight: float = 0.0
     chroma_weight: float = 0.0
-    """Weight of the squared error of the colour differences; the shipped models ended with 200."""
+    """Weight of the squared error of the colour differences."""
     tone_weight: float = 0.0
     """Weight of the squared error of averages over squares of 32 pixels, brightness and colour of areas."""
     flat_weight: float = 0.0
@@ -152,6 +152,7 @@ class StudentConfig(StageConfig):
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether a loss asks the teacher, or the fake model that is born from it."""
         return bool(self.distill_weight) or self.feature_gan
 
     @property

@@ -30,6 +30,7 @@ from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import atomic_file, make_folder, write_json
 
 RECORD_FILE = "training.json"
+CREDITS_FILE = "credits.csv"
 PRECISIONS = (Precision.FP32, Precision.INT8)
 CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_repo", "source_file")
 
@@ -37,23 +38,28 @@ CREDIT_FIELDS = ("photo_id", "author", "licence", "licence_stated_in", "source_r
 def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO, *, stage_name: str = "") -> list[Bundle]:
     """Write `zoo`/<model name> from the run's last stage: an engine in fp32, and one in INT8.
 
-    Of a fine-tune of the model that `zoo` has, the record is that model's and one stage more, under `stage_name`. The
-    folder is replaced as a whole once both engines are done; of what it held, only files of other names, such as the
-    model card, stay. Raises ModelError for a run that is not finished and for a record that would have a gap,
-    InputError for a bad credits file, BackendError if one of the engines cannot be built, OutputError if the folder
-    cannot be written.
+    Of a fine-tune of the model that `zoo` has, record and credits are that model's, with one stage more, under
+    `stage_name`, and its photographs. The folder is replaced as a whole once both engines are done; of what it held,
+    only files of other names, such as the model card, stay. Raises ModelError for a run that is not finished and for a
+    record that would have a gap, InputError for a bad credits file and a name that is missing, taken or of no use,
+    BackendError if one of the engines cannot be built, OutputError if the folder cannot be written.
     """
     photos = _credits(credits)
     folders = [run / stage for stage in STAGES if (run / stage).is_dir()]
     if not folders:
         raise ModelError(f"{run} holds no finished stage; run 'rsd-edge distill' first")
-    stages = {folder.name: _stage(folder) for folder in folders}
-    weights = folders[-1] / WEIGHTS_FILE
+    latest, weights = _stage(folders[-1]), folders[-1] / WEIGHTS_FILE
     home = zoo / load_checkpoint(weights).spec.name
-    stages = _history(home, stages, stage_name)
+    if "started_from" in latest:
+        stages = _continued(home, latest, stage_name)
+        photos = _united(home / CREDITS_FILE, photos)
+    elif stage_name:
+        raise InputError(f"--stage-name is {stage_name}, but {run} is no fine-tune of a model that ships; leave it out")
+    else:
+        stages = {folder.name: _stage(folder) for folder in folders}
     said = Provenance(
         licence,
-        {"record": f"../{RECORD_FILE}", "photographs": "../credits.csv", "photographs_used": len(photos)},
+        {"record": f"../{RECORD_FILE}", "photographs": f"../{CREDITS_FILE}", "photographs_used": len(photos)},
         model=WEIGHTS_FILE,  # not where they lie on this machine
     )
     make_folder(zoo)
@@ -62,7 +68,7 @@ def publish(run: Path, credits: Path, licence: str, zoo: Path = ZOO, *, stage_na
         for precision in PRECISIONS:
             build_engine(str(weights), fresh, precision=precision, name=precision.value, provenance=said)
         write_json(fresh / RECORD_FILE, stages)
-        with atomic_file(fresh / "credits.csv") as file:
+        with atomic_file(fresh / CREDITS_FILE) as file:
             file.write(credits_table(photos).encode())
         _replace(home, fresh, aside=Path(temporary) / "old")
     return [load_bundle(home / precision.value) for precision in PRECISIONS]
@@ -96,28 +102,44 @@ def _stage(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _history(home: Path, stages: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """The stages of a run, or, of a fine-tune of what is in `home`, the stages of that and then this one."""
-    last = list(stages.values())[-1]
-    if "started_from" not in last:
-        return stages
+def _continued(home: Path, latest: dict[str, Any], name: str) -> dict[str, Any]:
+    """The stages of what is in `home`, and then one that began with it."""
+    begun = latest["started_from"]
     shipped = load_bundle(home / Precision.FP32.value) if home.is_dir() else None
-    if shipped is None or last["started_from"].get("digest") != shipped.digest:
-        raise ModelError(f"the fine-tune did not begin with the model in {home}, so its record would have a gap")
-    before = json.loads((home / RECORD_FILE).read_text(encoding="utf-8"))
-    if not name or name in before:
-        raise ModelError(f"the record has the stages {', '.join(before)}; name this one otherwise with --stage-name")
-    return {**before, name: last}
+    if shipped is None or begun.get("digest") != shipped.digest:
+        said = ", ".join(f"{key} {value}" for key, value in begun.items())
+        raise ModelError(
+            f"the fine-tune began with {said}, not with the model in {home}, so the record would have a gap; begin it "
+            f"with finetune_from={home.name}"
+        )
+    before: dict[str, Any] = json.loads((home / RECORD_FILE).read_text(encoding="utf-8"))
+    if not name:
+        raise InputError(f"give this stage a name with --stage-name; the record has {', '.join(before)} already")
+    if name in before:
+        raise InputError(f"--stage-name is {name}, and the record has {', '.join(before)} already; choose another one")
+    return {**before, name: latest}
 
 
-def _credits(path: Path) -> list[dict[str, str]]:
+def _united(credits: Path, photos: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The photographs of a published table, and those that are not among them."""
+    with credits.open(encoding="utf-8", newline="") as file:
+        rows: list[Mapping[str, str]] = list(csv.DictReader(file))
+    known = {_source(row) for row in rows}
+    return [*rows, *(photo for photo in photos if _source(photo) not in known)]
+
+
+def _source(photo: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(photo[name] for name in ("source_repo", "source_file", "photo_id"))
+
+
+def _credits(path: Path) -> list[Mapping[str, str]]:
     """One row a photograph, from a table with one row a crop."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     missing = [name for name in CREDIT_FIELDS if not rows or name not in rows[0]]
     if missing:
         raise InputError(f"credits file {path} lacks the columns {', '.join(missing)}")
-    photos: dict[str, dict[str, str]] = {}
+    photos: dict[str, Mapping[str, str]] = {}
     for row in rows:
         publisher = row["source_repo"].rstrip("/").split("github.com/")[-1]
         named = row["author"] or f"not named; published by {publisher}"

@@ -34,8 +34,8 @@ def restored(bundle: Bundle) -> Checkpoint:
     spec = bundle.spec
     if spec.model.family != EDGE_FAMILY or spec.backend is not Backend.ONNXRUNTIME or spec.precision != Precision.FP32:
         raise ModelError(
-            f"engine {bundle.path} is {spec.model.family} {spec.backend.value} {spec.precision.value}; weights are "
-            "restored from the fp32 ONNX Runtime engine of an edge model"
+            f"engine {bundle.path} is {spec.model.family} {spec.backend.value} {spec.precision.value}; weights can be "
+            "restored from the fp32 engine of an edge model for ONNX Runtime: give that one, or a checkpoint"
         )
     tensors = {item.name: numpy_helper.to_array(item) for item in onnx.load(bundle.graph_path).graph.initializer}
     parts: dict[str, State] = {"stem": {}, "student": {}, "decoder": {}}
@@ -45,9 +45,13 @@ def restored(bundle: Bundle) -> Checkpoint:
             parts[part][parameter] = torch.from_numpy(np.array(array))
     try:
         _undo(spec.model, parts)
+        complete = {part: _complete(spec.model, part, state) for part, state in parts.items()}
     except (KeyError, RuntimeError) as error:
-        raise ModelError(f"{bundle.graph_path} is not a graph that this version exports ({error})") from error
-    return Checkpoint(spec.model, {part: _complete(spec.model, part, state) for part, state in parts.items()})
+        raise ModelError(
+            f"{bundle.graph_path} is not a graph that this version exports ({' '.join(str(error).split())}); build the "
+            "engine again, or give a checkpoint"
+        ) from error
+    return Checkpoint(spec.model, complete)
 
 
 def _undo(model: ModelSpec, parts: Mapping[str, State]) -> None:
@@ -81,8 +85,5 @@ def _complete(model: ModelSpec, part: str, state: State) -> State:
     else:
         network = {"stem": EdgeStem, "decoder": EdgeDecoder}[part](model.edge)
     folded = {name: value for name, value in network.state_dict().items() if any(key in name for key in _FOLDED)}
-    try:
-        network.load_state_dict(folded | state)
-    except RuntimeError as error:
-        raise ModelError(f"part '{part}' does not fit its architecture: {' '.join(str(error).split())}") from error
+    network.load_state_dict(folded | state)
     return state_of(network)

@@ -99,17 +99,31 @@ def check_going_on_from_what_ships(config: DistillConfig, credit_table: Path, ho
     again = replace(again, finetune=replace(config.finetune, train_decoder=True))
     weights = run_stage("finetune", again)
     before = content(home)
-    for name in ("", "teacher"):
-        with pytest.raises(ModelError, match=r"autoencoder, teacher, student, finetune; name this one .*--stage-name"):
-            publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name=name)
+    with pytest.raises(
+        InputError, match=r"name with --stage-name; the record has autoencoder, teacher, student, finetune"
+    ):
+        publish(Path(again.run_dir), credit_table, "MIT", zoo)
+    with pytest.raises(InputError, match=r"--stage-name is teacher, and the record has .*; choose another"):
+        publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name="teacher")
+    with pytest.raises(InputError, match=r"--stage-name is polish, but .* is no fine-tune of a model that ships"):
+        publish(Path(config.run_dir), credit_table, "MIT", zoo, stage_name="polish")
     assert content(home) == before
+    lines = credit_table.read_text().splitlines()
+    credit_table.write_text(
+        "\n".join([lines[0], lines[1], lines[-1].replace("b_0", "c_0").replace(",b,", ",c,")]) + "\n"
+    )
     publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name="polish")
     record = json.loads((home / "training.json").read_text())
     assert list(record) == ["autoencoder", "teacher", "student", "finetune", "polish"]
+    with (home / "credits.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["photo_id"] for row in csv.DictReader(file)] == ["a", "b", "c"]
+    assert load_bundle(home / "int8").manifest["training"]["photographs_used"] == 3
     shipped = json.loads(before["fp32/manifest.json"])["digest"]
     assert record["polish"]["started_from"] == {"model": config.model.name, "digest": shipped}
     before = content(home)
-    with pytest.raises(ModelError, match=r"did not begin with the model in .*its record would have a gap"):
+    with pytest.raises(
+        ModelError, match=r"began with model .*, not with the model in .*; begin it with finetune_from="
+    ):
         publish(Path(again.run_dir), credit_table, "MIT", zoo, stage_name="other")
     weights.unlink()
     with pytest.raises(ModelError, match=r"stage finetune .* is not finished"):

@@ -14,6 +14,7 @@ import torch
 
 from rsd_edge.bundle import resolve_engine, shipped_engines
 from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.dry_run import rehearse
 from rsd_edge.distill.run_log import LOG_FILE
 from rsd_edge.distill.stages import run_stage
 from rsd_edge.errors import InputError, ModelError
@@ -51,7 +52,7 @@ def test_weights_of_a_shipped_engine_are_the_same_function(model: str) -> None:
 
 def test_only_an_fp32_graph_of_ours_has_weights_to_restore(tmp_path: Path) -> None:
     name = shipped_engines()[0]
-    with pytest.raises(ModelError, match="is edge onnxruntime int8; weights are restored from the fp32"):
+    with pytest.raises(ModelError, match="is edge onnxruntime int8; weights can be restored from the fp32"):
         restored(resolve_engine(name, Precision.INT8))
     bundle = resolve_engine(name)
     graph = onnx.load(bundle.graph_path)
@@ -59,7 +60,10 @@ def test_only_an_fp32_graph_of_ours_has_weights_to_restore(tmp_path: Path) -> No
         if tensor.name == "student.head.weight":
             graph.graph.initializer.remove(tensor)
     onnx.save(graph, tmp_path / "graph.onnx")
-    with pytest.raises(ModelError, match=r"not a graph that this version exports .*student.head.weight|head.weight"):
+    with pytest.raises(
+        ModelError,
+        match=r"graph.onnx is not a graph that this version exports .*head\.weight.*; build the engine again",
+    ):
         restored(replace(bundle, graph_path=tmp_path / "graph.onnx"))
 
 
@@ -86,13 +90,55 @@ def test_a_fine_tune_begins_with_an_engine_or_a_checkpoint(tiny_config: MakeConf
     torch.testing.assert_close(second.parts["decoder"], first.parts["decoder"], rtol=0, atol=1e-9)
 
 
-def test_a_fine_tune_that_cannot_begin_says_what_to_do(tiny_config: MakeConfig, engine: Path) -> None:
+def test_a_fine_tune_knows_what_it_began_with(tiny_config: MakeConfig, engine: Path) -> None:
+    """Interrupted before anything is saved, it begins anew; afterwards only the same weights will do."""
+    config = replace(tiny_config(train_decoder=True), finetune_from=str(engine))
+    folder = config.stage_dir("finetune")
+    folder.mkdir(parents=True)
+    (folder / LOG_FILE).write_text(json.dumps({"iteration": 0, "validation": {"psnr_y": 99.0}}) + "\n")
+    weights = run_stage("finetune", config)
+    rows = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "validation" in row] == [0, 2]
+    assert rows[0]["validation"]["psnr_y"] != 99.0
+    run_stage("finetune", config)  # finished, and begun with the same
+    other = load_checkpoint(weights)
+    save_checkpoint(engine.parent / "other.safetensors", other)
+    build_engine(str(engine.parent / "other.safetensors"), engine.parent, precision=Precision.FP32, name="tiny")
+    before = weights.read_bytes()
+    with pytest.raises(ModelError, match=r"began with model tiny, digest .* finetune_from says model tiny, digest"):
+        run_stage("finetune", config)
+    assert weights.read_bytes() == before
+
+
+def test_parts_that_are_not_trained_stay(tiny_config: MakeConfig, engine: Path) -> None:
+    config = replace(tiny_config(lr=1e-2), finetune_from=str(engine))
+    start, end = restored(resolve_engine(engine)).parts, load_checkpoint(run_stage("finetune", config)).parts
+    assert end.keys() == start.keys()
+    torch.testing.assert_close(end["decoder"], start["decoder"], rtol=0, atol=0)
+    assert not torch.equal(end["student"]["tail.weight"], start["student"]["tail.weight"])
+
+
+def test_a_fine_tune_that_cannot_begin_says_what_to_do(
+    tiny_config: MakeConfig, engine: Path, tiny_weights: Checkpoint
+) -> None:
     config = replace(tiny_config(train_decoder=True), finetune_from=str(engine))
     wants_teacher = replace(config, finetune=replace(config.finetune, distill_weight=1.0))
-    with pytest.raises(InputError, match=r"comes without a teacher; set finetune.distill_weight=0"):
+    with pytest.raises(InputError, match=r"has no teacher; set finetune.distill_weight=0"):
         run_stage("finetune", wants_teacher)
     with pytest.raises(ModelError, match=r"edge-s was trained with another model.architecture; take the configuration"):
         run_stage("finetune", replace(config, finetune_from="edge-s"))
     with pytest.raises(ModelError, match="neither a shipped engine"):
         run_stage("finetune", replace(config, finetune_from="edge-x"))
+    teacher = engine.parent / "teacher.safetensors"
+    parts = {"teacher": tiny_weights.parts["teacher"]}
+    save_checkpoint(teacher, Checkpoint(tiny_weights.spec, parts))
+    with pytest.raises(ModelError, match=r"which holds teacher of the family edge; give a model that ships \(edge-n, "):
+        run_stage("finetune", replace(config, finetune_from=str(teacher)))
     assert not config.stage_dir("finetune").exists()
+
+
+def test_a_rehearsal_begins_there_too(tiny_config: MakeConfig, engine: Path) -> None:
+    config = replace(tiny_config(train_decoder=True), finetune_from=str(engine))
+    lines = list(rehearse("finetune", config, "cpu"))
+    assert f"weights of {engine}: loaded" in lines
+    assert not any("teacher" in line for line in lines)
