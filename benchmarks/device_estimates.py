@@ -115,7 +115,7 @@ def main(measure: Path | None, board: str | None, reports: Path) -> None:
         rows.setdefault(model, {}).setdefault(board, {})[precision] = row
     write_json(path, {"frame": f"{FRAME[1]}x{FRAME[0]}", "models": rows})
     tables = Path(__file__).with_name("tables.py")
-    command = [sys.executable, "-P", str(tables), "--reports", str(reports), str(reports / "README.md")]
+    command = [sys.executable, str(tables), "--reports", str(reports), str(reports / "README.md")]
     subprocess.run(command, check=True)
 
 

@@ -6,8 +6,9 @@
 - *seam ratio*: mean gradient across the borders of tiles (the three columns or rows of steps where a cross-fade begins,
   has its middle and ends) over the mean gradient elsewhere; beside it the same places in the result of one tile, which
   tells how much of it is what the pictures show there.
-- *colour shift*: difference between the means of result and input, by channel, in grey levels; beside it how far the
-  means of result and input are from the reference's, which tells a correction from an error.
+- *colour shift*: difference between the means of result and input, by channel, in grey levels.
+- *bias*: difference between the means of result and reference, and of input and reference, which tells a correction
+  from an error; channels in the order BGR.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict
         "colour_shift_mean": [round(float(value), 3) for value in moved.mean(0)],
         "colour_shift_mean_of_images": round(float(np.abs(moved).mean()), 3),
         "colour_shift_largest": round(float(np.abs(moved).max()), 3),
+        "bias_mean": [round(float(value), 3) for value in (after - references).mean(0)],
+        "input_bias_mean": [round(float(value), 3) for value in (before - references).mean(0)],
         "input_from_reference": round(float(np.abs(before - references).mean()), 3),
         "result_from_reference": round(float(np.abs(after - references).mean()), 3),
     }

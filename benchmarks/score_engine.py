@@ -3,6 +3,8 @@
     python -P benchmarks/score_engine.py --engine edge-s:fp32 --engine edge-s:int8 --peer PARAM BIN
         --set NAME LR_DIR REF_DIR --set ... --json benchmarks/reports/quality.json
 
+The file has the whole command.
+
 Bicubic is the first engine at strength 0. With --seeds, `seed_std` is the standard deviation in grey
 levels that another seed makes.
 Rows that the JSON file holds already, of the same engine, are kept: a long run can be taken up again.
@@ -11,8 +13,11 @@ Rows that the JSON file holds already, of the same engine, are kept: a long run 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tempfile
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, __version__
+from rsd_edge.bench import environment
 from rsd_edge.bench.peer import NcnnPeer, peer_identity, peer_name
 from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY
 from rsd_edge.bundle import GRAPH, resolve_engine
@@ -65,7 +71,13 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.document |= {"rsd_edge": __version__, "machine": cpu_name()}
+        self.document |= {
+            "rsd_edge": __version__,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", *sys.orig_argv[1:]]),
+            "machine": cpu_name(),
+            "versions": environment.versions(),
+        }
 
     def add(
         self, test_set: TestSet, method: str, identity: str, enlarge: Enlarge, other: Enlarge | None = None

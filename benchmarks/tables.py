@@ -1,6 +1,6 @@
 """Tables of README, model cards and reports, from the JSON files of the benchmarks.
 
-    python -P benchmarks/tables.py --reports benchmarks/reports README.md benchmarks/reports/README.md
+    python benchmarks/tables.py --reports benchmarks/reports README.md benchmarks/reports/README.md
         rsd_edge/zoo/*/MODEL_CARD.md
 
 Whatever stands between `<!-- table NAME -->` and `<!-- end -->` is replaced by the table of that name.
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from fidelity_tables import colour_table, seams_table
+from markdown_table import number, table
+from model_goals import model_goals
 
 from rsd_edge.bench.quality import SET
 from rsd_edge.bench.reading import read_report
 from rsd_edge.bench.report import sections
 from rsd_edge.stream.atomic import atomic_file
-
-Rows = Iterable[list[str]]
 
 QUALITY = {
     "psnr_y": ("PSNR-Y", 2),
@@ -36,11 +37,6 @@ BENCH = Path("bench") / "report.json"
 """Of `rsd-edge bench -o benchmarks/reports/bench`."""
 _FILMS = {"intel_one-by-one-person": "one-by-one-person", "intel_bottle": "bottle", "intel_car": "car"}
 _MARK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def table(head: list[str], rows: Rows) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 class Tables:
@@ -81,7 +77,7 @@ class Tables:
         for name in sets:
             for method, row in sorted(self._sets[name].items()):
                 if model is None or method.startswith(model) or not method.startswith("edge-"):
-                    cells = [_number(row.get(key), digits) for key, (_, digits) in QUALITY.items()]
+                    cells = [number(row.get(key), digits) for key, (_, digits) in QUALITY.items()]
                     rows.append([name, method, *cells])
         return table(["set", "method", *(title for title, _ in QUALITY.values())], rows)
 
@@ -115,10 +111,10 @@ class Tables:
                 row["part"],
                 row["runtime"],
                 f"{row['ms']['median']:.{1 if row['gflop'] < 10 else 0}f}",
-                _number(row["gflop"], 1),
-                _number(row["gflop_per_s"], 0),
+                number(row["gflop"], 1),
+                number(row["gflop_per_s"], 0),
                 f"{row['share_of_fp32_peak']:.0%}",
-                _number(memory[row["runtime"]][row["part"]], 0),
+                number(memory[row["runtime"]][row["part"]], 0),
             ]
             for part in dict.fromkeys(row["part"] for row in found)
             for row in found
@@ -129,18 +125,14 @@ class Tables:
     def _video_rows(self) -> str:
         rows = []
         for name, row in self._videos.items():
-            paces = [_number(row[kind]["frames_per_second"], 2) for kind in ("video", "alone")]
-            spent = [_number(row[kind]["processor_ms_per_frame"], 0) for kind in ("video", "alone")]
-            peaks = [_number(row["peak_memory_mb"][when], 0) for when in ("after a third", "at the end")]
+            paces = [number(row[kind]["frames_per_second"], 2) for kind in ("video", "alone")]
+            spent = [number(row[kind]["processor_ms_per_frame"], 0) for kind in ("video", "alone")]
+            peaks = [number(row["peak_memory_mb"][when], 0) for when in ("after a third", "at the end")]
             options = row["encoder_options"]
             encoder = f"{row['encoder']} {options['preset']}, crf {options['crf']}"
-            rows.append([name, encoder, *paces, _number(row["video_to_alone"], 2), *spent, *peaks])
+            rows.append([name, encoder, *paces, number(row["video_to_alone"], 2), *spent, *peaks])
         speeds = ["video fps", "engine alone fps", "ratio", "video CPU ms", "engine alone CPU ms"]
         return table(["engine", "encoder", *speeds, "peak MB at 1/3", "peak MB at the end"], rows)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def speed_tables(
@@ -167,35 +159,25 @@ def _speed(report: dict[str, Any], scores: dict[str, Any]) -> str:
         for part in ("tile", "frame"):
             median = row[part]["median"]
             cells += [
-                _number(median, 2 if median < 10 else 1 if median < 1000 else 0),
+                number(median, 2 if median < 10 else 1 if median < 1000 else 0),
                 *(_ratio(found[other][part]["median"] / median) for other in (published, peer)),
             ]
         share = row.get("share_of_peak")
         # Rows here end in the runtime that took the time, bicubic apart; rows of scores do not.
         quality = scores.get(name) or scores.get(name.rpartition(" ")[0], {})
-        cells += [_number(row.get("gflop"), 2), "" if share is None else f"{share:.0%}"]
-        rows.append([*cells, _number(quality.get("psnr_y"), 2), _number(quality.get("lpips_squeeze"), 3)])
+        cells += [number(row.get("gflop"), 2), "" if share is None else f"{share:.0%}"]
+        rows.append([*cells, number(quality.get("psnr_y"), 2), number(quality.get("lpips_squeeze"), 3)])
     return table(["method", *head, "GFLOP a tile", "of peak", "PSNR-Y", "LPIPS"], rows)
 
 
-def fidelity_table(reports: Iterable[dict[str, Any]]) -> str:
-    """Of every engine and test set."""
-    rows = []
-    for report in reports:
-        for name, row in report["sets"].items():
-            tiled, whole = row["seam_ratio"], row["same_places_in_one_tile"]
-            blue, green, red = row["colour_shift_mean"]
-            rows.append(
-                [
-                    name, report["engine"], _number(tiled, 3), _number(whole, 3), _number(tiled / whole, 3),
-                    f"{red:+.2f}, {green:+.2f}, {blue:+.2f}", _number(row["colour_shift_mean_of_images"], 2),
-                    _number(row["colour_shift_largest"], 1),
-                    *(_number(row[f"{end}_from_reference"], 2) for end in ("input", "result")),
-                ]
-            )  # fmt: skip
-    head = ["at borders / elsewhere", "the same in one tile", "quotient", "mean shift R, G, B"]
-    ends = ["input from reference", "result from reference"]
-    return table(["set", "engine", *head, "mean of absolute shifts", "largest", *ends], rows)
+def model_goals_table(reports: Path) -> str:
+    """What the shipped models are held to."""
+    goals = model_goals({path.stem: _load(path) for path in reports.glob("*.json")})
+    return table(["goal", "measured", ""], [[goal.name, goal.measured, _verdict(goal.met)] for goal in goals])
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**missed**"
 
 
 def _ratio(value: float) -> str:
@@ -214,9 +196,9 @@ def _tile_sizes(report: dict[str, Any]) -> str:
     rows = [
         [
             f"{model} int8 {side}x{side}",
-            _number(row["median"], 1),
-            _number(row["per_64x64"], 2),
-            _number(row["per_64x64_without_halo"], 2),
+            number(row["median"], 1),
+            number(row["per_64x64"], 2),
+            number(row["per_64x64_without_halo"], 2),
         ]
         for model, tiles in report["tiles"].items()
         for side, row in tiles.items()
@@ -338,7 +320,7 @@ def objective_tables(report: dict[str, Any], title: str) -> dict[str, Callable[[
         "seed_std": ("between noises, levels", 1),
     }
     rows = [
-        [name, *(_number(runs[0][key], digits) for key, (_, digits) in columns.items())]
+        [name, *(number(runs[0][key], digits) for key, (_, digits) in columns.items())]
         for name, runs in report["rows"].items()
     ]
     return {title: lambda: table(["objective", *(name for name, _ in columns.values())], rows)}
@@ -367,8 +349,9 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     speed, tiles, quality = (_load(reports / f"{name}.json") for name in ("side-by-side", "tile-sizes", "quality"))
     tables.add(speed_tables(speed, tiles, quality))
     tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
+    tables.add({"model-goals": lambda: model_goals_table(reports)})
     fidelity = [_load(reports / f"fidelity-{model}.json") for model in ("edge-s", "edge-n")]
-    tables.add({"fidelity": lambda: fidelity_table(fidelity)})
+    tables.add({"seams": lambda: seams_table(fidelity), "colour": lambda: colour_table(fidelity)})
     for name in ("objectives", "objectives-weight"):
         tables.add(objective_tables(_load(reports / f"{name}.json"), name))
     if (reports / BENCH).is_file():

@@ -66,6 +66,16 @@ def test_tiles_and_batches_do_not_show(frame: Image, whole: Image, tile: int, ba
     assert psnr(tiled, whole) >= 50
 
 
+def test_tiles_of_the_small_model_do_not_show() -> None:
+    """With the smallest tiles, where a frame has the most borders."""
+    results = []
+    for tile in (64, WHOLE):
+        with SuperResolver.load("edge-n", tile=tile, **FP32) as resolver:
+            results.append(resolver(low_resolution("night"), seed=1))
+    assert np.abs(results[0].astype(int) - results[1]).max() <= 3
+    assert psnr(*results) >= 50
+
+
 def test_the_network_adds_detail(frame: Image, whole: Image) -> None:
     """Guards the tests above and below: an engine without output would pass them."""
     with SuperResolver.load(ENGINE, **FP32) as resolver:

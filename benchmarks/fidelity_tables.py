@@ -1,0 +1,36 @@
+"""Tables of what `fidelity.py` measured: what tiles add at their borders, and where the means of colours go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from markdown_table import number, table
+
+
+def seams_table(reports: Iterable[dict[str, Any]]) -> str:
+    """Of every engine and test set."""
+    rows = []
+    for report in reports:
+        for name, row in report["sets"].items():
+            tiled, whole = row["seam_ratio"], row["same_places_in_one_tile"]
+            rows.append([name, report["engine"], *(number(value, 3) for value in (tiled, whole, tiled / whole))])
+    return table(["set", "engine", "at borders / elsewhere", "the same in one tile", "quotient"], rows)
+
+
+def colour_table(reports: Iterable[dict[str, Any]]) -> str:
+    """Of every engine and test set."""
+    rows = []
+    for report in reports:
+        for name, row in report["sets"].items():
+            signed = [_rgb(row[key]) for key in ("colour_shift_mean", "input_bias_mean", "bias_mean")]
+            sizes = ("colour_shift_mean_of_images", "input_from_reference", "result_from_reference")
+            cells = [number(row[key], 2) for key in sizes]
+            rows.append([name, report["engine"], *signed, *cells, number(row["colour_shift_largest"], 1)])
+    pairs = ("result - input", "input - reference", "result - reference")
+    head = [f"{kind}{pair}" for kind in ("", "absolute ") for pair in pairs]
+    return table(["set", "engine", *head, "largest result - input"], rows)
+
+
+def _rgb(means: list[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in reversed(means))
