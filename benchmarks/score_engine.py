@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from rsd_edge import SuperResolver, __version__
 from rsd_edge.bench import environment
 from rsd_edge.bench.peer import NcnnPeer, peer_identity, peer_name
-from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY
-from rsd_edge.bundle import GRAPH, resolve_engine
+from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY, identity_of
+from rsd_edge.bundle import resolve_engine
 from rsd_edge.evaluate.catalogue import METRICS
 from rsd_edge.evaluate.folder import evaluate_folders
 from rsd_edge.machine import cpu_name
@@ -117,7 +117,7 @@ def main(
                     report.add(test_set, BICUBIC, BICUBIC_IDENTITY, lambda image: one(image, strength=0))
                 method = f"{name} {bundle.spec.precision.value}"
                 other = (lambda image: one(image, seed=1)) if seeds else None
-                report.add(test_set, method, bundle.manifest["files"][GRAPH]["sha256"], one, other)
+                report.add(test_set, method, identity_of(bundle) or bundle.digest, one, other)
     if peer:
         network = NcnnPeer(*peer, threads)
         for test_set in sets:

@@ -71,7 +71,7 @@ def _leaves(tree: Mapping[str, Any], stage: str, prefix: str = "") -> Iterator[t
     for key, value in tree.items():
         if not prefix and key in _STAGE_SECTIONS and key != stage:
             continue
-        if key == "finetune_from" and stage != "finetune":
+        if key == "finetune_from":  # what it stands for is compared by its hash
             continue
         if isinstance(value, Mapping):
             yield from _leaves(value, stage, f"{prefix}{key}.")

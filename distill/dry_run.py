@@ -19,7 +19,7 @@ from rsd_edge.distill.loop import check_share, draws
 from rsd_edge.distill.roles import random_teacher, stage_weights, teacher_checkpoint
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Stage
-from rsd_edge.distill.stages import STAGES, prepare_torch
+from rsd_edge.distill.stages import STAGES, check_start, prepare_torch
 from rsd_edge.distill.stages.student import StudentStage
 
 _MB = 1e6
@@ -38,6 +38,7 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
     Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
     that the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
     """
+    check_start(name, config)
     load = os.getloadavg()[0]
     prepare_torch(config)
     runtime = Runtime(device, config.precision)

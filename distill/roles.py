@@ -71,8 +71,8 @@ def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
     path = stage_weights(config, stage)
     if not path.is_file():
         raise ModelError(
-            f"stage {stage} has no weights yet ({path}); run 'rsd-edge distill {stage} --config ...' first, "
-            "with the same configuration"
+            f"stage {stage} has no weights yet ({path}); run 'rsd-edge distill {stage} --config ...' first, with the "
+            "same configuration, or fine-tune other weights with finetune_from"
         )
     checkpoint = load_checkpoint(path)
     check_model(checkpoint, config, path, "restore that, or train all stages in another run_dir")

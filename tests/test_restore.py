@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_a_fine_tune_knows_what_it_began_with(tiny_config: MakeConfig, engine: P
     rows = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     assert [row["iteration"] for row in rows if "validation" in row] == [0, 2]
     assert rows[0]["validation"]["psnr_y"] != 99.0
-    run_stage("finetune", config)  # finished, and begun with the same
+    copied = shutil.copytree(engine, engine.parent / "copied")
+    run_stage("finetune", replace(config, finetune_from=str(copied)))  # finished, and begun with the same
     other = load_checkpoint(weights)
     save_checkpoint(engine.parent / "other.safetensors", other)
     build_engine(str(engine.parent / "other.safetensors"), engine.parent, precision=Precision.FP32, name="tiny")
@@ -122,6 +124,8 @@ def test_a_fine_tune_that_cannot_begin_says_what_to_do(
     tiny_config: MakeConfig, engine: Path, tiny_weights: Checkpoint
 ) -> None:
     config = replace(tiny_config(train_decoder=True), finetune_from=str(engine))
+    with pytest.raises(InputError, match=r"so that stage student is not needed; run 'rsd-edge distill finetune'"):
+        run_stage("student", config)
     wants_teacher = replace(config, finetune=replace(config.finetune, distill_weight=1.0))
     with pytest.raises(InputError, match=r"has no teacher; set finetune.distill_weight=0"):
         run_stage("finetune", wants_teacher)

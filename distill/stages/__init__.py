@@ -14,6 +14,7 @@ from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stages.autoencoder import AutoencoderStage
 from rsd_edge.distill.stages.student import FinetuneStage, StudentStage
 from rsd_edge.distill.stages.teacher import TeacherStage
+from rsd_edge.errors import InputError
 
 STAGES: dict[str, Callable[[DistillConfig, Runtime | None], Stage]] = {
     "autoencoder": AutoencoderStage,
@@ -25,8 +26,18 @@ STAGES: dict[str, Callable[[DistillConfig, Runtime | None], Stage]] = {
 
 def run_stage(name: str, config: DistillConfig, runtime: Runtime | None = None) -> Path:
     """Train one stage to its end, resuming what its folder holds. Returns the path of its weights."""
+    check_start(name, config)
     prepare_torch(config)
     return train(STAGES[name](config, runtime))
+
+
+def check_start(name: str, config: DistillConfig) -> None:
+    """Raise InputError for a stage that comes before what `finetune_from` stands in for."""
+    if config.finetune_from and name != "finetune":
+        raise InputError(
+            f"finetune_from is {config.finetune_from}, so that stage {name} is not needed; run 'rsd-edge distill "
+            "finetune', or leave it out"
+        )
 
 
 def prepare_torch(config: DistillConfig) -> None:

@@ -21,9 +21,15 @@ BICUBIC_IDENTITY = "OpenCV INTER_CUBIC"
 
 
 def scores_of(bundle: Bundle) -> dict[str, float] | None:
-    """Mean scores over SET of exactly this graph, whatever it is called; None if it was not scored."""
-    identity = bundle.manifest.get("files", {}).get(GRAPH, {}).get("sha256")
+    """Mean scores over SET of exactly this graph with these halos, whatever it is called; None if it was not scored."""
+    identity = identity_of(bundle)
     return None if identity is None else scores_by_identity(identity)
+
+
+def identity_of(bundle: Bundle) -> str | None:
+    """What results follow from, but for the runtime: the graph, and the halo of its tiles. None without one graph."""
+    graph = bundle.manifest.get("files", {}).get(GRAPH, {}).get("sha256")
+    return None if graph is None else f"{graph}, halo {bundle.spec.model.halo}"
 
 
 def scores_by_identity(identity: str) -> dict[str, float] | None:
