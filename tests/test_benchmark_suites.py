@@ -118,10 +118,10 @@ def test_the_work_is_counted(report: dict[str, Any]) -> None:
     assert stages["whole network fp32"]["gflop"] == pytest.approx(1.648 * 40**2 / 64**2, rel=2e-3)
     frames = by_label(entries, "bench_frames 24x24")
     assert len(frames) == 4
-    for info in frames.values():  # with a halo of 10 on each side
-        assert info["gflop"] == pytest.approx(1.648 * 44**2 / 64**2, rel=2e-3)
-    # A frame of 20 x 20 bytes is read and a tile of 40 x 40 floats written, in three channels.
-    assert stages["gather"]["gb"] == pytest.approx(3 * (20 * 20 + 4 * 40 * 40) / 1e9)
+    for info in frames.values():  # with a halo of 12 on each side
+        assert info["gflop"] == pytest.approx(1.648 * 48**2 / 64**2, rel=2e-3)
+    # A frame of 16 x 16 bytes is read and a tile of 40 x 40 floats written, in three channels.
+    assert stages["gather"]["gb"] == pytest.approx(3 * (16 * 16 + 4 * 40 * 40) / 1e9)
     (film,) = {entry["group"] for entry in entries if suite(entry) == "bench_streams"}
     for info in by_label(entries, film).values():  # two frames
         assert info["frames_per_s"] * info["p50_ms"] / 1e3 == pytest.approx(2, rel=1e-3)

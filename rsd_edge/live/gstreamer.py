@@ -44,11 +44,15 @@ def csi_pipeline(sensor: int, size: tuple[int, int] | None, rate: float | None) 
 
 
 def gstreamer_source(name: str, pipeline: str) -> Source:
-    """A source for a pipeline without its sink. Raises CameraError where there is no GStreamer at all."""
+    """A source for a pipeline without its sink.
+
+    Raises InputError for quotes that are not closed, CameraError where there is no GStreamer at all.
+    """
     if opencv_has_gstreamer():
         return OpenCvGstreamerSource(name, pipeline)
+    source = PipeSource(name, pipeline)
     if shutil.which(_LAUNCHER):
-        return PipeSource(name, pipeline)
+        return source
     raise CameraError(
         f"{name} needs GStreamer, which this OpenCV was built without, and {_LAUNCHER} is not installed; "
         "run 'apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good'"
