@@ -176,6 +176,17 @@ def model_goals_table(reports: Path) -> str:
     return table(["goal", "measured", ""], [[goal.name, goal.measured, _verdict(goal.met)] for goal in goals])
 
 
+def finetunes_table(report: dict[str, Any]) -> str:
+    """Of fine-tunes with one setting changed in each."""
+    metrics = (("lpips_squeeze", 4), ("psnr_y", 2), ("niqe", 2), ("spectrum_db", 1))
+    sets = list(next(iter(report["rows"].values()))["sets"])
+    rows = [
+        [name, *(" / ".join(number(row["sets"][test][metric], digits) for metric, digits in metrics) for test in sets)]
+        for name, row in report["rows"].items()
+    ]
+    return table(["fine-tune", *(f"{test}: LPIPS / PSNR-Y / NIQE / spectrum error dB" for test in sets)], rows)
+
+
 def _verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
@@ -350,6 +361,7 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     tables.add(speed_tables(speed, tiles, quality))
     tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
     tables.add({"model-goals": lambda: model_goals_table(reports)})
+    tables.add({"finetunes": lambda: finetunes_table(_load(reports / "finetunes.json"))})
     fidelity = [_load(reports / f"fidelity-{model}.json") for model in ("edge-s", "edge-n")]
     tables.add({"seams": lambda: seams_table(fidelity), "colour": lambda: colour_table(fidelity)})
     for name in ("objectives", "objectives-weight"):
