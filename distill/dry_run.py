@@ -57,8 +57,7 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
 
 def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, str]:
     if name != "student":
-        before = config.finetune_from if name == "finetune" else ""
-        return STAGES[name](config, runtime), f"weights of {before or 'the stages before it'}: loaded"
+        return STAGES[name](config, runtime), f"weights of {config.finetune_from or 'the stages before it'}: loaded"
     path = Path(config.roles.teacher.weights) if config.roles.teacher.weights else stage_weights(config, "teacher")
     if path.is_file():
         return StudentStage(config, runtime, teacher_checkpoint(config)), f"teacher: loaded from {path}"

@@ -176,7 +176,7 @@ class StudentStage(Stage):
         latent_terms = bool(self.stage.distill_weight) or listens
         if latent_terms:
             z0, z_y = known or self.latent.encode(x0, lq)
-        else:
+        else:  # no loss asks for z0, so x0 need not be encoded
             z0 = z_y = known[1] if known else self.latent.condition(lq)
         prior, z_y = self.sampler.from_prior(z_y, noise), z_y.detach()
         points = [prior]
