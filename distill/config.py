@@ -43,9 +43,12 @@ class RolesConfig:
     """f* and, unless given apart, the latent space. By default what this run's teacher stage trained."""
     autoencoder: RoleConfig = field(default_factory=RoleConfig)
     """By default that of the teacher's checkpoint. For an edge model under a published teacher, what the run's stage
-    autoencoder left: a stem and a decoder for the teacher's latents, which the student needs where it runs."""
+    autoencoder left: a stem and a decoder for the teacher's latents, which the student needs where it runs. The
+    teacher stage takes it, too: a teacher of another size than its student is trained in a run of its own, in the
+    same space."""
     student: RoleConfig = field(default_factory=RoleConfig)
-    """Where the student starts. By default from the teacher if their sizes agree, otherwise from random weights."""
+    """Where the student starts: weights of a student, or of a compact teacher of its sizes. By default from the teacher
+    if their sizes agree, otherwise from random weights."""
     head_width: int = 256
     """Channels of the discriminator's head on the fake model's encoder."""
 

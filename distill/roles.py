@@ -94,6 +94,16 @@ def teacher_checkpoint(config: DistillConfig) -> Checkpoint:
     return _load_role("teacher", role)
 
 
+def autoencoder_checkpoint(config: DistillConfig) -> Checkpoint:
+    """The latent space's weights: the file of its role, or what the run's own autoencoder stage left."""
+    role = config.roles.autoencoder
+    if not role.weights:
+        return load_stage(config, "autoencoder")
+    checkpoint = _load_role("autoencoder", role)
+    _check_latent(config.model, checkpoint, role.weights)
+    return checkpoint
+
+
 def random_teacher(config: DistillConfig) -> Checkpoint:
     """A teacher with its latent space as `model` or the teacher's role describes it, with random weights."""
     model = config.teacher_model
@@ -108,11 +118,21 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
     latent_from = _load_role("autoencoder", role) if role.weights else teacher
     if latent_from.spec.architecture.latent_channels != teacher.spec.architecture.latent_channels:
         raise ModelError(f"{role.weights} has another latent space than the teacher; give the teacher's autoencoder")
+    _check_latent(config.model, latent_from, role.weights or "the teacher's checkpoint")
     latent, parts = _latent_space(teacher, latent_from)
     network = load_part(teacher, teacher_part(teacher.spec))
-    if teacher.spec.family == EDGE_FAMILY:
+    if teacher.spec.family == EDGE_FAMILY and teacher.spec.architecture == config.model.architecture:
         parts["teacher"] = network
     return Roles(latent, network, channels_last(_newborn(config, teacher, network)), parts)
+
+
+def _check_latent(model: ModelSpec, source: Checkpoint, path: str) -> None:
+    """Raise ModelError unless encoder, stem and decoder of a compact model are of the sizes that `model` says."""
+    if model.family == source.spec.family == EDGE_FAMILY and not model.edge.shares_latent(source.spec.edge):
+        raise ModelError(
+            f"{path} has an encoder, a stem or a decoder of other sizes than model '{model.name}'; only the sizes "
+            "generator_widths, generator_blocks and time_width may differ between a teacher and its student"
+        )
 
 
 def _latent_space(teacher: Checkpoint, source: Checkpoint) -> tuple[LatentSpace, dict[str, nn.Module]]:
@@ -196,7 +216,7 @@ def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module) -> 
     part, role = student_part(config.model), config.roles.student
     student = _network(config.model, part)
     if role.weights:
-        _load_role("student", role).load_into(part, student)
+        _born(_load_role("student", role), part).load_into(part, student)
     elif isinstance(network, EdgeGenerator) and teacher.spec.architecture == config.model.architecture:
         assert isinstance(config.model.architecture, EdgeArchitecture)
         student = student_from_teacher(network, config.model.architecture)
@@ -206,6 +226,15 @@ def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module) -> 
     else:
         log.info("the student has other sizes than its teacher and starts from random weights")
     return student.requires_grad_(True).train()
+
+
+def _born(source: Checkpoint, part: str) -> Checkpoint:
+    """What a student starts from, as part `part`: the file's student, or its compact teacher with a silent noise
+    channel."""
+    if part in source.parts or "teacher" not in source.parts:
+        return source
+    teacher = cast(EdgeGenerator, load_part(source, "teacher"))
+    return Checkpoint(source.spec, {part: state_of(student_from_teacher(teacher, source.spec.edge))})
 
 
 def _same_sizes(student: SwinUNet, teacher: SwinUNet) -> bool:

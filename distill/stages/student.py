@@ -315,4 +315,6 @@ class FinetuneStage(StudentStage):
         own_teacher = "teacher" in finished.parts
         roles = build_roles(self.config, finished if own_teacher else teacher or teacher_checkpoint(self.config), crop)
         finished.load_into(student_part(finished.spec), roles.student)
+        for name in finished.parts.keys() & roles.parts.keys():
+            finished.load_into(name, roles.parts[name])
         return roles

@@ -12,7 +12,7 @@ from rsd_edge.distill.diffusion import ResidualDiffusion
 from rsd_edge.distill.latent_space import EdgeLatentSpace
 from rsd_edge.distill.objectives import teacher_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.roles import EDGE_LATENT, channels_last, load_part, load_stage
+from rsd_edge.distill.roles import EDGE_LATENT, autoencoder_checkpoint, channels_last, load_part
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
 from rsd_edge.distill.validate import image_figures
@@ -28,7 +28,7 @@ class TeacherStage(Stage):
     def __init__(self, config: DistillConfig, runtime: Runtime | None = None) -> None:
         super().__init__(config, config.teacher, runtime)
         torch.manual_seed(config.seed + 1)
-        autoencoder = load_stage(config, "autoencoder")
+        autoencoder = autoencoder_checkpoint(config)
         self.frozen = {part: load_part(autoencoder, part) for part in EDGE_LATENT}
         self.latent = EdgeLatentSpace(*self.frozen.values()).to(self.runtime.device)
         self.teacher = channels_last(EdgeGenerator(config.model.edge, noise_channel=False))
