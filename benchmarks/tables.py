@@ -178,13 +178,33 @@ def model_goals_table(reports: Path) -> str:
 
 def finetunes_table(report: dict[str, Any]) -> str:
     """Of fine-tunes with one setting changed in each."""
+    return _tried(report, "fine-tune", {})
+
+
+def architectures_table(report: dict[str, Any]) -> str:
+    """Of models with one size changed in each."""
+    return _tried(
+        report,
+        "sizes",
+        {
+            "GFLOP a tile": lambda row: f"{row['gflop']:.2f}",
+            "minutes": lambda row: f"{sum(row['seconds'].values()) / 60:.0f}",
+        },
+    )
+
+
+def _tried(report: dict[str, Any], what: str, columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
     metrics = (("lpips_squeeze", 4), ("psnr_y", 2), ("niqe", 2), ("spectrum_db", 1))
     sets = list(next(iter(report["rows"].values()))["sets"])
     rows = [
-        [name, *(" / ".join(number(row["sets"][test][metric], digits) for metric, digits in metrics) for test in sets)]
+        [
+            name,
+            *(column(row) for column in columns.values()),
+            *(" / ".join(number(row["sets"][test][metric], digits) for metric, digits in metrics) for test in sets),
+        ]
         for name, row in report["rows"].items()
     ]
-    return table(["fine-tune", *(f"{test}: LPIPS / PSNR-Y / NIQE / spectrum error dB" for test in sets)], rows)
+    return table([what, *columns, *(f"{test}: LPIPS / PSNR-Y / NIQE / spectrum error dB" for test in sets)], rows)
 
 
 def _verdict(met: bool) -> str:
@@ -362,6 +382,7 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
     tables.add({"model-goals": lambda: model_goals_table(reports)})
     tables.add({"finetunes": lambda: finetunes_table(_load(reports / "finetunes.json"))})
+    tables.add({"architectures": lambda: architectures_table(_load(reports / "architectures.json"))})
     fidelity = [_load(reports / f"fidelity-{model}.json") for model in ("edge-s", "edge-n")]
     tables.add({"seams": lambda: seams_table(fidelity), "colour": lambda: colour_table(fidelity)})
     for name in ("objectives", "objectives-weight"):

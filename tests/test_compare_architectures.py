@@ -1,0 +1,55 @@
+"""Sizes side by side: each row changes what it says and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import tables
+from compare_architectures import BASE, ROWS, common, folder_name, stage_settings
+
+from rsd_edge.cli.distill import find_config
+from rsd_edge.distill.config import DistillConfig, load_config
+from rsd_edge.distill.stages import STAGES
+
+LENGTHS = dict.fromkeys(STAGES, 101)
+
+
+def configured(row: str) -> dict[str, DistillConfig]:
+    work = Path("work")
+    shared = common(Path("a"), Path("b"), LENGTHS)
+    stages = stage_settings(ROWS[row], work, work / folder_name(row))
+    return {stage: load_config(find_config("edge-n"), [*shared, *settings]) for stage, settings in stages.items()}
+
+
+def sizes(config: DistillConfig) -> dict[str, object]:
+    return asdict(config.model.edge)
+
+
+@pytest.mark.parametrize("row", list(ROWS))
+def test_a_row_changes_the_sizes_that_it_says(row: str) -> None:
+    plain = configured(BASE)
+    for stage, config in configured(row).items():
+        changed = ROWS[row].model + (ROWS[row].teacher if stage == "teacher" else ())
+        named = {size.partition("=")[0] for size in changed}
+        base = sizes(plain[stage])
+        assert {name for name, value in sizes(config).items() if value != base[name]} == named
+        assert getattr(config, stage) == getattr(plain[stage], stage)
+        assert (config.data, config.seed) == (plain[stage].data, plain[stage].seed)
+
+
+def test_a_larger_teacher_shares_space_and_start_with_the_base() -> None:
+    rows = configured("teacher of edge-s's size")
+    assert list(rows) == ["teacher", "student", "finetune"]
+    assert rows["teacher"].roles.autoencoder.weights == "work/as-configured/autoencoder/weights.safetensors"
+    assert rows["student"].roles.student.weights == "work/as-configured/teacher/weights.safetensors"
+    assert rows["student"].roles.teacher.weights == "work/teacher-of-edge-ss-size/teacher/weights.safetensors"
+
+
+def test_the_table_has_a_row_for_each_size() -> None:
+    scores = {"lpips_squeeze": 0.31489, "psnr_y": 24.046, "niqe": 3.51, "spectrum_db": 10.16}
+    row = {"gflop": 1.6432, "sets": {"real": scores}, "seconds": {"autoencoder": 171, "finetune": 189}}
+    lines = tables.architectures_table({"rows": {BASE: row}}).splitlines()
+    assert lines[0].startswith("| sizes | GFLOP a tile | minutes |")
+    assert lines[2] == "| as configured | 1.64 | 6 | 0.3149 / 24.05 / 3.51 / 10.2 |"
