@@ -18,6 +18,7 @@ import click
 from fidelity_tables import colour_table, seams_table
 from markdown_table import number, table
 from model_goals import model_goals
+from training_tables import training_tables
 
 from rsd_edge.bench.quality import SET
 from rsd_edge.bench.reading import read_report
@@ -176,37 +177,6 @@ def model_goals_table(reports: Path) -> str:
     return table(["goal", "measured", ""], [[goal.name, goal.measured, _verdict(goal.met)] for goal in goals])
 
 
-def finetunes_table(report: dict[str, Any]) -> str:
-    """Of fine-tunes with one setting changed in each."""
-    return _tried(report, "fine-tune", {})
-
-
-def architectures_table(report: dict[str, Any]) -> str:
-    """Of models with one size changed in each."""
-    return _tried(
-        report,
-        "sizes",
-        {
-            "GFLOP a tile": lambda row: f"{row['gflop']:.2f}",
-            "minutes": lambda row: f"{sum(row['seconds'].values()) / 60:.0f}",
-        },
-    )
-
-
-def _tried(report: dict[str, Any], what: str, columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
-    metrics = (("lpips_squeeze", 4), ("psnr_y", 2), ("niqe", 2), ("spectrum_db", 1))
-    sets = list(next(iter(report["rows"].values()))["sets"])
-    rows = [
-        [
-            name,
-            *(column(row) for column in columns.values()),
-            *(" / ".join(number(row["sets"][test][metric], digits) for metric, digits in metrics) for test in sets),
-        ]
-        for name, row in report["rows"].items()
-    ]
-    return table([what, *columns, *(f"{test}: LPIPS / PSNR-Y / NIQE / spectrum error dB" for test in sets)], rows)
-
-
 def _verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
@@ -328,33 +298,16 @@ def _endurance(endurance: dict[str, Any]) -> str:
 def _temporal(temporal: dict[str, Any]) -> str:
     films = temporal["films"]
     methods = list(next(iter(films.values()))["methods"])
-    head = ["method", *(f"{_FILMS.get(name, name)}: warped error / still variance / texture" for name in films)]
+    head = ["method", *(f"{_FILMS.get(name, name)}: warped error / LPIPS / PSNR-Y" for name in films)]
     rows = []
     for method in methods:
         cells = []
         for film in films.values():
             row = film["methods"][method]
-            still = "-" if row["still_variance"] is None else f"{row['still_variance']:.2f}"
-            cells.append(f"{row['warped_error']:.2f} / {still} / {row['texture']:.2f}")
+            close = (number(row["lpips_squeeze"], 3), number(row["psnr_y"], 2))
+            cells.append(" / ".join((f"{row['warped_error']:.2f}", *close)))
         rows.append([temporal["peer"] if method == "peer" else method, *cells])
     return table(head, rows)
-
-
-def objective_tables(report: dict[str, Any], title: str) -> dict[str, Callable[[], str]]:
-    """Maker of a table of objectives side by side, the first seed of each."""
-    columns = {
-        "lpips_squeeze": ("LPIPS-squeeze", 4),
-        "psnr_y": ("PSNR-Y", 2),
-        "lattice_spread": ("lattice spread", 2),
-        "lattice_mean": ("lattice mean", 2),
-        "lattice8_mean": ("lattice mean, period 8", 2),
-        "seed_std": ("between noises, levels", 1),
-    }
-    rows = [
-        [name, *(number(runs[0][key], digits) for key, (_, digits) in columns.items())]
-        for name, runs in report["rows"].items()
-    ]
-    return {title: lambda: table(["objective", *(name for name, _ in columns.values())], rows)}
 
 
 def bench_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
@@ -381,12 +334,9 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     tables.add(speed_tables(speed, tiles, quality))
     tables.add(live_tables(*(_load(reports / f"{name}.json") for name in ("live", "temporal", "live-long"))))
     tables.add({"model-goals": lambda: model_goals_table(reports)})
-    tables.add({"finetunes": lambda: finetunes_table(_load(reports / "finetunes.json"))})
-    tables.add({"architectures": lambda: architectures_table(_load(reports / "architectures.json"))})
+    tables.add(training_tables(reports, _load))
     fidelity = [_load(reports / f"fidelity-{model}.json") for model in ("edge-s", "edge-n")]
     tables.add({"seams": lambda: seams_table(fidelity), "colour": lambda: colour_table(fidelity)})
-    for name in ("objectives", "objectives-weight"):
-        tables.add(objective_tables(_load(reports / f"{name}.json"), name))
     if (reports / BENCH).is_file():
         tables.add(bench_tables(read_report(reports / BENCH)))
     for path in documents:

@@ -5,7 +5,7 @@
 
 Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph,
 *still* one that does not.
-Two figures, in grey levels of luma:
+Two figures of steadiness, in grey levels of luma:
 
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
   enlarged) and compared where the inputs agree after the same motion to within four levels. Lower is steadier.
@@ -13,7 +13,7 @@ Two figures, in grey levels of luma:
 
 Bicubic is steadiest, because it shows no texture at all; *texture* says how much there is to flicker: the standard
 deviation of what a result has and the bicubic one has not. The *original* is what the film was reduced from: no result
-that is as sharp can be expected to be steadier.
+that is as sharp can be expected to be steadier. LPIPS and PSNR-Y are of every fourth frame, against the original.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver, __version__
 from rsd_edge.bench.peer import NcnnPeer
+from rsd_edge.evaluate.lpips import LpipsMetric
+from rsd_edge.evaluate.metrics import psnr_y
 from rsd_edge.frames import SCALE, bicubic_x4
 from rsd_edge.machine import cpu_name
 from rsd_edge.opencv import cv2
@@ -44,6 +46,7 @@ PHOTO = Path(__file__).parents[1] / "assets" / "reference" / "foliage.jpg"
 PAN = (128, 90)
 STEPS = {"pan": 6, "still": 0}
 """Pixels of the photograph by which the window moves in each frame."""
+_COMPARED = slice(None, None, 4)
 _AGREE = 4.0
 _STILL = 2
 
@@ -117,6 +120,17 @@ class Motion:
         }
 
 
+def closeness(results: list[Image], originals: list[Image], lpips: LpipsMetric) -> dict[str, float | None]:
+    """To what the film was reduced from; None of the original itself."""
+    if results is originals:
+        return {"lpips_squeeze": None, "psnr_y": None}
+    pairs = list(zip(results[_COMPARED], originals[_COMPARED], strict=True))
+    return {
+        "lpips_squeeze": round(float(np.mean([lpips(*pair) for pair in pairs])), 4),
+        "psnr_y": round(float(np.mean([psnr_y(*pair) for pair in pairs])), 3),
+    }
+
+
 def bicubic(image: Image) -> Image:
     out = np.empty((SCALE * image.shape[0], SCALE * image.shape[1], 3), np.uint8)
     bicubic_x4(image, out)
@@ -172,7 +186,7 @@ def main(
         "frames": frames,
         "films": {},
     }
-    network = NcnnPeer(*peer, 2) if peer else None
+    network, lpips = NcnnPeer(*peer, 2) if peer else None, LpipsMetric(threads=2)
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
         for name in chosen or (*FILMS, *STEPS):
             originals = (
@@ -183,7 +197,10 @@ def main(
             film = [reduced(image, image.shape[1] // SCALE, image.shape[0] // SCALE) for image in originals]
             motion, base = Motion(film), [bicubic(image) for image in film]
             methods = all_methods(resolver, network, film, base, originals)
-            rows = {method: motion.measure(make(), base) for method, make in methods.items()}
+            rows = {}
+            for method, make in methods.items():
+                results = make()
+                rows[method] = motion.measure(results, base) | closeness(results, originals, lpips)
             document["films"][name] = {"still_share": round(float(motion.still.mean()), 3), "methods": rows}
             click.echo(f"{name} {json.dumps(document['films'][name], indent=1)}")
             json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")  # what there is so far

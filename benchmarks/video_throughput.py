@@ -7,7 +7,8 @@ The clip is cut from the film given: its first seconds, 320 pixels wide, H.264. 
 file, *alone* is `submit` and `collect` on the tiles of a frame and nothing around them. They take turns within one run:
 after every 12 frames the video stands still, once its encoder has caught up, which counts as its time, and the bare
 engine does 12 frames. So whatever else the machine does meets both. Processor time for each frame says more where
-neighbours take the processor away.
+neighbours take the processor away. Each engine does so twice: with frames averaged
+along what moves, and each by itself.
 """
 
 from __future__ import annotations
@@ -228,10 +229,11 @@ def main(
             def load(name: str = name) -> SuperResolver:
                 return SuperResolver.load(name, precision=precision, backend="onnxruntime", threads=threads)
 
-            settings = VideoSettings(codec=codec, preset=preset)
-            found = measure(load, clip, frames, settings)
-            document["engines"][f"{name} {precision} onnxruntime"] = found
-            click.echo(f"{name}: {json.dumps(found)}")
+            for temporal in ("blend", "fixed"):
+                settings = VideoSettings(codec=codec, preset=preset, temporal=temporal)
+                found = measure(load, clip, frames, settings)
+                document["engines"][f"{name} {precision} onnxruntime, {temporal}"] = found
+                click.echo(f"{name}, {temporal}: {json.dumps(found)}")
     json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

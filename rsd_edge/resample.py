@@ -138,6 +138,14 @@ def reduce_bands(bands: Bands, reduction: AreaReduction) -> Bands:
             top, done = first, stop
 
 
+def collect(bands: Bands, out: NDArray[Any]) -> None:
+    """Write bands of rows into an image from top to bottom."""
+    done = 0
+    for band in bands:
+        out[done : done + len(band)] = band
+        done += len(band)
+
+
 def _with_room(strip: NDArray[Any] | None, filled: int, band: NDArray[Any]) -> NDArray[Any]:
     """A strip whose first `filled` rows are those of this one, with room for the band below them."""
     if strip is not None and len(strip) >= filled + len(band):

@@ -19,7 +19,7 @@ from rsd_edge.bundle import hash_file, staleness
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DType, PixelT, check_frame, check_out
 from rsd_edge.machine import usable_cores
-from rsd_edge.resample import AreaReduction, Bands, reduce_bands, result_size
+from rsd_edge.resample import AreaReduction, Bands, collect, reduce_bands, result_size
 from rsd_edge.sampling import with_steps
 from rsd_edge.selection import Choice, choose
 from rsd_edge.specs import Backend, FramePathKind, Precision, TileSpec
@@ -132,10 +132,8 @@ class SuperResolver:
         if (new_width, new_height) == (SCALE * width, SCALE * height):
             return self._path(frame, seed=seed, strength=strength, out=out, progress=progress)
         out = check_out(out, frame, (new_height, new_width, 3))
-        done = 0
-        for band in self.bands(frame, seed=seed, strength=strength, size=(new_width, new_height), progress=progress):
-            out[done : done + len(band)] = band
-            done += len(band)
+        size = (new_width, new_height)
+        collect(self.bands(frame, seed=seed, strength=strength, size=size, progress=progress), out)
         return out
 
     def bands(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tables
 from compare_finetunes import CHANGES, common
+from training_tables import finetunes_table
 
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.changes import plain
@@ -30,6 +30,6 @@ def test_a_row_changes_what_it_says(row: str) -> None:
 
 def test_the_table_has_a_row_for_each_fine_tune() -> None:
     scores = {"lpips_squeeze": 0.31489, "psnr_y": 24.046, "niqe": 3.51, "spectrum_db": 10.16}
-    lines = tables.finetunes_table({"rows": {"as it ships": {"sets": {"real": scores}}}}).splitlines()
+    lines = finetunes_table({"rows": {"as it ships": {"sets": {"real": scores}}}}).splitlines()
     assert lines[0].endswith("| real: LPIPS / PSNR-Y / NIQE / spectrum error dB |")
     assert lines[2] == "| as it ships | 0.3149 / 24.05 / 3.51 / 10.2 |"

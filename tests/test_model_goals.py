@@ -46,7 +46,7 @@ def first(report: dict[str, Any], row: str) -> dict[str, float]:
         ("edge-s int8: the same over", lambda found: seamed(found["fidelity-edge-s"])),
         ("edge-s int8: means of whole sets within 0.5 levels of the inp", lambda one: shifted(one["fidelity-edge-s"])),
         ("edge-s int8: single images within 0.5 levels of the ref", lambda found: shifted(found["fidelity-edge-s"])),
-        ("edge-n int8, with --temporal blend", lambda found: flickering(found["temporal"])),
+        ("edge-n int8, files of video (--temporal blend)", lambda found: flickering(found["temporal"])),
     ],
 )  # fmt: skip
 def test_every_goal_can_be_missed(goal: str, worsen: Worsen) -> None:

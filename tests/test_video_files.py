@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from numpy.typing import NDArray
 from video_clips import TICKS, Content, Recipe, cubic, make, read, upscale
 
-from rsd_edge import VideoResult, VideoSettings, VideoUpscaler
+from rsd_edge import VideoSettings, VideoUpscaler
 from rsd_edge.errors import InputError, OutputError, VideoReadError
 from rsd_edge.video.settings import Forecast
 
@@ -362,14 +360,8 @@ def test_opencv_reads_and_writes_too(tmp_path: Path, target: str) -> None:
     source = make(tmp_path / "a.mp4", Recipe(audio=("aac",)))
     calls: list[Any] = []
     settings = VideoSettings(io="opencv", max_frames=5, start=0.08)
-    run: Callable[..., VideoResult] = VideoUpscaler(without_out, settings)
-    result = run(source, tmp_path / f"b.{target}", progress=lambda *call: calls.append(call))
+    result = VideoUpscaler(cubic, settings)(source, tmp_path / f"b.{target}", progress=lambda *call: calls.append(call))
     after = read(tmp_path / f"b.{target}")
     assert (len(after.times), after.size, result.frames, len(calls)) == (5, (256, 192), 5, 5)
     assert "no audio" in result.notes[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", f"b.{target}"]
-
-
-def without_out(image: NDArray[Any], *, seed: int, strength: float, scale: float) -> NDArray[Any]:
-    out = np.empty((4 * image.shape[0], 4 * image.shape[1], 3), image.dtype)
-    return cubic(image, seed=seed, strength=strength, scale=scale, out=out)

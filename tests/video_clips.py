@@ -251,8 +251,12 @@ def patch_colours(content: Content, matrix: int, full: bool) -> NDArray[np.float
     return 255 * np.asarray(found)
 
 
-def cubic(image: NDArray[Any], *, seed: int, strength: float, scale: float, out: NDArray[Any]) -> NDArray[Any]:
+def cubic(
+    image: NDArray[Any], *, seed: int, strength: float, scale: float, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Called like a `SuperResolver`."""
+    if out is None:
+        out = np.empty((round(scale * image.shape[0]), round(scale * image.shape[1]), 3), image.dtype)
     cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_CUBIC)
     return out
 

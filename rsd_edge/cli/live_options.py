@@ -42,13 +42,6 @@ _OPTIONS = (
     click.option(
         "--max-outage", default=30.0, show_default=True, metavar="SECONDS", help="Of a camera, then end; inf: never."
     ),
-    click.option(
-        "--temporal",
-        default="fixed",
-        show_default=True,
-        type=click.Choice(["fixed", "flow", "blend"]),
-        help="Noise fixed in the image, or moving with it; blend: fixed, and detail averaged along what moves.",
-    ),
     click.option("--no-reuse", is_flag=True, help="Compute unchanged tiles, too."),
     click.option(
         "--reuse-threshold", default=0.0, show_default=True, metavar="LEVELS", help="Change below which a tile rests."
@@ -60,7 +53,7 @@ _OPTIONS = (
     click.option("--serve-token", metavar="TOKEN", help="What browsers elsewhere have to give; made up if not given."),
 )  # fmt: skip
 LIVE_OPTIONS = (
-    "camera", "capture", "drop", "max_outage", "temporal", "no_reuse", "reuse_threshold", "reuse_refresh", "window",
+    "camera", "capture", "drop", "max_outage", "no_reuse", "reuse_threshold", "reuse_refresh", "window",
     "virtual_camera", "serve", "serve_token",
 )  # fmt: skip
 _FOR_SINKS = ("codec", "crf", "preset")
@@ -111,7 +104,7 @@ def run_live(
     from rsd_edge.live.sources import CaptureRequest, open_source
     from rsd_edge.live.statistics import Statistics
 
-    stream = _stream_settings(options, settings)
+    stream = _stream_settings(options, settings, for_videos["temporal"])
     limits = RunLimits(options["drop"], for_videos["max_frames"], Reconnection(max_outage=options["max_outage"]))
     size, rate = _parse_capture(options["capture"])
     clock = SystemClock()
@@ -139,14 +132,14 @@ def run_live(
     return 128 + ended[0] if ended else 0
 
 
-def _stream_settings(options: Mapping[str, Any], settings: RunSettings) -> StreamSettings:
+def _stream_settings(options: Mapping[str, Any], settings: RunSettings, temporal: str | None) -> StreamSettings:
     from rsd_edge.live.settings import StreamSettings
 
     return StreamSettings(
         seed=settings.seed,
         strength=settings.strength,
         scale=settings.scale,
-        temporal=options["temporal"],
+        temporal=temporal or "fixed",
         reuse=not options["no_reuse"],
         reuse_threshold=options["reuse_threshold"],
         refresh=options["reuse_refresh"],

@@ -29,7 +29,7 @@ _REFRESH = 10.0
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
-VIDEO_OPTIONS = ("codec", "crf", "preset", "start", "duration", "max_frames", "hdr", "video_io")
+VIDEO_OPTIONS = ("codec", "crf", "preset", "start", "duration", "max_frames", "temporal", "hdr", "video_io")
 
 _SPELLINGS = {"suffix": "format"}
 
@@ -40,6 +40,12 @@ _OPTIONS = (
     click.option("--start", default=0.0, type=float, metavar="SECONDS", help="Where to begin in videos."),
     click.option("--duration", type=float, metavar="SECONDS", help="How much of videos to take."),
     click.option("--max-frames", type=int, help="Frames of videos at most."),
+    click.option(
+        "--temporal",
+        type=click.Choice(["blend", "fixed", "flow"]),
+        help="blend: detail averaged along what moves, for files if not given. fixed: each frame by itself, for "
+        "cameras if not given. flow, cameras only: noise that moves along.",
+    ),
     click.option(
         "--hdr", default="refuse", show_default=True, type=click.Choice(["refuse", "pass"]), help="PQ and HLG videos."
     ),
@@ -76,7 +82,10 @@ def take_video_options(options: dict[str, Any]) -> dict[str, Any]:
 def video_settings(settings: RunSettings, options: Mapping[str, Any]) -> VideoSettings:
     """All that decides what videos become. Raises InputError for bad values."""
     shared = {name: getattr(settings, name) for name in ("seed", "strength", "scale", "max_pixels", "strip")}
-    return VideoSettings(**shared, **options)
+    given = {name: value for name, value in options.items() if name != "temporal" or value is not None}
+    if given.get("temporal") == "flow":
+        raise InputError("--temporal flow is for cameras; give files blend or fixed")
+    return VideoSettings(**shared, **given)
 
 
 def live_job(inputs: Sequence[str], output: Path, settings: VideoSettings) -> Job:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from rsd_edge.backends.base import Ticket, TileEngine
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DetailCompositor, bicubic_x4, check_frame
-from rsd_edge.live.blend import Carry, DetailAverage, Follower
+from rsd_edge.live.blend import Carry, FilmAverage, Follower
 from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.motion import FixedNoise, FlowNoise, TileNoise
 from rsd_edge.live.reuse import TileReuse
 from rsd_edge.live.settings import StreamSettings
 from rsd_edge.noise import NoiseField
-from rsd_edge.resample import AreaReduction, reduce_bands, result_size
+from rsd_edge.resample import AreaReduction, collect, reduce_bands, result_size
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
 
 _BYTES = np.dtype(np.uint8)
@@ -75,7 +75,7 @@ class Film:
         self.reuse = TileReuse(self.plan, settings)
         blends = settings.temporal == "blend"
         self.follower = Follower() if blends else None
-        self.average = DetailAverage(height, width) if blends else None
+        self.average = FilmAverage(height, width) if blends else None
         self.noise_shape = (channels, self.plan.tile_h, self.plan.tile_w)
         self.spare: deque[Batch] = deque()
         self.merger = TileMerger(self.plan, restoring=settings.reuse)
@@ -168,8 +168,7 @@ class LivePath:
             return _read_only(self._reduced(film, last))
         if film.last is None or film.delivered is None or work.batches:
             film.last = self._composed(work, film)
-            whole = film.last if film.average is None else film.average.add(film.shown, film.last, work.carry)
-            film.delivered = _read_only(self._reduced(film, whole))
+            film.delivered = _read_only(self._reduced(film, self._steadied(work, film, film.last)))
         return film.delivered
 
     def stream(self, images: Iterable[Picture], alone: Callable[[], AbstractContextManager[None]]) -> Iterator[Picture]:
@@ -220,15 +219,18 @@ class LivePath:
             film.merger.restore()
         return out
 
+    def _steadied(self, work: Work, film: Film, result: Picture) -> Picture:
+        """The result, or its average with those before it; itself it stays what it is, for frames to come."""
+        if film.average is None:
+            return result
+        return film.average.add(film.shown, result, work.carry, np.empty_like(result))
+
     def _reduced(self, film: Film, large: Picture) -> Picture:
         reduction = film.reduction
         if reduction.source == reduction.target:
             return large
         out = np.empty((*reduction.target, 3), np.uint8)
-        done = 0
-        for band in reduce_bands((part for part in (large,)), reduction):
-            out[done : done + len(band)] = band
-            done += len(band)
+        collect(reduce_bands((part for part in (large,)), reduction), out)
         return out
 
 

@@ -11,16 +11,23 @@ import itertools
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rsd_edge.errors import OutputError
-from rsd_edge.stream.atomic import make_folder, output_error
+import numpy as np
+from numpy.typing import NDArray
 
-_VERSION = 3
+from rsd_edge.errors import OutputError
+from rsd_edge.stream.atomic import atomic_file, make_folder, output_error
+
+State = Mapping[str, NDArray[Any]]
+
+_VERSION = 4
+_STATE = ".state"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,39 @@ class WorkFolder:
     def next_file(self) -> Path:
         """Where the next segment goes."""
         return self.path / f"{len(self.segments):06d}.packets"
+
+    def save_state(self, segments: int, state: State) -> None:
+        """Keep what the frames behind that many segments depend on, by name, before the last of them is committed.
+
+        Raises OutputError.
+        """
+        try:
+            with atomic_file(self._state_path(segments)) as file:
+                np.savez(file, allow_pickle=False, **state)
+                file.flush()
+                os.fsync(file.fileno())
+            for path in self.path.glob(f"*{_STATE}"):
+                if int(path.stem) < len(self.segments):
+                    path.unlink()
+        except OSError as error:
+            raise output_error(self.target, error) from error
+
+    def load_state(self) -> State:
+        """What was kept for the frames behind the finished segments; nothing if there are none. Raises OutputError."""
+        if not self.segments:
+            return {}
+        path = self._state_path(len(self.segments))
+        try:
+            with path.open("rb") as file, np.load(file) as state:
+                return dict(state)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            raise self._damaged(path.name) from None
+
+    def _state_path(self, segments: int) -> Path:
+        return self.path / f"{segments:06d}{_STATE}"
+
+    def _damaged(self, file: str) -> OutputError:
+        return OutputError(f"{self.path} is damaged ({file}); delete that folder to begin again")
 
     def commit(self, segment: Segment) -> None:
         """Count a segment, whose file is on the disk, as finished. Raises OutputError."""
@@ -163,7 +203,7 @@ class WorkFolder:
         segment = Segment(entry["file"], entry["frames"], entry["size"], packets, entry["end"])
         path = self.path / segment.file
         if not path.is_file() or path.stat().st_size != segment.size:
-            raise OutputError(f"{self.path} is damaged ({segment.file}); delete that folder to begin again")
+            raise self._damaged(segment.file)
         self.segments.append(segment)
 
     def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:

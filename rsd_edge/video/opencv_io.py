@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError, OutputError, VideoInterrupted, VideoReadError
+from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.atomic import folder_for, output_error
 from rsd_edge.video.journal import free_partial
 from rsd_edge.video.settings import FrameResolver, Progress, VideoResult, VideoSettings, check_pixels
+from rsd_edge.video.steady import Steadier
 
 _CODES = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 _USUAL_RATE = 25.0
@@ -52,11 +54,13 @@ def upscale_with_opencv(
         rate = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
         frames, expected = _wanted(capture, rate, settings)
         size = (0, 0)
+        steady, scale = Steadier(settings.scale), SCALE if settings.blends else settings.scale
         with _Writer(target, code, rate) as writer:
             try:
                 for frame in frames:
                     check_pixels(source, frame.shape[1], frame.shape[0], settings.max_pixels)
-                    writer.write(resolver(frame, seed=settings.seed, strength=settings.strength, scale=settings.scale))
+                    result = resolver(frame, seed=settings.seed, strength=settings.strength, scale=scale)
+                    writer.write(steady(frame, result) if settings.blends else result)
                     size = (frame.shape[1], frame.shape[0])
                     if progress is not None:
                         progress(writer.frames, expected, time.perf_counter() - began)

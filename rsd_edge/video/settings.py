@@ -41,6 +41,9 @@ class VideoSettings:
     seed: int = 0
     strength: float = 1.0
     scale: float = 4.0
+    temporal: str = "blend"
+    """blend: detail is averaged along what moves, so that texture does not shimmer; anew at cuts. fixed: each frame is
+    what it would be as an image."""
     codec: str | None = None
     """h264, hevc, av1, vp9, mpeg4, or the name of an FFmpeg encoder; None for what suits the container."""
     crf: float | None = None
@@ -81,9 +84,15 @@ class VideoSettings:
         for name in ("codec", "preset"):
             if getattr(self, name) == "":
                 raise InputError(f"{name} is empty; name one or leave it out")
-        for name, known in (("hdr", ("refuse", "pass")), ("io", ("av", "opencv"))):
+        choices = {"temporal": ("blend", "fixed"), "hdr": ("refuse", "pass"), "io": ("av", "opencv")}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is '{getattr(self, name)}'; it must be one of {', '.join(known)}")
+
+    @property
+    def blends(self) -> bool:
+        """Whether frames are averaged; without detail there is nothing to average."""
+        return self.temporal == "blend" and self.strength > 0
 
 
 def check_pixels(source: Path | str, width: int, height: int, most: int) -> None:

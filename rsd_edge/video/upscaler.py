@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError, VideoInterrupted, VideoReadError
+from rsd_edge.frames import SCALE
 from rsd_edge.stream.atomic import folder_for
 from rsd_edge.video.colour import is_deep
 from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
@@ -25,6 +26,7 @@ from rsd_edge.video.opencv_io import upscale_with_opencv
 from rsd_edge.video.segments import EnlargedFrame, SegmentWriter
 from rsd_edge.video.settings import Forecast, FrameResolver, Progress, VideoResult, VideoSettings
 from rsd_edge.video.source import Clip, survey
+from rsd_edge.video.steady import Steadier
 from rsd_edge.video.threads import Prefetch, Sink
 from rsd_edge.video.tracks import Tracks, plan_tracks
 
@@ -38,8 +40,6 @@ class _Plan:
     clip: Clip
     encoder: Encoder
     tracks: Tracks
-    size: tuple[int, int]
-    """Of enlarged frames, before they are made even."""
     notes: tuple[str, ...]
 
     @property
@@ -48,6 +48,36 @@ class _Plan:
         if self.clip.frames is None:
             return None
         return round(self.clip.frames * self.encoder.width * self.encoder.height * self.encoder.bits_per_pixel / 8)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What an engine made, and of what."""
+
+    pixels: NDArray[Any]
+    frame: EnlargedFrame
+
+
+class _Finisher:
+    """What is left to do with frames once the engine is free for the next; serves one thread."""
+
+    def __init__(self, settings: VideoSettings, work: WorkFolder, writer: SegmentWriter, dtype: np.dtype[Any]) -> None:
+        self._settings, self._work, self._writer = settings, work, writer
+        self._done = work.frames
+        self._steadier = Steadier(settings.scale)
+        if settings.blends:
+            self._steadier.resume(work.load_state(), dtype)
+
+    def finish(self, made: _Made) -> None:
+        """Average a frame with those before it, if that is wanted, and encode it. Raises OutputError."""
+        frame = made.frame
+        self._done += 1
+        if self._settings.blends:
+            frame = replace(frame, pixels=self._steadier(made.pixels, frame.pixels))
+            segments, rest = divmod(self._done, self._settings.segment_frames)
+            if not rest:
+                self._work.save_state(segments, self._steadier.state())
+        self._writer.add(frame)
 
 
 class VideoUpscaler:
@@ -136,7 +166,7 @@ class VideoUpscaler:
         if even != (width, height):
             notes = (*notes, f"{width}x{height} made {even[0]}x{even[1]} by doubling the edge, because 4:2:0 is even")
         tracks = plan_tracks(clip, encoder.container)
-        return _Plan(clip, encoder, tracks, (width, height), (*clip.notes, *notes, *tracks.notes))
+        return _Plan(clip, encoder, tracks, (*clip.notes, *notes, *tracks.notes))
 
     def _header(self, plan: _Plan) -> dict[str, Any]:
         """What must be the same for a run to go on: all that decides which packets come out.
@@ -183,12 +213,15 @@ class VideoUpscaler:
         done = work.frames
         deep = is_deep(plan.encoder.pixel_format)
         frames = timed_frames(plan.clip, done, self.settings.max_frames, deep, damage)
+        finisher = _Finisher(self.settings, work, writer, _dtype(deep))
+        scale = SCALE if self.settings.blends else self.settings.scale
+        width, height = plan.clip.upright_size
+        buffers = _buffers((round(scale * height), round(scale * width)), _dtype(deep))
         source = Prefetch(frames, _AHEAD)
-        sink = Sink(writer.add, _BEHIND)
-        buffers = _buffers(plan.size, deep)
+        sink = Sink(finisher.finish, _BEHIND)
         try:
             for frame in source:
-                sink.put(self._enlarge(plan.clip, frame, buffers, sink))
+                sink.put(self._enlarge(plan.clip, frame, scale, buffers, sink))
                 done += 1
                 if progress is not None:
                     progress(done, plan.clip.frames, time.perf_counter() - began)
@@ -201,18 +234,23 @@ class VideoUpscaler:
         return True
 
     def _enlarge(
-        self, clip: Clip, frame: TimedFrame, buffers: queue.Queue[NDArray[Any]], sink: Sink[EnlargedFrame]
-    ) -> EnlargedFrame:
+        self,
+        clip: Clip,
+        frame: TimedFrame,
+        scale: float,
+        buffers: queue.Queue[NDArray[Any]],
+        sink: Sink[_Made],
+    ) -> _Made:
         while True:
             try:
                 out = buffers.get(timeout=_TICK)
                 break
             except queue.Empty:
                 sink.check()
-        settings = self.settings
-        self.resolver(frame.pixels, seed=settings.seed, strength=settings.strength, scale=settings.scale, out=out)
+        self.resolver(frame.pixels, seed=self.settings.seed, strength=self.settings.strength, scale=scale, out=out)
         seconds = frame.time * clip.time_base - clip.shift
-        return EnlargedFrame(seconds, frame.duration * clip.time_base, out, lambda: buffers.put(out))
+        enlarged = EnlargedFrame(seconds, frame.duration * clip.time_base, out, lambda: buffers.put(out))
+        return _Made(frame.pixels, enlarged)
 
     def _save(self, plan: _Plan, work: WorkFolder, writer: SegmentWriter) -> str:
         """Make what is done playable, under a name of its own; what to tell about it."""
@@ -230,11 +268,15 @@ class VideoUpscaler:
         return f"{plan.clip.path}: {playable}; the same command {further}, since whole pieces of {length} are kept"
 
 
-def _buffers(size: tuple[int, int], deep: bool) -> queue.Queue[NDArray[Any]]:
+def _dtype(deep: bool) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if deep else np.uint8)
+
+
+def _buffers(size: tuple[int, int], dtype: np.dtype[Any]) -> queue.Queue[NDArray[Any]]:
     """Arrays for results: one in the works, those that wait, and one that is being converted."""
     buffers: queue.Queue[NDArray[Any]] = queue.Queue()
     for _ in range(_BEHIND + 2):
-        buffers.put(np.empty((size[1], size[0], 3), np.uint16 if deep else np.uint8))
+        buffers.put(np.empty((*size, 3), dtype))
     return buffers
 
 

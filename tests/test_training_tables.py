@@ -1,0 +1,17 @@
+"""Tables of what was trained to be compared."""
+
+from __future__ import annotations
+
+from training_tables import seeds_table
+
+
+def test_seeds_are_compared_in_pairs() -> None:
+    def runs(*values: float) -> list[dict[str, float]]:
+        return [
+            {"seed": seed, "lpips_squeeze": value, "psnr_y": 27.0, "lattice8_mean": 0.5}
+            for seed, value in enumerate(values, 1)
+        ]
+
+    lines = seeds_table({"rows": {"regression": runs(0.26, 0.25), "rsd": runs(0.258, 0.249)}}).splitlines()
+    assert lines[2].startswith("| regression | 0.2550 (0.2600, 0.2500) |")
+    assert lines[3].endswith("| -0.0015 (deviation 0.0007) |")

@@ -1,0 +1,200 @@
+"""Films whose detail is averaged along what moves, and runs of them that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from video_clips import Recipe, cubic, make, read
+
+from rsd_edge import VideoSettings, VideoUpscaler
+from rsd_edge.errors import InputError, OutputError
+from rsd_edge.frames import PixelT
+from rsd_edge.live.blend import Carry, FilmAverage
+from rsd_edge.resample import AreaReduction
+from rsd_edge.video.steady import Steadier
+
+Photo = Callable[[int, int], NDArray[np.uint8]]
+STEP = 2
+
+
+class Textured:
+    """Bicubic with texture of a strong amplitude that depends on everything in the picture: no two frames share it."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.calls, self._stop_at = 0, stop_at
+
+    def __call__(
+        self,
+        image: NDArray[PixelT],
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        scale: float = 4.0,
+        out: NDArray[PixelT] | None = None,
+    ) -> NDArray[PixelT]:
+        self.calls += 1
+        if self.calls == self._stop_at:
+            raise ValueError("stop")
+        unit = np.iinfo(image.dtype).max // 255
+        result = cubic(image, seed=seed, strength=strength, scale=scale, out=None).astype(np.int64)
+        generator = np.random.default_rng(int(image.astype(np.int64).sum()))
+        result += unit * generator.integers(-20, 21, result.shape)
+        clipped = np.clip(result, 0, 255 * unit).astype(image.dtype)
+        if out is None:
+            return clipped
+        out[:] = clipped
+        return out
+
+
+def panned(photo: Photo, frames: int) -> list[NDArray[np.uint8]]:
+    whole = photo(64, 96 + STEP * frames) // 2 + 60  # far from black and white
+    return [np.ascontiguousarray(whole[:, STEP * k : STEP * k + 96]) for k in range(frames)]
+
+
+def plainly(image: NDArray[PixelT]) -> NDArray[PixelT]:
+    return cubic(image, seed=0, strength=0, scale=4)
+
+
+def flicker(results: list[NDArray[Any]]) -> float:
+    """Mean difference of frames, the motion undone, in the later half."""
+    shift, inner = 4 * STEP, (slice(16, -16), slice(16, -24))
+    pairs = pairwise(result.astype(np.float64) for result in results[len(results) // 2 :])
+    return float(np.mean([np.abs(now[:, :-shift] - last[:, shift:])[inner].mean() for last, now in pairs]))
+
+
+def steadied(film: list[NDArray[Any]], scale: float = 4) -> list[NDArray[Any]]:
+    steadier, texture = Steadier(scale), Textured()
+    return [steadier(image, texture(image)).copy() for image in film]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_frames_differ_much_less_than_by_themselves(photo: Photo, bits: int) -> None:
+    film = [image.astype(np.uint16) * 257 if bits == 16 else image for image in panned(photo, 12)]
+    alone = [Textured()(image) for image in film]
+    # Texture of no two frames is alike: they differ by 1.4 of its deviation, averages that take a twentieth anew by a
+    # twentieth of that, and flow and rounding add a little.
+    assert flicker(steadied(film)) < 0.2 * flicker(alone)
+
+
+def test_sixteen_bits_are_averaged_like_eight(photo: Photo) -> None:
+    eight, sixteen = Steadier(4), Steadier(4)
+    for image in panned(photo, 4):
+        wide = image.astype(np.uint16) * 257
+        found = sixteen(wide, plainly(wide)).astype(np.float64) / 257
+        assert np.abs(found - eight(image, plainly(image))).max() <= 1  # the base and the sum are rounded to 8 bits
+
+
+def test_a_smaller_scale_is_the_film_reduced(photo: Photo) -> None:
+    film = panned(photo, 3)
+    for large, half in zip(steadied(film), steadied(film, scale=2), strict=True):
+        height, width = large.shape[0] // 2, large.shape[1] // 2
+        assert np.array_equal(half, AreaReduction(large.shape[:2], (height, width)).reduce(large, 0, 0, height))
+
+
+def test_another_size_begins_anew(photo: Photo) -> None:
+    assert np.array_equal(steadied([*panned(photo, 2), photo(40, 50)])[-1], Textured()(photo(40, 50)))
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le"])
+def test_an_interrupted_film_goes_on_with_the_same_frames(tmp_path: Path, pixel_format: str) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(times=range(0, 14 * 512, 512), pixel_format=pixel_format))
+    settings = VideoSettings(segment_frames=4)
+    VideoUpscaler(Textured(), settings)(source, tmp_path / "whole.mkv")
+    target, folder = tmp_path / "b.mkv", tmp_path / ".b.mkv.rsd-edge"
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Textured(11), settings)(source, target)
+    # Of the one that is needed and, while it is not sure that it is, of the one before.
+    assert "000002.state" in {path.name for path in folder.glob("*.state")} <= {"000001.state", "000002.state"}
+    result = VideoUpscaler(Textured(), settings)(source, target)
+    assert result.new_frames == 6
+    assert read(target).hashes == read(tmp_path / "whole.mkv").hashes
+    assert not folder.exists()
+
+
+def test_frames_depend_on_those_before_an_interruption(tmp_path: Path) -> None:
+    """Or the test before this one would prove nothing."""
+    source = make(tmp_path / "a.mkv", Recipe())
+    late = VideoSettings(start=4 / 25)
+    VideoUpscaler(Textured(), VideoSettings())(source, tmp_path / "whole.mkv")
+    VideoUpscaler(Textured(), late)(source, tmp_path / "rest.mkv")
+    assert read(tmp_path / "rest.mkv").hashes != read(tmp_path / "whole.mkv").hashes[4:]
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    source, target = make(tmp_path / "a.mkv", Recipe()), tmp_path / "b.mkv"
+    settings = VideoSettings(segment_frames=4)
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Textured(6), settings)(source, target)
+    state = tmp_path / ".b.mkv.rsd-edge" / "000001.state"
+    if damage == "missing":
+        state.unlink()
+    else:
+        state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(OutputError, match=r"is damaged \(000001\.state\); delete that folder to begin again"):
+        VideoUpscaler(Textured(), settings)(source, target)
+
+
+def test_what_decides_the_frames_must_stay(tmp_path: Path) -> None:
+    source, target = make(tmp_path / "a.mkv", Recipe()), tmp_path / "b.mkv"
+    with pytest.raises(ValueError, match="stop"):
+        VideoUpscaler(Textured(6), VideoSettings(segment_frames=4))(source, target)
+    with pytest.raises(OutputError, match="temporal blend then, fixed now"):
+        VideoUpscaler(Textured(), VideoSettings(segment_frames=4, temporal="fixed"))(source, target)
+
+
+@pytest.mark.parametrize("io", ["av", "opencv"])
+@pytest.mark.parametrize(
+    ("changed", "averaged"), [({}, True), ({"temporal": "fixed"}, False), ({"strength": 0}, False)]
+)
+def test_files_are_averaged_unless_told_otherwise(
+    tmp_path: Path, io: str, changed: dict[str, Any], averaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class Watched(Steadier):
+        def __call__(self, pixels: NDArray[PixelT], result: NDArray[PixelT]) -> NDArray[PixelT]:
+            calls.append(result.shape)
+            return super().__call__(pixels, result)
+
+    for module in ("upscaler", "opencv_io"):
+        monkeypatch.setattr(f"rsd_edge.video.{module}.Steadier", Watched)
+    settings = VideoSettings(io=io, scale=2, **changed)
+    result = VideoUpscaler(Textured(), settings)(make(tmp_path / "a.mp4", Recipe()), tmp_path / "b.mp4")
+    assert result.output_size == (128, 96)
+    assert calls == ([(192, 256, 3)] * 8 if averaged else [])
+
+
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises(InputError, match="temporal is 'flow'; it must be one of blend, fixed"):
+        VideoSettings(temporal="flow")
+
+
+def test_what_does_not_change_stays_to_the_byte(photo: Photo) -> None:
+    """The texture of this network is another one in every frame, since something moves in a corner."""
+    film = [photo(64, 96) for _ in range(4)]
+    for index, image in enumerate(film):
+        image[:16, 8 * index : 8 * index + 16] = 255
+    results = steadied(film)
+    calm = slice(4 * 20, None)
+    for result in results[1:]:
+        assert np.array_equal(result[calm], results[0][calm])
+        assert not np.array_equal(result[: 4 * 16], results[0][: 4 * 16])
+
+
+def test_nothing_fades_in_a_long_rest(photo: Photo) -> None:
+    average, image = FilmAverage(24, 32), photo(24, 32)
+    rest = Carry(np.zeros((24, 32, 2), np.float32), np.ones((24, 32), np.float32), np.ones((24, 32), np.float32))
+    result = Textured()(image)
+    out = np.empty_like(result)
+    for _ in range(2000):
+        average.add(image, result, rest, out)
+    assert np.array_equal(out, result)
+    assert average.detail is not None
+    assert np.array_equal(average.detail, result.astype(np.float32) - plainly(image))
