@@ -1,7 +1,8 @@
 """Objectives side by side with the compact networks: rsd (N = 4 and 1), vsd, sinsr, regression, without and with GAN.
 
-    python -P benchmarks/compare_objectives.py --config edge-n --teacher runs/edge-n/teacher/weights.safetensors
-        --train PHOTOS --val OTHER_PHOTOS --work runs/objectives --json benchmarks/reports/objectives.json
+    python benchmarks/compare_objectives.py --config edge-n --teacher runs/edge-n/teacher/weights.safetensors
+        --train PHOTOS --val OTHER_PHOTOS --work runs/objectives --score NAME LR_DIR REF_DIR
+        --json benchmarks/reports/objectives.json
 
 All rows share the teacher, the pairs, iterations, learning rates, LPIPS and GAN weights, and their students are trained
 on the same sequence of batches. Rows with a fake model draw K more batches an iteration for it, from the same pairs in
@@ -32,8 +33,10 @@ from typing import Any
 import click
 import torch
 from safetensors.torch import load_file, save_file
+from score_engine import Scores, TestSet, score
 from torch import Tensor
 
+from rsd_edge import SuperResolver
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.changes import plain
 from rsd_edge.distill.config import DistillConfig, load_config
@@ -174,6 +177,12 @@ def run(config: DistillConfig, teacher: Checkpoint, pairs: CachedPairs) -> dict[
     return {"seconds": record["seconds"], "iterations": record["iterations"], **record["validation"]}
 
 
+def scored(weights: Path, sets: tuple[TestSet, ...]) -> dict[str, Scores]:
+    """Scores of a row's averaged weights in fp32."""
+    with SuperResolver.load(str(weights)) as enlarge:
+        return {name: score(enlarge, lq, ref) for name, lq, ref in sets}
+
+
 def plan(base: DistillConfig, teacher: Checkpoint, pairs: CachedPairs, chosen: list[Row]) -> dict[str, float]:
     """Seconds that each row would take on this machine."""
     estimates = {}
@@ -221,6 +230,13 @@ def report(
 @click.option("--gan-weight", default=3e-3, show_default=True)
 @click.option("--distill-weight", "distill_weights", multiple=True, type=float, help="Another row of rsd; several.")
 @click.option("--row", "chosen", multiple=True, help="Such as 'rsd, N = 4'; several; all if not given.")
+@click.option(
+    "--score",
+    "sets",
+    type=(str, click.Path(path_type=Path), click.Path(path_type=Path)),
+    multiple=True,
+    help="Name, LR images and references, on which each run is scored as by rsd-edge eval; several.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Say how long all rows would take, and stop.")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(
@@ -236,6 +252,7 @@ def main(
     gan_weight: float,
     distill_weights: tuple[float, ...],
     chosen: tuple[str, ...],
+    sets: tuple[TestSet, ...],
     only_plan: bool,
     json_path: Path,
 ) -> None:
@@ -261,7 +278,10 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
         for seed in map(int, seeds.split(",")):
-            figures = run(configured(base, row, seed, work, (teacher_file, pairs.name)), teacher, pairs)
+            config = configured(base, row, seed, work, (teacher_file, pairs.name))
+            figures = run(config, teacher, pairs)
+            if sets:
+                figures["sets"] = scored(stage_weights(config, "student"), sets)
             results.setdefault(row.name, []).append({"seed": seed, **figures})
             document = report(results, base, teacher, samples)
             json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from markdown_table import number, table
 
 Report = dict[str, Any]
 CONTROL = "regression"
+_SCORED = (("lpips_squeeze", 4), ("psnr_y", 2), ("niqe", 2), ("lattice_spread", 2))
 
 
 def training_tables(reports: Path, load: Callable[[Path], Report]) -> dict[str, Callable[[], str]]:
@@ -74,10 +75,11 @@ def objectives_table(report: Report) -> str:
 
 
 def seeds_table(report: Report) -> str:
-    """Of objectives with several seeds of the training each: figures of all seeds, and how far each is from
-    regression with the same seed."""
+    """Of objectives with several seeds of the training each: figures of all seeds, how far each is from regression with
+    the same seed, and means over the seeds of the scores on test sets."""
     columns = {"lpips_squeeze": ("LPIPS-squeeze", 4), "psnr_y": ("PSNR-Y", 2), "lattice8_mean": ("lattice mean, 8", 2)}
     seeds = [run["seed"] for run in report["rows"][CONTROL]]
+    tests = list(report["rows"][CONTROL][0].get("sets", {}))
     rows = []
     for name, runs in report["rows"].items():
         cells = [name]
@@ -85,9 +87,13 @@ def seeds_table(report: Report) -> str:
             values = [run[key] for run in runs]
             cells.append(f"{mean(values):.{digits}f} ({', '.join(number(value, digits) for value in values)})")
         cells.append("" if name == CONTROL else _from_control(report["rows"][CONTROL], runs))
+        for test in tests:
+            means = ((mean(run["sets"][test][key] for run in runs), digits) for key, digits in _SCORED)
+            cells.append(" / ".join(number(value, digits) for value, digits in means))
         rows.append(cells)
     named = f"mean (seeds {', '.join(map(str, seeds))})"
     head = ["objective", *(f"{title}: {named}" for title, _ in columns.values()), "LPIPS less regression's"]
+    head += [f"{test}: LPIPS / PSNR-Y / NIQE / lattice spread" for test in tests]
     return table(head, rows)
 
 

@@ -8,10 +8,19 @@ from training_tables import seeds_table
 def test_seeds_are_compared_in_pairs() -> None:
     def runs(*values: float) -> list[dict[str, float]]:
         return [
-            {"seed": seed, "lpips_squeeze": value, "psnr_y": 27.0, "lattice8_mean": 0.5}
+            {
+                "seed": seed,
+                "lpips_squeeze": value,
+                "psnr_y": 27.0,
+                "lattice8_mean": 0.5,
+                "sets": {"real": scores(value)},
+            }
             for seed, value in enumerate(values, 1)
         ]
 
+    def scores(value: float) -> dict[str, float]:
+        return {"lpips_squeeze": value + 0.1, "psnr_y": 24.0, "niqe": 4.5, "lattice_spread": 0.7}
+
     lines = seeds_table({"rows": {"regression": runs(0.26, 0.25), "rsd": runs(0.258, 0.249)}}).splitlines()
     assert lines[2].startswith("| regression | 0.2550 (0.2600, 0.2500) |")
-    assert lines[3].endswith("| -0.0015 (deviation 0.0007) |")
+    assert lines[3].endswith("| -0.0015 (deviation 0.0007) | 0.3535 / 24.00 / 4.50 / 0.70 |")
