@@ -183,6 +183,7 @@ def main(
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python")}
         | {"rsd_edge": __version__},
         "width": width,
+        "start": start,
         "frames": frames,
         "films": {},
     }

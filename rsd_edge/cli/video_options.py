@@ -136,7 +136,7 @@ def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
     except (RsdEdgeError, MemoryError) as error:
         message = str(error)
         if isinstance(error, MemoryError):
-            message = f"not enough memory for {job.name}; close other programs or lower --scale"
+            message = f"not enough memory for {job.name}; close other programs or give --temporal fixed"
         _line(f"error: {message}")
         full = isinstance(error, OutputError) and is_disk_full(error)
         if full:

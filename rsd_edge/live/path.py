@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from rsd_edge.backends.base import Ticket, TileEngine
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import SCALE, DetailCompositor, bicubic_x4, check_frame
-from rsd_edge.live.blend import Carry, FilmAverage, Follower
+from rsd_edge.live.blend import FilmAverage
 from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.motion import FixedNoise, FlowNoise, TileNoise
 from rsd_edge.live.reuse import TileReuse
 from rsd_edge.live.settings import StreamSettings
+from rsd_edge.live.trust import Carry, Follower
 from rsd_edge.noise import NoiseField
 from rsd_edge.resample import AreaReduction, collect, reduce_bands, result_size
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
@@ -166,8 +167,9 @@ class LivePath:
             last = np.empty((SCALE * film.shape[0], SCALE * film.shape[1], 3), np.uint8)
             bicubic_x4(work.frame.pixels, last)
             return _read_only(self._reduced(film, last))
-        if film.last is None or film.delivered is None or work.batches:
-            film.last = self._composed(work, film)
+        if film.last is None or work.batches:
+            film.last, film.delivered = self._composed(work, film), None
+        if film.delivered is None or not (film.average is None or film.average.settled):
             film.delivered = _read_only(self._reduced(film, self._steadied(work, film, film.last)))
         return film.delivered
 

@@ -17,6 +17,10 @@ from rsd_edge.errors import OutputError
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+PARTS = ".rsd-edge-*.part"
+"""Names that files have until they are whole."""
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends, and leaves nothing behind when it fails.

@@ -9,8 +9,10 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,12 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError
-from rsd_edge.stream.atomic import atomic_file, make_folder, output_error
+from rsd_edge.stream.atomic import PARTS, atomic_file, make_folder, output_error
 
 State = Mapping[str, NDArray[Any]]
 
 _VERSION = 4
 _STATE = ".state"
+_SMALL_STATE = 16_000_000
+"""Bytes that may be written after each segment."""
+_STATE_SECONDS = 60.0
+"""Between two larger ones: a film of 1920x1080 has 250 MB, and flash memory wears."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class WorkFolder:
         self.partial: Path | None = None
         """Where an earlier run put what it had when it was interrupted."""
         self.partial_frames = 0
+        self._state_time = -math.inf
         self.threads: int = header["threads"]
         """Of the encoder: those that the run began with, on however many cores it goes on."""
         make_folder(self.path)
@@ -92,32 +99,47 @@ class WorkFolder:
         """Where the next segment goes."""
         return self.path / f"{len(self.segments):06d}.packets"
 
-    def save_state(self, segments: int, state: State) -> None:
-        """Keep what the frames behind that many segments depend on, by name, before the last of them is committed.
+    def save_state(self, state: State) -> None:
+        """Keep what the frames behind the segment that is committed next depend on, by name; call it before.
 
-        Raises OutputError.
+        Large ones are kept once a minute, and a run goes on after the last that was. Raises OutputError.
         """
-        try:
-            with atomic_file(self._state_path(segments)) as file:
-                np.savez(file, allow_pickle=False, **state)
-                file.flush()
-                os.fsync(file.fileno())
-            for path in self.path.glob(f"*{_STATE}"):
-                if int(path.stem) < len(self.segments):
-                    path.unlink()
-        except OSError as error:
-            raise output_error(self.target, error) from error
+        size, now = sum(array.nbytes for array in state.values()), time.monotonic()
+        if size > _SMALL_STATE and now - self._state_time < _STATE_SECONDS:
+            return
+        self._state_time = now
+        segments = len(self.segments) + 1
+        for old in self._states():
+            if old < len(self.segments):
+                self._state_path(old).unlink()
+        with atomic_file(self._state_path(segments)) as file:
+            np.savez(file, **dict(state))  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
 
-    def load_state(self) -> State:
-        """What was kept for the frames behind the finished segments; nothing if there are none. Raises OutputError."""
-        if not self.segments:
+    def rewind(self) -> State:
+        """Give up segments behind which no state was kept, and return the state behind the others; nothing at the
+        beginning. Raises OutputError if it cannot be read."""
+        kept = self.resumable
+        if kept < len(self.segments):
+            self._append({"rewind": kept})
+            del self.segments[kept:]
+        if not kept:
             return {}
-        path = self._state_path(len(self.segments))
+        path = self._state_path(kept)
         try:
-            with path.open("rb") as file, np.load(file) as state:
-                return dict(state)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
+                return {name: state[name] for name in state.files}
+        except (OSError, ValueError, EOFError, AttributeError, KeyError, zipfile.BadZipFile):
             raise self._damaged(path.name) from None
+
+    @property
+    def resumable(self) -> int:
+        """Segments behind which a state was kept."""
+        return max((count for count in self._states() if count <= len(self.segments)), default=0)
+
+    def _states(self) -> list[int]:
+        return [int(path.stem) for path in self.path.glob(f"*{_STATE}") if path.stem.isdecimal()]
 
     def _state_path(self, segments: int) -> Path:
         return self.path / f"{segments:06d}{_STATE}"
@@ -194,17 +216,16 @@ class WorkFolder:
                 self.complete = True
             elif "partial" in entry:
                 self.partial, self.partial_frames = self.target.with_name(entry["partial"]), entry["frames"]
+            elif "rewind" in entry:
+                del self.segments[entry["rewind"] :]
             else:
-                self._take(entry["segment"])
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        """Count a segment of an earlier run if its file is as long as it was."""
-        packets = tuple((size, time, key) for size, time, key in entry["packets"])
-        segment = Segment(entry["file"], entry["frames"], entry["size"], packets, entry["end"])
-        path = self.path / segment.file
-        if not path.is_file() or path.stat().st_size != segment.size:
-            raise self._damaged(segment.file)
-        self.segments.append(segment)
+                self.segments.append(_segment(entry["segment"]))
+        for segment in self.segments:
+            path = self.path / segment.file
+            if not path.is_file() or path.stat().st_size != segment.size:
+                raise self._damaged(segment.file)
+        for path in self.path.glob(PARTS):  # of a run that was killed
+            path.unlink()
 
     def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
         words = _differences(found, header)
@@ -230,6 +251,11 @@ class WorkFolder:
             self._journal.truncate(position)
         except OSError:
             return
+
+
+def _segment(entry: dict[str, Any]) -> Segment:
+    packets = tuple((size, time, key) for size, time, key in entry["packets"])
+    return Segment(entry["file"], entry["frames"], entry["size"], packets, entry["end"])
 
 
 def free_partial(target: Path) -> Path:

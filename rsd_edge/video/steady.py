@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.frames import SCALE, PixelT
-from rsd_edge.live.blend import FilmAverage, Follower
+from rsd_edge.live.blend import FilmAverage
+from rsd_edge.live.trust import Follower
 from rsd_edge.resample import AreaReduction, collect, reduce_bands, result_size
 from rsd_edge.video.journal import State
 
@@ -46,18 +47,15 @@ class Steadier:
 
     def state(self) -> State:
         """All that the next frame depends on, by name."""
-        if self._average is None or self._average.detail is None or self._average.picture is None:
+        if self._average is None or self._follower.last is None:
             return {}
-        assert self._follower.last is not None
-        return {"last": self._follower.last, "detail": self._average.detail, "picture": self._average.picture}
+        return {"last": self._follower.last, **self._average.state()}
 
     def resume(self, state: State, dtype: np.dtype[Any]) -> None:
         """Go on where `state` was taken. dtype: of the frames."""
-        if not state:
-            return
         self._average = self._begin(state["last"].shape, dtype)
+        self._average.resume(state)
         self._follower.last = state["last"]
-        self._average.detail, self._average.picture = state["detail"], state["picture"]
 
     def _begin(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FilmAverage:
         height, width = shape[:2]

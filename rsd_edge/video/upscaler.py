@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import shutil
 import time
@@ -21,7 +22,7 @@ from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
 from rsd_edge.video.encoder import Encoder, choose_encoder
 from rsd_edge.video.formats import is_live
 from rsd_edge.video.joining import Film, join
-from rsd_edge.video.journal import Segment, WorkFolder
+from rsd_edge.video.journal import Segment, State, WorkFolder
 from rsd_edge.video.opencv_io import upscale_with_opencv
 from rsd_edge.video.segments import EnlargedFrame, SegmentWriter
 from rsd_edge.video.settings import Forecast, FrameResolver, Progress, VideoResult, VideoSettings
@@ -33,6 +34,8 @@ from rsd_edge.video.tracks import Tracks, plan_tracks
 _AHEAD = 2
 _BEHIND = 1
 _TICK = 0.1
+_KEPT_BYTES = 250
+"""Two states of an average, for each pixel of a frame."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,19 @@ class _Made:
 class _Finisher:
     """What is left to do with frames once the engine is free for the next; serves one thread."""
 
-    def __init__(self, settings: VideoSettings, work: WorkFolder, writer: SegmentWriter, dtype: np.dtype[Any]) -> None:
+    def __init__(self, settings: VideoSettings, work: WorkFolder, writer: SegmentWriter) -> None:
         self._settings, self._work, self._writer = settings, work, writer
         self._done = work.frames
-        self._steadier = Steadier(settings.scale)
-        if settings.blends:
-            self._steadier.resume(work.load_state(), dtype)
+        self.steadier = Steadier(settings.scale)
 
     def finish(self, made: _Made) -> None:
         """Average a frame with those before it, if that is wanted, and encode it. Raises OutputError."""
         frame = made.frame
         self._done += 1
         if self._settings.blends:
-            frame = replace(frame, pixels=self._steadier(made.pixels, frame.pixels))
-            segments, rest = divmod(self._done, self._settings.segment_frames)
-            if not rest:
-                self._work.save_state(segments, self._steadier.state())
+            frame = replace(frame, pixels=self.steadier(made.pixels, frame.pixels))
+            if self._done % self._settings.segment_frames == 0:
+                self._work.save_state(self.steadier.state())
         self._writer.add(frame)
 
 
@@ -129,11 +129,12 @@ class VideoUpscaler:
             forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
         with folder_for(target), WorkFolder(target, self._header(plan)) as work:
             plan = replace(plan, encoder=replace(plan.encoder, threads=work.threads))
-            notes = (*plan.notes, *_check_room(plan, work))
+            notes = (*plan.notes, *_check_room(plan, work, _KEPT_BYTES if self.settings.blends else 0))
+            state = work.rewind() if self.settings.blends and not work.complete else {}
             earlier = work.frames
             damage = Damage()
             if not work.complete:
-                self._encode(plan, work, damage, progress, began)
+                self._encode(plan, work, state, damage, progress, began)
             if not work.segments:
                 raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
             film = self._film(plan, work, work.segments)
@@ -190,10 +191,21 @@ class VideoUpscaler:
             end = segments[-1].end * plan.encoder.time_base
         return Film(clip, plan.encoder, plan.tracks, work.path, tuple(segments), end, self.settings.strip)
 
-    def _encode(self, plan: _Plan, work: WorkFolder, damage: Damage, progress: Progress | None, began: float) -> None:
+    def _encode(
+        self,
+        plan: _Plan,
+        work: WorkFolder,
+        state: State,
+        damage: Damage,
+        progress: Progress | None,
+        began: float,
+    ) -> None:
         writer = SegmentWriter(work, plan.encoder, self.settings.segment_frames)
+        finisher = _Finisher(self.settings, work, writer)
+        if state:
+            finisher.steadier.resume(state, _dtype(plan))
         try:
-            if self._stream(plan, work, writer, damage, progress, began):
+            if self._stream(plan, finisher, work.frames, damage, progress, began):
                 writer.finish()
             else:
                 raise VideoInterrupted(self._save(plan, work, writer))
@@ -203,20 +215,18 @@ class VideoUpscaler:
     def _stream(
         self,
         plan: _Plan,
-        work: WorkFolder,
-        writer: SegmentWriter,
+        finisher: _Finisher,
+        done: int,
         damage: Damage,
         progress: Progress | None,
         began: float,
     ) -> bool:
         """Decode, enlarge and encode what is not there yet, in three threads; False after Ctrl-C."""
-        done = work.frames
-        deep = is_deep(plan.encoder.pixel_format)
-        frames = timed_frames(plan.clip, done, self.settings.max_frames, deep, damage)
-        finisher = _Finisher(self.settings, work, writer, _dtype(deep))
+        dtype = _dtype(plan)
+        frames = timed_frames(plan.clip, done, self.settings.max_frames, dtype == np.uint16, damage)
         scale = SCALE if self.settings.blends else self.settings.scale
         width, height = plan.clip.upright_size
-        buffers = _buffers((round(scale * height), round(scale * width)), _dtype(deep))
+        buffers = _buffers((round(scale * height), round(scale * width)), dtype)
         source = Prefetch(frames, _AHEAD)
         sink = Sink(finisher.finish, _BEHIND)
         try:
@@ -264,12 +274,13 @@ class VideoUpscaler:
             work.note_partial(frames)
         playable = f"the first {work.partial_frames} frames are in {partial}"
         length = self.settings.segment_frames
-        further = f"goes on after frame {work.frames}" if work.frames else "begins anew"
+        kept = sum(segment.frames for segment in work.segments[: work.resumable if self.settings.blends else None])
+        further = f"goes on after frame {kept}" if kept else "begins anew"
         return f"{plan.clip.path}: {playable}; the same command {further}, since whole pieces of {length} are kept"
 
 
-def _dtype(deep: bool) -> np.dtype[Any]:
-    return np.dtype(np.uint16 if deep else np.uint8)
+def _dtype(plan: _Plan) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if is_deep(plan.encoder.pixel_format) else np.uint8)
 
 
 def _buffers(size: tuple[int, int], dtype: np.dtype[Any]) -> queue.Queue[NDArray[Any]]:
@@ -280,17 +291,23 @@ def _buffers(size: tuple[int, int], dtype: np.dtype[Any]) -> queue.Queue[NDArray
     return buffers
 
 
-def _check_room(plan: _Plan, work: WorkFolder) -> tuple[str, ...]:
-    """A note if the disk may become full. Raises OutputError if it surely will."""
+def _check_room(plan: _Plan, work: WorkFolder, kept_bytes: int) -> tuple[str, ...]:
+    """A note if the disk may become full. Raises OutputError if it surely will.
+
+    kept_bytes: for each pixel of a frame, to go on from.
+    """
     if plan.predicted_bytes is None or not plan.clip.frames:
         return ()
     predicted, folder = plan.predicted_bytes, work.target.parent
     missing = predicted * max(0, plan.clip.frames - work.frames) // plan.clip.frames
     free = shutil.disk_usage(folder).free
-    words = f"about {_size(predicted)} expected and as much on the way, {_size(free)} free in {folder}"
-    if free < missing:
+    kept = kept_bytes * math.prod(plan.clip.upright_size)
+    words = (
+        f"about {_size(predicted)} expected and {_size(predicted + kept)} on the way, {_size(free)} free in {folder}"
+    )
+    if free < missing + kept:
         raise OutputError(f"cannot write {work.target}: {words}; free some space or choose another folder")
-    return (f"{words}: this may not fit",) if free < missing + predicted else ()
+    return (f"{words}: this may not fit",) if free < missing + kept + predicted else ()
 
 
 def _size(count: int) -> str:
