@@ -298,14 +298,14 @@ def _endurance(endurance: dict[str, Any]) -> str:
 def _temporal(temporal: dict[str, Any]) -> str:
     films = temporal["films"]
     methods = list(next(iter(films.values()))["methods"])
-    head = ["method", *(f"{_FILMS.get(name, name)}: warped error / LPIPS / PSNR-Y" for name in films)]
+    head = ["method", *(f"{_FILMS.get(name, name)}: warped error / texture / LPIPS / PSNR-Y" for name in films)]
     rows = []
     for method in methods:
         cells = []
         for film in films.values():
             row = film["methods"][method]
             close = (number(row["lpips_squeeze"], 3), number(row["psnr_y"], 2))
-            cells.append(" / ".join((f"{row['warped_error']:.2f}", *close)))
+            cells.append(" / ".join((f"{row['warped_error']:.2f}", f"{row['texture']:.2f}", *close)))
         rows.append([temporal["peer"] if method == "peer" else method, *cells])
     return table(head, rows)
 

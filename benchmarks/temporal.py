@@ -160,6 +160,7 @@ def all_methods(
 @click.option("--precision", default="int8", show_default=True)
 @click.option("--peer", nargs=2, type=click.Path(path_type=Path, exists=True), help="An ncnn .param and .bin.")
 @click.option("--film", "chosen", multiple=True, type=click.Choice([*FILMS, *STEPS]), help="Several; all if not given.")
+@click.option("--method", "wanted", multiple=True, help="To measure anew; others keep their rows. All if not given.")
 @click.option("--width", default=160, show_default=True)
 @click.option("--start", default=200, show_default=True, help="First frame of each film.")
 @click.option("--frames", default=40, show_default=True)
@@ -170,22 +171,24 @@ def main(
     precision: str,
     peer: tuple[Path, Path] | None,
     chosen: tuple[str, ...],
+    wanted: tuple[str, ...],
     width: int,
     start: int,
     frames: int,
     json_path: Path,
 ) -> None:
     """Measure, print and store."""
+    known = json.loads(json_path.read_text(encoding="utf-8")) if json_path.is_file() else {}
     document: dict[str, Any] = {
         "machine": cpu_name(),
         "engine": f"{engine} {precision} onnxruntime",
-        "peer": peer[0].name.partition(".")[0] if peer else None,
+        "peer": peer[0].name.partition(".")[0] if peer else known.get("peer"),
         "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python")}
         | {"rsd_edge": __version__},
         "width": width,
         "start": start,
         "frames": frames,
-        "films": {},
+        "films": known.get("films", {}),
     }
     network, lpips = NcnnPeer(*peer, 2) if peer else None, LpipsMetric(threads=2)
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
@@ -198,8 +201,10 @@ def main(
             film = [reduced(image, image.shape[1] // SCALE, image.shape[0] // SCALE) for image in originals]
             motion, base = Motion(film), [bicubic(image) for image in film]
             methods = all_methods(resolver, network, film, base, originals)
-            rows = {}
+            rows = document["films"].get(name, {}).get("methods", {})
             for method, make in methods.items():
+                if wanted and method not in wanted:
+                    continue
                 results = make()
                 rows[method] = motion.measure(results, base) | closeness(results, originals, lpips)
             document["films"][name] = {"still_share": round(float(motion.still.mean()), 3), "methods": rows}

@@ -33,14 +33,7 @@ def finetunes_table(report: Report) -> str:
 
 def architectures_table(report: Report) -> str:
     """Of models with one size changed in each."""
-    return _tried(
-        report,
-        "sizes",
-        {
-            "GFLOP a tile": lambda row: f"{row['gflop']:.2f}",
-            "minutes": lambda row: f"{sum(row['seconds'].values()) / 60:.0f}",
-        },
-    )
+    return _tried(report, "sizes", {"GFLOP a tile": lambda row: f"{row['gflop']:.2f}"})
 
 
 def _tried(report: Report, what: str, columns: dict[str, Callable[[Report], str]]) -> str:

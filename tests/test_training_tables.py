@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from training_tables import seeds_table
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_tables import seeds_table, training_tables
+
+REPORTS = Path(__file__).parents[1] / "benchmarks" / "reports"
+
+
+def load(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("name", list(training_tables(REPORTS, load)))
+def test_the_report_has_the_table_of_its_file(name: str) -> None:
+    assert training_tables(REPORTS, load)[name]() in (REPORTS / "README.md").read_text(encoding="utf-8")
 
 
 def test_seeds_are_compared_in_pairs() -> None:
