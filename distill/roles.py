@@ -119,6 +119,8 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
     if latent_from.spec.architecture.latent_channels != teacher.spec.architecture.latent_channels:
         raise ModelError(f"{role.weights} has another latent space than the teacher; give the teacher's autoencoder")
     _check_latent(config.model, latent_from, role.weights or "the teacher's checkpoint")
+    if role.weights and teacher.spec.family == EDGE_FAMILY and not _same_encoder(teacher, latent_from):
+        raise ModelError(f"{role.weights} has another encoder than the teacher was trained with; leave that role out")
     latent, parts = _latent_space(teacher, latent_from)
     network = load_part(teacher, teacher_part(teacher.spec))
     if teacher.spec.family == EDGE_FAMILY and teacher.spec.architecture == config.model.architecture:
@@ -216,7 +218,7 @@ def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module) -> 
     part, role = student_part(config.model), config.roles.student
     student = _network(config.model, part)
     if role.weights:
-        _born(_load_role("student", role), part).load_into(part, student)
+        _born(_load_role("student", role), part, config.model, role.weights).load_into(part, student)
     elif isinstance(network, EdgeGenerator) and teacher.spec.architecture == config.model.architecture:
         assert isinstance(config.model.architecture, EdgeArchitecture)
         student = student_from_teacher(network, config.model.architecture)
@@ -228,13 +230,24 @@ def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module) -> 
     return student.requires_grad_(True).train()
 
 
-def _born(source: Checkpoint, part: str) -> Checkpoint:
+def _born(source: Checkpoint, part: str, model: ModelSpec, path: str) -> Checkpoint:
     """What a student starts from, as part `part`: the file's student, or its compact teacher with a silent noise
     channel."""
     if part in source.parts or "teacher" not in source.parts:
         return source
+    if source.spec.architecture != model.architecture:
+        raise ModelError(
+            f"the teacher in {path} has other sizes than model '{model.name}'; a student starts from its own"
+        )
     teacher = cast(EdgeGenerator, load_part(source, "teacher"))
     return Checkpoint(source.spec, {part: state_of(student_from_teacher(teacher, source.spec.edge))})
+
+
+def _same_encoder(one: Checkpoint, other: Checkpoint) -> bool:
+    encoders = [checkpoint.parts.get("encoder", {}) for checkpoint in (one, other)]
+    return encoders[0].keys() == encoders[1].keys() and all(
+        torch.equal(tensor, encoders[1][name]) for name, tensor in encoders[0].items()
+    )
 
 
 def _same_sizes(student: SwinUNet, teacher: SwinUNet) -> bool:

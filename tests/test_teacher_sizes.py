@@ -79,3 +79,21 @@ def test_a_latent_space_of_other_sizes_is_refused(prepared: MakeConfig, tiny_wei
 
 def _weights(config: DistillConfig, stage: str) -> RoleConfig:
     return RoleConfig(str(stage_weights(config, "autoencoder" if stage == "teacher" else "teacher")))
+
+
+def test_a_student_does_not_start_from_a_teacher_of_other_sizes(larger_teacher: DistillConfig) -> None:
+    large = larger_teacher.roles.teacher
+    roles = RolesConfig(teacher=large, student=large)
+    with pytest.raises(ModelError, match=r"the teacher in .* has other sizes than model 'tiny'"):
+        StudentStage(replace(larger_teacher, roles=roles))
+
+
+def test_another_latent_space_than_the_teachers_is_refused(
+    larger_teacher: DistillConfig, tiny_weights: Checkpoint, tmp_path: Path
+) -> None:
+    parts = dict(tiny_weights.parts)
+    parts["encoder"] = {name: tensor + 1 for name, tensor in parts["encoder"].items()}
+    save_checkpoint(tmp_path / "other.safetensors", Checkpoint(tiny_weights.spec, parts))
+    roles = replace(larger_teacher.roles, autoencoder=RoleConfig(str(tmp_path / "other.safetensors")))
+    with pytest.raises(ModelError, match="has another encoder than the teacher was trained with"):
+        StudentStage(replace(larger_teacher, roles=roles))

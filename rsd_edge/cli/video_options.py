@@ -84,7 +84,7 @@ def video_settings(settings: RunSettings, options: Mapping[str, Any]) -> VideoSe
     shared = {name: getattr(settings, name) for name in ("seed", "strength", "scale", "max_pixels", "strip")}
     given = {name: value for name, value in options.items() if name != "temporal" or value is not None}
     if given.get("temporal") == "flow":
-        raise InputError("--temporal flow is for cameras; give files blend or fixed")
+        raise InputError("--temporal flow is for cameras; videos take blend or fixed")
     return VideoSettings(**shared, **given)
 
 
