@@ -13,25 +13,21 @@ interruption.
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from score_engine import TestSet, score
+from score_engine import TestSet, origin, score
 
-from rsd_edge import SuperResolver, __version__
-from rsd_edge.bench import environment
+from rsd_edge import SuperResolver
 from rsd_edge.bench.cost import convolution_flops
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.config import load_config
 from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.stages import STAGES, run_stage
 from rsd_edge.export.build import build_engine
-from rsd_edge.machine import cpu_name
 from rsd_edge.models.checkpoint import load_checkpoint
 from rsd_edge.stream.atomic import write_json
 
@@ -137,10 +133,7 @@ def main(
     shared = common(train, val, lengths)
     known = json.loads(json_path.read_text(encoding="utf-8"))["rows"] if json_path.is_file() else {}
     document: dict[str, Any] = {
-        "rsd_edge": __version__,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "machine": cpu_name(),
-        "versions": environment.versions(),
+        **origin(),
         "model": model,
         "iterations": lengths,
         "rows": known,

@@ -12,21 +12,17 @@ the same test sets, and runs in --work resume, so the same command goes on after
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from score_engine import TestSet, score
+from score_engine import TestSet, origin, score
 
-from rsd_edge import SuperResolver, __version__
-from rsd_edge.bench import environment
+from rsd_edge import SuperResolver
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.config import load_config
 from rsd_edge.distill.stages import run_stage
-from rsd_edge.machine import cpu_name
 from rsd_edge.stream.atomic import write_json
 
 UNTRAINED = "as it ships"
@@ -73,10 +69,7 @@ def main(
     """Train and score each row, and store it."""
     known = json.loads(json_path.read_text(encoding="utf-8"))["rows"] if json_path.is_file() else {}
     document: dict[str, Any] = {
-        "rsd_edge": __version__,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "machine": cpu_name(),
-        "versions": environment.versions(),
+        **origin(),
         "model": model,
         "rows": known,
     }

@@ -59,6 +59,16 @@ def score(enlarge: Enlarge, lq: Path, ref: Path, other_seed: Enlarge | None = No
     return row | ({"seed_std": float(np.mean(deviations))} if deviations else {})
 
 
+def origin() -> dict[str, Any]:
+    """How a report is made: version, command, machine, packages."""
+    return {
+        "rsd_edge": __version__,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "machine": cpu_name(),
+        "versions": environment.versions(),
+    }
+
+
 def markdown(name: str, row: Scores) -> str:
     """One line of a table: METRICS in their order, empty where no image has a value."""
     cells = ["" if (value := row[key]) is None else f"{value:.{2 if key == 'psnr_y' else 3}f}" for key in METRICS]
@@ -71,13 +81,7 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.document |= {
-            "rsd_edge": __version__,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", *sys.orig_argv[1:]]),
-            "machine": cpu_name(),
-            "versions": environment.versions(),
-        }
+        self.document |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **origin()}
 
     def add(
         self, test_set: TestSet, method: str, identity: str, enlarge: Enlarge, other: Enlarge | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 NETWORKS = {"encoder": EdgeEncoder, "stem": EdgeStem, "decoder": EdgeDecoder}
 EDGE_LATENT = ("encoder", "stem", "decoder")
+_GENERATOR_SIZES = ("generator_widths", "generator_blocks", "time_width")
 
 
 @dataclass
@@ -130,11 +131,16 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
 
 def _check_latent(model: ModelSpec, source: Checkpoint, path: str) -> None:
     """Raise ModelError unless encoder, stem and decoder of a compact model are of the sizes that `model` says."""
-    if model.family == source.spec.family == EDGE_FAMILY and not model.edge.shares_latent(source.spec.edge):
+    if model.family == source.spec.family == EDGE_FAMILY and _space(model.edge) != _space(source.spec.edge):
         raise ModelError(
             f"{path} has an encoder, a stem or a decoder of other sizes than model '{model.name}'; only the sizes "
-            "generator_widths, generator_blocks and time_width may differ between a teacher and its student"
+            f"{', '.join(_GENERATOR_SIZES)} may differ between a teacher and its student"
         )
+
+
+def _space(arch: EdgeArchitecture) -> dict[str, Any]:
+    """The sizes of encoder, stem and decoder."""
+    return {name: size for name, size in asdict(arch).items() if name not in _GENERATOR_SIZES}
 
 
 def _latent_space(teacher: Checkpoint, source: Checkpoint) -> tuple[LatentSpace, dict[str, nn.Module]]:

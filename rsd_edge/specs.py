@@ -110,11 +110,6 @@ class EdgeArchitecture:
         if self.time_width % 2:
             raise InputError(f"architecture time_width is {self.time_width}; it must be even")
 
-    def shares_latent(self, other: EdgeArchitecture) -> bool:
-        """Whether encoder, stem and decoder are of the same sizes, whatever the generators are."""
-        generator = {name: getattr(other, name) for name in ("generator_widths", "generator_blocks", "time_width")}
-        return dataclasses.replace(self, **generator) == other
-
 
 def _check_positive(arch: Any, but: tuple[str, ...] = ()) -> None:
     """Raises InputError that names a size, or a list of sizes, that is empty or below 1."""

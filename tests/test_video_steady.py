@@ -271,5 +271,5 @@ def test_nothing_fades_in_a_long_rest(photo: Photo) -> None:
         out = average.add(image, result, rest, np.empty_like(result))
     assert np.array_equal(out, result)
     assert average.settled
-    stored = average.state()["detail"]
+    stored = average.checkpoint()["detail"]
     assert np.array_equal(stored, 64 * (result.astype(np.int64) - plainly(image)))

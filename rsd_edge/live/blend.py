@@ -91,7 +91,7 @@ class FilmAverage:
         self._detail, self._spare = self._spare, before
         return out
 
-    def state(self) -> dict[str, NDArray[Any]]:
+    def checkpoint(self) -> dict[str, NDArray[Any]]:
         """All that the next frame depends on, by name. From here on, this average goes on as if it had been resumed
         from it: its detail is rounded to a 64th of a grey level, and takes half the room."""
         trust = self._trust
@@ -105,7 +105,7 @@ class FilmAverage:
         return {"detail": stored, "seen": trust.seen, "steady": trust.steady, "resting": trust.resting}
 
     def resume(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on where `state` was taken."""
+        """Go on from a checkpoint."""
         self._detail = np.empty_like(self._spare)
         self._restore(state["detail"])
         self._trust.seen, self._trust.steady = state["seen"], state["steady"]

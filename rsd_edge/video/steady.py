@@ -17,7 +17,7 @@ from rsd_edge.video.journal import State
 class Steadier:
     """Averages the fourfold results of a film, frame by frame in their order; serves one thread.
 
-    A film goes on in another process with `state` and `resume`, and its frames are the same to the byte.
+    A film goes on in another process with `checkpoint` and `resume`, and its frames are the same to the byte.
     """
 
     def __init__(self, scale: float) -> None:
@@ -45,14 +45,14 @@ class Steadier:
         collect(reduce_bands((part for part in (result,)), reduction), self._reduced)
         return self._reduced
 
-    def state(self) -> State:
+    def checkpoint(self) -> State:
         """All that the next frame depends on, by name."""
         if self._average is None or self._follower.last is None:
             return {}
-        return {"last": self._follower.last, **self._average.state()}
+        return {"last": self._follower.last, **self._average.checkpoint()}
 
     def resume(self, state: State, dtype: np.dtype[Any]) -> None:
-        """Go on where `state` was taken. dtype: of the frames."""
+        """Go on from a checkpoint. dtype: of the frames."""
         self._average = self._begin(state["last"].shape, dtype)
         self._average.resume(state)
         self._follower.last = state["last"]

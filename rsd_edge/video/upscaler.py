@@ -76,7 +76,8 @@ class _Finisher:
         if self._settings.blends:
             frame = replace(frame, pixels=self.steadier(made.pixels, frame.pixels))
             if self._done % self._settings.segment_frames == 0:
-                self._work.save_state(self.steadier.state())
+                # Taken whether it is kept or not: it rounds the average, and every run has to round alike.
+                self._work.save_state(self.steadier.checkpoint())
         self._writer.add(frame)
 
 
