@@ -1,6 +1,6 @@
 """What distillation bought: teacher in one and in T steps, student, student without distillation, fine-tuned student.
 
-    python -P benchmarks/compare_roles.py --run runs/edge-s --lr LR_DIR --ref REF_DIR --json out.json
+    python benchmarks/compare_roles.py --run runs/edge-s --lr LR_DIR --ref REF_DIR --json out.json
 
 Every row upsamples the same LR images with the decoder that its stage was trained with, and is scored by the code of
 `rsd-edge eval`. A second run folder given as --regression holds the student stage trained with distill_weight 0.

@@ -1,6 +1,6 @@
 """The README's picture: bicubic, a shipped engine and the reference, side by side on the photos in assets/.
 
-python -P benchmarks/contact_sheet.py -o assets/sheets/contact-sheet.jpg
+python benchmarks/contact_sheet.py -o assets/sheets/contact-sheet.jpg
 """
 
 from __future__ import annotations

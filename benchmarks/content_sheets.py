@@ -1,6 +1,6 @@
 """A sheet for each kind of content: bicubic, the shipped engines, a published model and the reference, side by side.
 
-    python -P benchmarks/content_sheets.py --data ../shared/data --peer realesr-general-x4v3.ncnn.param \\
+    python benchmarks/content_sheets.py --data ../shared/data --peer realesr-general-x4v3.ncnn.param \\
         realesr-general-x4v3.ncnn.bin -o assets/sheets/content
 
 Crops of the frozen test sets at their own pixels, chosen for what is hard in them and not for their results; line art

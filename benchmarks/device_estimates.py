@@ -1,7 +1,7 @@
 """Expected latency and memory on NVIDIA devices, and measured ones in their place.
 
-    python -P benchmarks/device_estimates.py                              # compute all rows
-    python -P benchmarks/device_estimates.py --measure ENGINE --board "Orin Nano 8 GB"   # on the board: replace one
+    python benchmarks/device_estimates.py                              # compute all rows
+    python benchmarks/device_estimates.py --measure ENGINE --board "Orin Nano 8 GB"   # on the board: replace one
 
 Both write benchmarks/reports/devices.json and the table in benchmarks/reports/README.md. Computed rows need onnx;
 measuring needs TensorRT and an engine of `rsd-edge build-engine --backend tensorrt`.

@@ -1,6 +1,6 @@
 """One iteration of the student stage: where its time goes, and the same beside a plain transcription of Algorithm 1.
 
-    python -P benchmarks/distill_step.py --config rsd-imagenet256 --set student.fake_steps=1 --samples 1 --rounds 1
+    python benchmarks/distill_step.py --config rsd-imagenet256 --set student.fake_steps=1 --samples 1 --rounds 1
         --json benchmarks/reports/distill-step.json
 
 Both variants start from the same weights and take the same samples and noise for `--rounds` iterations after a warm-up,

@@ -1,6 +1,6 @@
 """What must not show: the borders of tiles and a change of colour. Images of a folder, cut into many tiles and whole.
 
-    python -P benchmarks/fidelity.py --engine edge-s --set kodak24_real LR_DIR REF_DIR --set ... \\\\
+    python benchmarks/fidelity.py --engine edge-s --set kodak24_real LR_DIR REF_DIR --set ... \\\\
         --json benchmarks/reports/fidelity-edge-s.json
 
 - *seam ratio*: mean gradient across the borders of tiles (the three columns or rows of steps where a cross-fade begins,

@@ -1,6 +1,6 @@
 """Where the time of a frame goes: engine, each stage around it, and files.
 
-    python -P benchmarks/frame_breakdown.py --engine edge-n --threads 2 --json benchmarks/reports/frame-breakdown.json
+    python benchmarks/frame_breakdown.py --engine edge-n --threads 2 --json benchmarks/reports/frame-breakdown.json
 
 Times are milliseconds for each megapixel of output. Every seed is used for two frames: the first one draws the noise,
 the second one finds it drawn, and all other times are those of second frames. The stages run while the engine's memory

@@ -1,6 +1,6 @@
 """Live runs on the machine at hand: real time at 160x90, larger sizes, tile reuse on films, latency of a slow engine.
 
-    python -P benchmarks/live.py --json benchmarks/reports/live.json --films ../shared/data/video
+    python benchmarks/live.py --json benchmarks/reports/live.json --films ../shared/data/video
 
 The sizes run on the moving test pattern at 24 fps, without reuse, into nothing. Latency is from the moment at which the
 source hands a frame over until all sinks have its result. The films are read ahead of the measurement and enlarged

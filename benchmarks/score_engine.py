@@ -1,6 +1,6 @@
 """Quality of engines, of bicubic and of a published model on test sets with references, by the code of `rsd-edge eval`.
 
-    python -P benchmarks/score_engine.py --engine edge-s:fp32 --engine edge-s:int8 --peer PARAM BIN
+    python benchmarks/score_engine.py --engine edge-s:fp32 --engine edge-s:int8 --peer PARAM BIN
         --set NAME LR_DIR REF_DIR --set ... --json benchmarks/reports/quality.json
 
 The file has the whole command.

@@ -26,6 +26,6 @@ def build(model: str, precision: str, threads: int) -> Job:
 
 
 def _finish(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-P", *words], check=False, capture_output=True, text=True, cwd=scratch())
+    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True, cwd=scratch())
     if done.returncode:
-        raise BackendError(f"'python -P {' '.join(words)}' ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise BackendError(f"'python {' '.join(words)}' ended with {done.returncode}: {done.stderr.strip()[-500:]}")

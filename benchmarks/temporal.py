@@ -1,6 +1,6 @@
 """How still films stay: noise fixed in the image, carried by flow, or drawn anew, beside bicubic and a published model.
 
-    python -P benchmarks/temporal.py --films ../shared/data/video --json benchmarks/reports/temporal.json \
+    python benchmarks/temporal.py --films ../shared/data/video --json benchmarks/reports/temporal.json \
         --peer realesr-general-x4v3.ncnn.param realesr-general-x4v3.ncnn.bin
 
 Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph,

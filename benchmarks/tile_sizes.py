@@ -1,6 +1,6 @@
 """The shipped INT8 engines on bare tiles of several sizes, in one run: what a halo costs, and what waits for memory.
 
-python -P benchmarks/tile_sizes.py --threads 2 --json benchmarks/reports/tile-sizes.json
+python benchmarks/tile_sizes.py --threads 2 --json benchmarks/reports/tile-sizes.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How close the typed graphs for TensorRT are to fp32, for the shipped models, with all packaged crops.
 
-    python -P benchmarks/typed_graphs.py --json benchmarks/reports/typed-graphs.json
+    python benchmarks/typed_graphs.py --json benchmarks/reports/typed-graphs.json
 
 Also says what ONNX Runtime makes of the same graphs by itself, which is not what FP16 hardware does.
 """

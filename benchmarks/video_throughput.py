@@ -1,6 +1,6 @@
 """Frames per second of a whole video against those of the engine alone on the same tiles, and memory on the way.
 
-    python -P benchmarks/video_throughput.py ../shared/data/video/bbb_480p_30s.mp4 --engine edge-n --engine edge-s
+    python benchmarks/video_throughput.py ../shared/data/video/bbb_480p_30s.mp4 --engine edge-n --engine edge-s
         --json benchmarks/reports/video.json
 
 The clip is cut from the film given: its first seconds, 320 pixels wide, H.264. *video* is `VideoUpscaler` from file to

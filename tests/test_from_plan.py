@@ -215,7 +215,7 @@ def test_the_command_takes_all_from_the_folder(
     assert capsys.readouterr().out.startswith(f"{folder}: ")
 
 
-def test_neither_torch_nor_onnx_is_needed() -> None:
+def test_neither_torch_nor_onnx_is_needed(tmp_path: Path) -> None:
     """Of a Jetson with JetPack's TensorRT, cuda-python and the core dependencies."""
     code = """
 import sys
@@ -223,4 +223,4 @@ for name in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
     sys.modules[name] = None
 import rsd_edge.cli.build_engine, rsd_edge.export.from_plan
 """
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)

@@ -16,12 +16,10 @@ FILES = ("interpreted_kernels.py", "interpreted_traffic.py")
 
 def start(file: str) -> subprocess.Popen[str]:
     tests = [str(HERE / file), "-q", "-p", "no:cacheprovider"]
-    safe = [sys.executable, "-P", "-m", "pytest"]
-    command = safe if sys.version_info >= (3, 11) else [str(Path(sys.executable).with_name("pytest"))]
     return subprocess.Popen(
-        [*command, *tests],
+        [sys.executable, "-m", "pytest", *tests],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=HERE.parent,
+        cwd=HERE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

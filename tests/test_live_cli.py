@@ -34,8 +34,8 @@ def words(bundle: Path, *more: str) -> list[str]:
 
 @contextmanager
 def running(bundle: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-P", "-c", "from rsd_edge.cli import main; main()", *words(bundle, *more)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", "from rsd_edge.cli import main; main()", *words(bundle, *more)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=bundle.parent)
     try:
         yield process
     finally:
@@ -117,9 +117,11 @@ def test_a_second_signal_does_not_wait_and_leaves_no_half_file(toy_bundle: Path,
 def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.mkv"
     limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150000, 150000)); "
-    command = [sys.executable, "-P", "-c", f"{limits}from rsd_edge.cli import main; main()"]
+    command = [sys.executable, "-c", f"{limits}from rsd_edge.cli import main; main()"]
     more = words(toy_bundle, "-o", str(target), "--crf", "0", "--max-frames", "4000")
-    ended = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [*command, *more], capture_output=True, text=True, timeout=60, check=False, cwd=toy_bundle.parent
+    )
     assert ended.returncode == 2
     assert ended.stderr.count("error:") == 1
     assert "Traceback" not in ended.stderr
@@ -149,9 +151,11 @@ def test_a_window_that_is_closed_ends_the_run_well(toy_bundle: Path, tmp_path: P
     try:
         time.sleep(1)
         target = tmp_path / "out.mkv"
-        command = [sys.executable, "-P", "-c", "from rsd_edge.cli import main; main()"]
+        command = [sys.executable, "-c", "from rsd_edge.cli import main; main()"]
         more = words(toy_bundle, "--window", "-o", str(target))
-        process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            [*command, *more], stderr=subprocess.PIPE, text=True, env=environment, cwd=toy_bundle.parent
+        )
         wait_for_part(tmp_path)
         find = ["xdotool", "search", "--sync", "--name", "^rsd-edge$"]
         found = subprocess.run(find, env=environment, timeout=20, check=True, capture_output=True, text=True)

@@ -193,7 +193,7 @@ def test_a_pipeline_ends_with_the_process_that_started_it(tmp_path: Path) -> Non
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
     ended = subprocess.run(
-        [sys.executable, "-P", "-c", _GIVE_ONE_PICTURE, "anything"],
+        [sys.executable, "-c", _GIVE_ONE_PICTURE, "anything"], cwd=tmp_path,
         env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (-9, "(2, 2, 3)\n"), ended.stderr

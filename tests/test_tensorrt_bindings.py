@@ -119,7 +119,7 @@ def test_every_name_is_in_the_bindings(version: str, used: Any, tmp_path: Path) 
     child = Path(__file__).with_name("bindings_child.py")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries), "PYTHONPATH": str(wheel)}
     done = subprocess.run(
-        [sys.executable, "-P", str(child), str(facts)],
+        [sys.executable, str(child), str(facts)],
         capture_output=True, text=True, timeout=120, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -168,7 +168,7 @@ def test_every_name_is_in_cuda_python(major: str, tmp_path: Path) -> None:
     flags = [name for name in functions if isinstance(getattr(FakeCudart, name, None), int)]
     values |= {name: getattr(FakeCudart, name) for name in flags}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", CUDA_CHILD, json.dumps(functions), json.dumps(values)],
+        [sys.executable, "-c", CUDA_CHILD, json.dumps(functions), json.dumps(values)], cwd=tmp_path,
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": str(wheel)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -343,7 +343,9 @@ options = TensorRtOptions(tile=48, threads=1)
 for onnx_only in (True, False):
     print(build_tensorrt({str(toy_bundle)!r}, Path({str(tmp_path)!r}), options=options, onnx_only=onnx_only).path.name)
 """
-    done = subprocess.run([sys.executable, "-P", "-c", code], check=False, timeout=240, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, timeout=240, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     graphs, engine = done.stdout.split()
     assert (tmp_path / graphs / MANIFEST).is_file()
