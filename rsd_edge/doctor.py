@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
         "driver": nvidia_driver() or None,
         "tensorrt": _tensorrt(),
         "opencv": _opencv(),
+        "gstreamer": _gstreamer(),
         "pyav": _pyav(nvidia=gpu["name"] is not None or bool(nvidia_driver())),
         "cameras": _cameras(),
         "backends": backends,
@@ -130,10 +130,14 @@ _PROBLEMS: dict[Backend, Callable[[], str | None]] = {
 def _opencv() -> Facts:
     from rsd_edge.opencv import cv2
 
-    found = re.search(r"GStreamer:\s+(\S+)", cv2.getBuildInformation())
-    gstreamer = found is not None and found[1].upper() == "YES"
-    cure = "CSI cameras need it: use the OpenCV of JetPack, through a virtual environment with --system-site-packages"
-    return {"version": cv2.__version__, "gstreamer": gstreamer, "note": None if gstreamer else f"no GStreamer; {cure}"}
+    return {"version": cv2.__version__}
+
+
+def _gstreamer() -> Facts:
+    from rsd_edge.live.gstreamer import NO_GSTREAMER, gstreamer_way
+
+    way = gstreamer_way()
+    return {"through": way, "problem": None if way else f"none, which CSI cameras need: {NO_GSTREAMER}"}
 
 
 def _pyav(*, nvidia: bool) -> Facts:

@@ -118,7 +118,8 @@ class SuperResolver:
         """Enlarge one image.
 
         image_bgr: uint8 or uint16 (h, w, 3) in BGR order, with values up to 255 or 65535.
-        seed: the same seed gives the same image, whatever the tiles.
+        seed: with the same engine and the same size of tiles, the same seed gives the same bytes; other tiles change
+            single pixels by a few levels.
         strength: 0 is plain bicubic, 1 is all the detail that the network adds.
         scale: 1 to 4; below 4 the fourfold result is reduced by area averaging.
         size: (width, height) of the result instead of `scale`, each one to four times that of the image.

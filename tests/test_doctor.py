@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from rsd_edge.bundle import BuildRecord, shipped_engines
 from rsd_edge.cli import main
 from rsd_edge.export.tensorrt_build import build_bundle
 from rsd_edge.export.tensorrt_options import TensorRtOptions
+from rsd_edge.live import gstreamer
 from rsd_edge.specs import Backend, EngineSpec, Precision
 
 Run = Callable[..., tuple[int, str]]
@@ -61,7 +63,6 @@ def test_a_machine_without_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert facts["gpu"]["problem"]
     assert "mpeg4" in facts["pyav"]["encoders"]
     assert not [name for name in facts["pyav"]["encoders"] if "nvenc" in name]  # FFmpeg has them, and no GPU to run on
-    assert isinstance(facts["opencv"]["gstreamer"], bool)
     shipped = {engine["model"] for engine in facts["engines"] if engine["usable"]}
     assert set(shipped_engines()) <= shipped
     code, out = run()
@@ -69,6 +70,23 @@ def test_a_machine_without_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert "tensorrt    TensorRT is not installed here" in out
     assert run("--backend", "tensorrt")[0] == 2
     assert run("--backend", "onnxruntime")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("built_in", "launcher", "line"),
+    [
+        (True, None, "gstreamer   through OpenCV"),
+        (False, "/usr/bin/gst-launch-1.0", "gstreamer   through gst-launch-1.0"),
+        (False, None, "gstreamer   none, which CSI cameras need: .*apt-get install gstreamer1.0-tools"),
+    ],
+)
+def test_what_runs_pipelines_is_what_cameras_take(
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, built_in: bool, launcher: str | None, line: str
+) -> None:
+    monkeypatch.setattr(gstreamer, "opencv_has_gstreamer", lambda: built_in)
+    monkeypatch.setattr(gstreamer.shutil, "which", lambda name: launcher)
+    assert re.search(f"^{line}", run()[1], re.MULTILINE)
+    assert (facts_of(run)["gstreamer"]["problem"] is None) is (built_in or launcher is not None)
 
 
 def test_a_machine_with_one(run: Run, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

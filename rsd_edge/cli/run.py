@@ -76,7 +76,8 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option(
     "--backend",
     type=click.Choice([backend.value for backend in Backend]),
-    help="Runtime; if neither it nor the precision is given, the fastest of those installed.",
+    help="Runtime; if neither it nor the precision is given, the faster of ONNX Runtime and OpenVINO. The others only "
+    "where they are named, or --engine is theirs.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a checkpoint on torch; cpu if not given.")
 @click.option(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE, DetailCompositor, DType, PixelT, Region
-from rsd_edge.live.trust import NO_MAP, WEIGHT, Carry, Trust
+from rsd_edge.live.trust import WEIGHT, Carry, Mover, Trust
 from rsd_edge.opencv import cv2
 
 _BYTES = np.dtype(np.uint8)
@@ -45,9 +45,10 @@ class FilmAverage:
         self._grid = np.stack([x, y], axis=-1)
         self._depth = cv2.CV_8U if dtype == _BYTES else cv2.CV_16U
         self._scratch = _Scratch(min(_ROWS, height), width)
+        self._move = Mover(SCALE * min(_ROWS, height), SCALE * width)
         self._spare = np.empty((SCALE * height, SCALE * width, 3), np.float32)
         self._detail: NDArray[np.float32] | None = None
-        self._trust = Trust(unit=np.iinfo(dtype).max / 255)
+        self._trust = Trust(height, width, unit=np.iinfo(dtype).max / 255)
         self._quantum = np.iinfo(dtype).max / _STORED
 
     @property
@@ -85,7 +86,7 @@ class FilmAverage:
             scratch.fill(region, places, share, change)
             own, moved = scratch.detail[: len(base)], scratch.moved[: len(base)]
             cv2.subtract(result[part], base, dst=own, dtype=cv2.CV_32F)
-            cv2.remap(before, scratch.places, NO_MAP, cv2.INTER_CUBIC, dst=moved, borderMode=cv2.BORDER_REPLICATE)
+            self._move(before, scratch.places, out=moved)
             cv2.blendLinear(moved, own, scratch.share, WEIGHT - scratch.share, dst=detail)
             cv2.add(base, cv2.add(detail, scratch.change, dst=own), dst=out[part], dtype=self._depth)
         self._detail, self._spare = self._spare, before

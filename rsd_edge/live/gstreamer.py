@@ -24,6 +24,10 @@ from rsd_edge.live.receiver import Capture, Source
 from rsd_edge.opencv import cv2, quiet
 
 _LAUNCHER = "gst-launch-1.0"
+NO_GSTREAMER = (
+    f"this OpenCV was built without, and {_LAUNCHER} is not installed; "
+    "run 'apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good'"
+)
 _NEWEST = "videoconvert ! video/x-raw,format=BGR ! appsink max-buffers=1 drop=true sync=false"
 _TO_PIPE = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1 sync=false"
 _SECONDS_TO_END = 2.0
@@ -48,15 +52,20 @@ def gstreamer_source(name: str, pipeline: str) -> Source:
 
     Raises InputError for quotes that are not closed, CameraError where there is no GStreamer at all.
     """
-    if opencv_has_gstreamer():
+    way = gstreamer_way()
+    if way == "OpenCV":
         return OpenCvGstreamerSource(name, pipeline)
     source = PipeSource(name, pipeline)
-    if shutil.which(_LAUNCHER):
-        return source
-    raise CameraError(
-        f"{name} needs GStreamer, which this OpenCV was built without, and {_LAUNCHER} is not installed; "
-        "run 'apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good'"
-    )
+    if way is None:
+        raise CameraError(f"{name} needs GStreamer: {NO_GSTREAMER}")
+    return source
+
+
+def gstreamer_way() -> str | None:
+    """What pipelines run through here: `OpenCV` or `gst-launch-1.0`; None where there is neither."""
+    if opencv_has_gstreamer():
+        return "OpenCV"
+    return _LAUNCHER if shutil.which(_LAUNCHER) else None
 
 
 def opencv_has_gstreamer() -> bool:

@@ -18,7 +18,7 @@ from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.motion import FixedNoise, FlowNoise, TileNoise
 from rsd_edge.live.reuse import TileReuse
 from rsd_edge.live.settings import StreamSettings
-from rsd_edge.live.trust import Carry, Follower
+from rsd_edge.live.trust import Follower
 from rsd_edge.noise import NoiseField
 from rsd_edge.resample import AreaReduction, collect, reduce_bands, result_size
 from rsd_edge.tiling import TileMerger, TilePlan, TileReader, plan_tiles
@@ -45,8 +45,8 @@ class Work:
     frame: LiveFrame
     film: Film
     batches: list[Batch] = field(default_factory=list)
-    carry: Carry | None = None
-    """From the frame before, if detail is averaged."""
+    anew: bool = False
+    """It has nothing to do with the frame before."""
 
     @property
     def tiles(self) -> int:
@@ -62,7 +62,7 @@ class Work:
 class Film:
     """What belongs to frames of one size: buffers, and what is remembered from one frame to the next.
 
-    `reader`, `noise`, `reuse`, `follower` belong to the thread that prepares, the rest to the one that finishes.
+    `reader`, `noise`, `reuse` belong to the thread that prepares, the rest to the one that finishes.
     """
 
     def __init__(self, height: int, width: int, engine: TileEngine, settings: StreamSettings) -> None:
@@ -131,14 +131,11 @@ class LivePath:
         if self._film is None or anew:
             self._film = Film(height, width, self.engine, self.settings)
         film = self._film
-        work = Work(frame, film)
+        work = Work(frame, film, anew=anew or frame.epoch != self._epoch)
         if self.settings.strength == 0:
             return work
-        anew = anew or frame.epoch != self._epoch
         self._epoch = frame.epoch
-        film.noise.advance(pixels, anew=anew)
-        if film.follower is not None:
-            work.carry = film.follower.advance(pixels, anew=anew)
+        film.noise.advance(pixels, anew=work.anew)
         film.reader.load(pixels)
         tiles = film.reuse.choose(film.reader, film.noise)
         for first in range(0, len(tiles), film.tiles_at_once):
@@ -223,9 +220,11 @@ class LivePath:
 
     def _steadied(self, work: Work, film: Film, result: Picture) -> Picture:
         """The result, or its average with those before it; itself it stays what it is, for frames to come."""
-        if film.average is None:
+        if film.average is None or film.follower is None:
             return result
-        return film.average.add(film.shown, result, work.carry, np.empty_like(result))
+        # Not the camera's picture, which may move where tiles rest.
+        carry = film.follower.advance(film.shown, anew=work.anew)
+        return film.average.add(film.shown, result, carry, np.empty_like(result))
 
     def _reduced(self, film: Film, large: Picture) -> Picture:
         reduction = film.reduction

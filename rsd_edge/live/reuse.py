@@ -30,10 +30,6 @@ class TileReuse:
         self._frame += 1
         return [index for index in range(self._plan.count) if self._changed(index, reader, noise)]
 
-    def forget(self) -> None:
-        """Compute everything in the next frame."""
-        self._inputs = [None] * self._plan.count
-
     def _changed(self, index: int, reader: TileReader, noise: TileNoise) -> bool:
         if not self._settings.reuse:
             return True

@@ -36,10 +36,14 @@ _SAME_LEVELS = 3.0
 """Difference up to which the average is one of what is shown, and may rest: after a fade it is not."""
 _BLOCK = 3
 """A side over which the difference is averaged."""
+_CUBIC = 0.75
+"""Share of cubic interpolation in what moves pixels; the rest is linear. OpenCV's cubic one alone strengthens fine
+detail by up to 2.9 % along each axis, without end in an average that goes from frame to frame. With this share an
+average gains at most 10 % (half a pixel along both axes in every frame, period 12) and loses 31 % of a period of 6."""
 WEIGHT = np.float32(1024)
 """`cv2.blendLinear` divides by the sum of the weights and 0.00001, which is no more than rounding beside this, and
 nothing beside a power of two."""
-NO_MAP = np.empty(0, np.float32)
+_NO_MAP = np.empty(0, np.float32)
 """The first map has x and y."""
 
 
@@ -99,9 +103,10 @@ class Trust:
     frame before would be small in every frame of a fade, and the detail of one scene would stay over another.
     """
 
-    def __init__(self, unit: float) -> None:
+    def __init__(self, height: int, width: int, unit: float) -> None:
         """unit: values of a frame that are one grey level of 255."""
         self._unit = unit
+        self._move = Mover(height, width)
         self.seen: NDArray[np.float32] | None = None
         """(h, w, 3): frames, averaged like the detail."""
         self.steady: NDArray[np.float32] | None = None
@@ -124,7 +129,7 @@ class Trust:
         assert self.seen is not None
         assert self.steady is not None
         assert self.resting is not None
-        seen, steady = (_moved(values, origin) for values in (self.seen, self.steady))
+        seen, steady = (self._move(values, origin, np.empty_like(values)) for values in (self.seen, self.steady))
         off, noise = (self._levels(now, values) for values in (seen, steady))
         quiet = cv2.erode(carry.still.astype(np.uint8), _SEEN_AT_ONCE)
         resting = np.where(quiet, np.minimum(self.resting, _RESTS + _SETTLES - 1) + 1, 0).astype(np.uint8)
@@ -148,10 +153,28 @@ def _share(most: float, change: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.float32(most) * np.asarray(cv2.exp(-(change**2)), np.float32)
 
 
-def _moved(values: NDArray[np.float32], origin: NDArray[np.float32]) -> NDArray[np.float32]:
-    """For each pixel the value at the place that it comes from, cubically: linear interpolation would blur what is
-    carried through many frames."""
-    return np.asarray(cv2.remap(values, origin, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+class Mover:
+    """Takes each pixel from the place that it comes from. Linear interpolation would blur what is carried through many
+    frames, and cubic alone would sharpen it. Serves one thread."""
+
+    def __init__(self, height: int, width: int) -> None:
+        """Of at most so many pixels at once, for which memory is kept."""
+        self._linear = np.empty((height, width, 3), np.float32)
+        self._places = np.empty((height, width, 2), np.int16), np.empty((height, width), np.uint16)
+
+    def __call__(
+        self, values: NDArray[np.float32], origin: NDArray[np.float32], out: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """values: (h, w, 3). origin: (rows, columns, 2), x and y of places in them; beyond the edge lies what is at it.
+        Returns `out`, (rows, columns, 3)."""
+        rows = len(origin)
+        whole, parts = self._places[0][:rows], self._places[1][:rows]
+        cv2.convertMaps(origin, _NO_MAP, cv2.CV_16SC2, dstmap1=whole, dstmap2=parts)
+        linear = self._linear[:rows]
+        for interpolation, target in ((cv2.INTER_CUBIC, out), (cv2.INTER_LINEAR, linear)):
+            cv2.remap(values, whole, parts, interpolation, dst=target, borderMode=cv2.BORDER_REPLICATE)
+        cv2.addWeighted(out, _CUBIC, linear, 1 - _CUBIC, 0, dst=out)
+        return out
 
 
 def _blended(before: NDArray[np.float32], now: NDArray[np.float32], kept: NDArray[np.float32]) -> NDArray[np.float32]:

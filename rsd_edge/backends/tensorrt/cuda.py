@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rsd_edge.errors import BackendError, MissingDependencyError
+from rsd_edge.machine import l4t_release
 
 _MIB = 1 << 20
 
@@ -44,7 +45,7 @@ class Cuda:
         except ImportError as error:
             raise MissingDependencyError(
                 f"TensorRT engines need cuda-python, which cannot be imported ({error}); "
-                "run: pip install 'rsd-edge[tensorrt]'"
+                f"run: pip install 'rsd-edge[{'jetson' if l4t_release() else 'tensorrt'}]'"
             ) from error
         self._api: Any = runtime
         self._made = ExitStack()
