@@ -116,6 +116,12 @@ def test_subtitles_without_an_end_are_left_out_aloud(tmp_path: Path) -> None:
     assert note not in whole.notes
 
 
+def test_a_part_before_the_first_picture(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(times=range(6400, 6400 + 8 * 512, 512), audio=("aac",)))
+    with pytest.raises(InputError, match=r"has no frame in 0\.2 s from 0 s; take more"):
+        upscale(source, "b.mkv", duration=0.2)
+
+
 def test_a_part_between_two_frames(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mkv", Recipe(times=(0, 512, 12800)))
     with pytest.raises(InputError, match=r"has no frame in 0\.2 s from 0\.5 s; take more"):

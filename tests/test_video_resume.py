@@ -8,14 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 from video_clips import Recipe, cubic, make, read
@@ -26,7 +22,6 @@ from rsd_edge.frames import PixelT
 from rsd_edge.specs import TileSpec
 from rsd_edge.stream.atomic import is_disk_full
 from rsd_edge.video import segments as segments_module
-from rsd_edge.video.threads import Prefetch, Sink
 
 FRAMES = 20
 SETTINGS = VideoSettings(segment_frames=4)
@@ -345,39 +340,3 @@ def test_segments_are_the_same_whatever_the_codec(source: Path, codec: str, monk
     VideoUpscaler(again, settings)(source, target)
     assert again.calls == FRAMES - 6
     assert read(target).hashes == read(other).hashes
-
-
-def test_queues_are_bounded_and_pass_errors_on() -> None:
-    taken = []
-
-    def numbers() -> Generator[int, None, None]:
-        for number in range(100):
-            taken.append(number)
-            yield number
-
-    ahead = Prefetch(numbers(), 2)
-    time.sleep(0.2)
-    assert len(taken) <= 4
-    assert next(iter(ahead)) == 0
-    ahead.close()
-    assert len(taken) < 8
-
-    def broken() -> Generator[int, None, None]:
-        yield 1
-        raise OSError("unplugged")
-
-    failing = Prefetch(broken(), 2)
-    with pytest.raises(OSError, match="unplugged"):
-        list(failing)
-
-    def refuse(item: int) -> None:
-        raise ValueError(f"no room for {item}")
-
-    sink: Sink[int] = Sink(refuse, 1)
-    sink.put(0)
-    time.sleep(0.1)
-    with pytest.raises(ValueError, match="no room for 0"):
-        sink.put(1)
-    with pytest.raises(ValueError, match="no room for 0"):
-        sink.finish()
-    assert np.all([not thread.name.startswith("rsd-edge-") for thread in threading.enumerate() if thread.is_alive()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +21,7 @@ from rsd_edge.live.blend import FilmAverage
 from rsd_edge.live.trust import Carry
 from rsd_edge.resample import AreaReduction
 from rsd_edge.video import journal
+from rsd_edge.video.journal import Segment, WorkFolder
 from rsd_edge.video.steady import Steadier
 
 Photo = Callable[[int, int], NDArray[np.uint8]]
@@ -154,6 +157,47 @@ def test_large_states_are_kept_once_a_minute(tmp_path: Path, monkeypatch: pytest
     assert not (folder / ".rsd-edge-1.part").exists()
     assert VideoUpscaler(Textured(), settings)(source, target).new_frames == 10
     assert read(target).hashes == read(tmp_path / "whole.mkv").hashes
+
+
+def work_folder(folder: Path) -> WorkFolder:
+    return WorkFolder(folder / "b.mkv", {"threads": 1, "input": {}, "settings": {}, "engine": {}, "encoder": {}})
+
+
+def piece(work: WorkFolder) -> Segment:
+    work.next_file().write_bytes(b"1234")
+    return Segment(work.next_file().name, 4, 4, ((4, 0, True),), 4)
+
+
+def test_what_a_run_goes_on_from_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with work_folder(tmp_path) as work:
+        work.save_state({"detail": np.arange(3)})
+        for _ in range(3):  # behind the first, none is kept, as if they were large
+            work.commit(piece(work))
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "savez", full)
+            with pytest.raises(OutputError, match="the disk is full"):
+                work.save_state({"detail": np.arange(4)})
+    with work_folder(tmp_path) as work:
+        assert work.rewind()["detail"].tolist() == [0, 1, 2]
+        assert len(work.segments) == 1
+
+
+def test_a_line_that_does_not_fit_is_told_and_forgotten(tmp_path: Path) -> None:
+    with work_folder(tmp_path) as work:
+        work.commit(piece(work))
+        size, unlimited = (work.path / "journal.jsonl").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, unlimited[1]))
+        try:
+            with pytest.raises(OutputError, match=r"cannot write .*b\.mkv"):
+                work.commit(piece(work))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (tmp_path / ".b.mkv.rsd-edge" / "journal.jsonl").stat().st_size == size
+    with work_folder(tmp_path) as work:
+        assert len(work.segments) == 1
 
 
 def test_a_run_stopped_after_its_last_piece_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,8 @@ class WorkFolder:
         """Of the encoder: those that the run began with, on however many cores it goes on."""
         make_folder(self.path)
         try:
-            self._journal: IO[bytes] = open(self.path / "journal.jsonl", "a+b")  # noqa: SIM115 (held until close)
+            # Held until close. Without a buffer, in which a line that did not fit would stay and fail again.
+            self._journal = open(self.path / "journal.jsonl", "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise output_error(self.path, error) from error
         try:
@@ -109,8 +110,9 @@ class WorkFolder:
             return
         self._state_time = now
         segments = len(self.segments) + 1
+        going_on = self.resumable
         for old in self._states():
-            if old < len(self.segments):
+            if old != going_on:  # which is what there is to go on from until the new one is there
                 self._state_path(old).unlink()
         with atomic_file(self._state_path(segments)) as file:
             np.savez(file, **dict(state))  # type: ignore[arg-type]
@@ -193,7 +195,7 @@ class WorkFolder:
     def _load(self, header: dict[str, Any]) -> None:
         self._journal.seek(0)
         lines, good = [], 0
-        for line in self._journal:
+        for line in self._journal.readall().splitlines(keepends=True):
             try:
                 entry = json.loads(line)
             except ValueError:
@@ -236,10 +238,10 @@ class WorkFolder:
             )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        position = self._journal.seek(0, os.SEEK_END)
+        position, rest = self._journal.seek(0, os.SEEK_END), f"{json.dumps(entry)}\n".encode()
         try:
-            self._journal.write(f"{json.dumps(entry)}\n".encode())
-            self._journal.flush()
+            while rest:
+                rest = rest[self._journal.write(rest) :]
             os.fsync(self._journal.fileno())
         except OSError as error:
             self._forget(position)

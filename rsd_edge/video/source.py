@@ -236,8 +236,8 @@ def _clip(
     time_base = stream.time_base or Fraction(1, 1000)
     shift, begin, end = _range(container, time_base, settings)
     wanted = [time for time in times.known if (begin is None or time >= begin) and (end is None or time < end)]
-    if begin is not None and not wanted and times.known:
-        if max(times.known) >= begin:
+    if not wanted and times.known:
+        if begin is None or max(times.known) >= begin:
             raise InputError(f"{path} has no frame in {settings.duration:g} s from {settings.start:g} s; take more")
         length = float((max(times.known) - min(times.known)) * time_base)
         raise InputError(f"{path} has no frame after {settings.start:g} s: it is {length:.2f} s long; lower --start")

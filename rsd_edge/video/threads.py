@@ -99,10 +99,11 @@ class Sink(Generic[T]):
 
     def _work(self) -> None:
         while True:
+            ending = self._finished.is_set()  # before the look into the queue: what is put last comes before it
             try:
                 item = self._queue.get(timeout=_TICK)
             except queue.Empty:
-                if self._finished.is_set():
+                if ending:
                     return
                 continue
             try:

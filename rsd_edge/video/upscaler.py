@@ -293,7 +293,8 @@ def _buffers(size: tuple[int, int], dtype: np.dtype[Any]) -> queue.Queue[NDArray
 
 
 def _check_room(plan: _Plan, work: WorkFolder, kept_bytes: int) -> tuple[str, ...]:
-    """A note if the disk may become full. Raises OutputError if it surely will.
+    """A note if the disk may become full. Raises OutputError if it surely will: what a film takes is a rough guess, and
+    little where it hardly changes, but what a run goes on from is not.
 
     kept_bytes: for each pixel of a frame, to go on from.
     """
@@ -306,7 +307,7 @@ def _check_room(plan: _Plan, work: WorkFolder, kept_bytes: int) -> tuple[str, ..
     words = (
         f"about {_size(predicted)} expected and {_size(predicted + kept)} on the way, {_size(free)} free in {folder}"
     )
-    if free < missing + kept:
+    if free < kept:
         raise OutputError(f"cannot write {work.target}: {words}; free some space or choose another folder")
     return (f"{words}: this may not fit",) if free < missing + kept + predicted else ()
 
