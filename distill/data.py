@@ -212,15 +212,12 @@ class _RankBatches(Sampler[Sequence[int]]):
 
 
 class TrainingData(Iterator[Batch]):
-    """Endless batches of one rank. `next_sample` is all that a resumed run needs to go on with the same samples."""
+    """Endless batches of one rank."""
 
     def __init__(self, dataset: CropDataset, workers: int, sampler: _RankBatches) -> None:
-        self.next_sample = sampler.first
-        """Of all ranks: how many samples they have taken together, once each has taken its batch."""
         self.skipped: dict[str, str] = {}
         """Images that could not be used so far, and why."""
         self._total = len(dataset.entries)
-        self._stride = sampler.batch * sampler.ranks
         self._batches = iter(
             DataLoader(
                 _BatchDataset(dataset),
@@ -240,7 +237,6 @@ class TrainingData(Iterator[Batch]):
         batch: Batch | InputError = next(self._batches)
         if isinstance(batch, InputError):
             raise batch
-        self.next_sample += self._stride
         for name, reason in batch.skipped:
             if name not in self.skipped:
                 self.skipped[name] = reason
@@ -264,7 +260,8 @@ def training_batches(
     """Endless batches of `batch` samples for one of several ranks, from `first_sample` on.
 
     The ranks' batches of one iteration are together the batch of one process whose batch is `ranks` times as large.
-    A resumed run passes `next_sample` of the run that it goes on with. Raises InputError if no image can be used.
+    A run that goes on passes the number of samples that all ranks have taken together. Raises InputError if no image
+    can be used.
     """
     dataset = CropDataset(config, crop, seed)
     dataset[first_sample]

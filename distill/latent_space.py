@@ -19,7 +19,8 @@ class LatentSpace(nn.Module):
     """What a student stage needs of an autoencoder."""
 
     recompute: bool = False
-    """Trade time for memory in `detail` (`rsd_edge.models.recompute`)."""
+    """Trade time for memory in `detail` (`rsd_edge.models.recompute`), where the decoder is the published one: the
+    compact one is small."""
 
     @abstractmethod
     def encode(self, x0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:

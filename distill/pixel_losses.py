@@ -22,6 +22,7 @@ from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
 
+PIXEL_WEIGHTS = ("lpips_weight", "pixel_weight", "chroma_weight", "tone_weight", "flat_weight", "lattice_weight")
 SHIFT = 16
 """Pixels of random shift of the LPIPS window."""
 LARGEST_ZOOM = 2.0

@@ -63,8 +63,16 @@ class RunLog:
             self._scalars.setdefault(name, []).append(value.detach())
 
     def flush(self, iteration: int, seconds: float) -> dict[str, float]:
-        """Write the means since the last flush, and return them."""
-        means = {name: round(float(torch.stack(values).mean()), 5) for name, values in self._scalars.items()}
+        """Write the means since the last flush, and return them. Steps of fp16 that overflowed, and were skipped, are
+        counted instead."""
+        means: dict[str, float] = {}
+        for name, values in self._scalars.items():
+            every = torch.stack(values)
+            finite = every[every.isfinite()]
+            if len(finite):
+                means[name] = round(float(finite.mean()), 5)
+            if len(finite) < len(every):
+                means[f"{name}_overflows"] = len(every) - len(finite)
         self._scalars.clear()
         self._write({"iteration": iteration, "seconds": round(seconds, 1), **means}, "train", means)
         return means
@@ -81,7 +89,7 @@ class RunLog:
     def _write(self, row: Mapping[str, Any], group: str, scalars: Mapping[str, float]) -> None:
         if self.folder is None or self._board is None:
             return
-        line = json.dumps({"stage": self.stage, **row})
+        line = json.dumps({"stage": self.stage, **row}, allow_nan=False)
         log.info("%s", line)
         path = self.folder / LOG_FILE
         try:

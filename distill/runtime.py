@@ -23,7 +23,7 @@ class Runtime:
 
     def __init__(self, device: str | None = None, precision: str = "fp32") -> None:
         wanted = _checked(device)
-        if wanted.index is not None:
+        if wanted.type == "cuda" and wanted.index is not None:
             torch.cuda.set_device(wanted)  # kernels launch on the current one
         # Buffers are equal everywhere: they are constants, but for batch normalisation, which one process trains.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
@@ -84,7 +84,7 @@ def _checked(device: str | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index is not None):
         raise InputError(f"device '{device}' is not known; choose cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not (chosen.index or 0) < torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} are here" if torch.cuda.is_available() else "PyTorch sees none"

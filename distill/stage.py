@@ -6,7 +6,7 @@ import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -63,8 +63,13 @@ class Stage(ABC):
     """What one stage trains and how. Subclasses call `train_network` and `add_optimizer` in their constructor."""
 
     name: str
+    unused: tuple[str, ...] = ()
+    """Settings that this stage has no use for, refused if they are set: they would change nothing, in silence."""
 
     def __init__(self, config: DistillConfig, stage: StageConfig, runtime: Runtime | None) -> None:
+        for field in fields(stage):
+            if field.name in self.unused and getattr(stage, field.name) != field.default:
+                raise InputError(f"stage {self.name} has no use for {self.name}.{field.name}; leave it out")
         self.config = config
         self.stage = stage
         self.runtime = runtime or Runtime(precision=config.precision)

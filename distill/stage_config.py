@@ -18,7 +18,7 @@ _AT_LEAST_1 = ("iterations", "batch", "accumulate", "log_every", "validate_every
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. Loss weights that a stage does not use stay 0."""
+    """One stage of training. A stage refuses settings that it has no use for."""
 
     iterations: int = 1000
     batch: int = 16
@@ -37,7 +37,8 @@ class StageConfig:
     clip: float | None = 1.0
     """Gradient norm above which gradients are scaled down; None never does."""
     recompute: bool = False
-    """Activation checkpointing: about a third more time, for a fraction of the memory."""
+    """Activation checkpointing of generators and of the published decoder: about a third more time, for a fraction of
+    the memory."""
     lpips_weight: float = 0.0
     lpips: str = "squeeze"
     """squeeze (comes with the package), or alex or vgg (by the package lpips)."""

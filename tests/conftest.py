@@ -205,16 +205,22 @@ def tiny_config(tiny_model: ModelSpec, hr_photos: Path, tmp_path: Path) -> Calla
     from rsd_edge.distill.config import DistillConfig
     from rsd_edge.distill.data_config import DataConfig
     from rsd_edge.distill.stage_config import StageConfig, StudentConfig
+    from rsd_edge.distill.stages.autoencoder import AutoencoderStage
+    from rsd_edge.distill.stages.student import StudentStage
+    from rsd_edge.distill.stages.teacher import TeacherStage
 
     def make(precision: str = "fp32", **settings: Any) -> DistillConfig:
         common = {"iterations": 2, "batch": 2, "warmup": 1, "lr": 1e-3, "lr_final": 0.05, "betas": (0.9, 0.99)}
         common |= {"lpips_weight": 1.0, "lpips_windows": True, "log_every": 1, "clip": 1.0, **settings}
         known = {field.name for field in fields(StageConfig)}
-        stage = StageConfig(**{name: value for name, value in common.items() if name in known})
+        given = {name: value for name, value in common.items() if name in known}
+        stage = StageConfig(**{name: given[name] for name in given if name not in AutoencoderStage.unused})
+        teacher = StageConfig(**{name: given[name] for name in given if name not in TeacherStage.unused})
         # Only the losses that a test asks for, not those of the paper's recipe.
-        student = StudentConfig(**{"distill_weight": 0.0, "gan_weight": 0.0, **common})
+        others = {name: value for name, value in common.items() if name not in StudentStage.unused}
+        student = StudentConfig(**{"distill_weight": 0.0, "gan_weight": 0.0, **others})
         data = DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=0, val_crops=2)
-        stages = {"autoencoder": stage, "teacher": stage, "student": student, "finetune": student}
+        stages = {"autoencoder": stage, "teacher": teacher, "student": student, "finetune": student}
         return DistillConfig(tiny_model, str(tmp_path / "run"), 7, precision, data=data, **stages)
 
     return make

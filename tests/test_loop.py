@@ -24,7 +24,9 @@ from rsd_edge.distill.roles import stage_weights
 from rsd_edge.distill.snapshot import STATE_FILE, read_state
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, TrainingDivergedError, Validation
 from rsd_edge.distill.stage_config import StageConfig
+from rsd_edge.distill.stages.autoencoder import AutoencoderStage
 from rsd_edge.distill.stages.student import StudentStage
+from rsd_edge.distill.stages.teacher import TeacherStage
 from rsd_edge.errors import InputError, ModelError, OutputError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -288,6 +290,24 @@ def test_weights_that_overflow_are_not_saved(tiny_config: MakeConfig) -> None:
     with pytest.raises(TrainingDivergedError, match="weights of 'student' are not finite after iteration 2"):
         train(stage)
     assert read_state(state_path(config))["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value"),
+    [
+        (AutoencoderStage, "recompute", True),
+        (TeacherStage, "lpips_weight", 2.0),
+        (TeacherStage, "lpips_windows", False),
+        (StudentStage, "latent_noise", 0.1),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(
+    tiny_config: MakeConfig, stage: type[Stage], name: str, value: object
+) -> None:
+    config = tiny_config()
+    settings = replace(getattr(config, stage.name), **{name: value})
+    with pytest.raises(InputError, match=f"stage {stage.name} has no use for {stage.name}.{name}; leave it out"):
+        stage(replace(config, **{stage.name: settings}))  # type: ignore[call-arg]
 
 
 def test_a_diverged_run_goes_on_with_the_lower_rate(tiny_config: MakeConfig) -> None:

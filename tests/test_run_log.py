@@ -54,6 +54,20 @@ def test_rows_hold_means_and_reach_both_files(tmp_path: Path) -> None:
     assert (strip[:, 6:] == 255).all()
 
 
+def test_steps_that_overflowed_are_counted_and_not_averaged(tmp_path: Path) -> None:
+    with RunLog(tmp_path, "student", 0) as run_log:
+        for value in (1.0, float("inf"), 2.0):
+            run_log.add({"gradient": torch.tensor(value)})
+        run_log.flush(3, 1.0)
+        run_log.add({"gradient": torch.tensor(float("nan"))})
+        run_log.flush(4, 2.0)
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert rows == [
+        {"stage": "student", "iteration": 3, "seconds": 1.0, "gradient": 1.5, "gradient_overflows": 1},
+        {"stage": "student", "iteration": 4, "seconds": 2.0, "gradient_overflows": 1},
+    ]
+
+
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with RunLog(None, "teacher", 0) as run_log:

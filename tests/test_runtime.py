@@ -27,7 +27,7 @@ def test_the_precision_is_that_of_autocast(precision: str, dtype: str) -> None:
     assert runtime.scaler().is_enabled() == (precision == "fp16")
 
 
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "meta", "cpu:0", "cuda:99"])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     with pytest.raises(InputError, match=f"device '{device}'"):
         Runtime(device)

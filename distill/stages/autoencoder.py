@@ -28,6 +28,7 @@ class AutoencoderStage(Stage):
     """z0 = Enc(x0); x0_hat = bicubic(y0) + Dec(z0 + noise, y0); stem(y0) -> Enc(bicubic(y0))."""
 
     name = "autoencoder"
+    unused = ("recompute",)
 
     def __init__(self, config: DistillConfig, runtime: Runtime | None = None) -> None:
         super().__init__(config, config.autoencoder, runtime)

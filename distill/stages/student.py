@@ -58,6 +58,7 @@ class StudentStage(Stage):
     """L = w_distill L_theta + pixel losses of Dec(G(z_T, T, eps)) + w_gan L_GAN; f_phi takes K steps for each of G."""
 
     name = "student"
+    unused = ("latent_noise",)
     stage: StudentConfig
 
     def __init__(

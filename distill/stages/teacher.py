@@ -12,6 +12,7 @@ from rsd_edge.distill.diffusion import ResidualDiffusion
 from rsd_edge.distill.latent_space import EdgeLatentSpace
 from rsd_edge.distill.objectives import teacher_loss
 from rsd_edge.distill.perceptual import LpipsSqueeze
+from rsd_edge.distill.pixel_losses import PIXEL_WEIGHTS
 from rsd_edge.distill.roles import EDGE_LATENT, autoencoder_checkpoint, channels_last, load_part
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
@@ -24,6 +25,7 @@ class TeacherStage(Stage):
     """Trains the generator without noise channel on ||f(z_t, t, y0) - z0||^2, t uniform."""
 
     name = "teacher"
+    unused = ("latent_noise", "lpips", "lpips_windows", *PIXEL_WEIGHTS)
 
     def __init__(self, config: DistillConfig, runtime: Runtime | None = None) -> None:
         super().__init__(config, config.teacher, runtime)
