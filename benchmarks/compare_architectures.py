@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from score_engine import TestSet, origin, score
+from made_from import configuration
+from origin import origin
+from score_engine import TestSet, score
 
 from rsd_edge import SuperResolver
 from rsd_edge.bench.cost import convolution_flops
@@ -33,8 +35,6 @@ from rsd_edge.stream.atomic import write_json
 
 BASE = "as configured"
 TILE = 64
-PLACES = ("data.train=", "data.val=", "run_dir=", "roles.")
-"""Settings that say where something lies on this machine."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def main(
             continue
         stages = stage_settings(ROWS[name], work, work / folder_name(name))
         made_from = {
-            stage: [item for item in (*shared, *settings) if not item.startswith(PLACES)]
+            stage: configuration(load_config(find_config(model), [*shared, *settings]))
             for stage, settings in stages.items()
         }
         row = known.get(name, {"made_from": None, "sets": {}})

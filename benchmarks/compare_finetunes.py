@@ -12,11 +12,14 @@ the same test sets, and runs in --work resume, so the same command goes on after
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from score_engine import TestSet, origin, score
+from made_from import configuration
+from origin import origin
+from score_engine import TestSet, score
 
 from rsd_edge import SuperResolver
 from rsd_edge.bundle import resolve_engine
@@ -35,8 +38,6 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "no discriminator": ("finetune.gan_weight=0.0",),
 }
 """Settings of each row, beside the shipped configuration of the model."""
-PLACES = ("data.train=", "data.val=")
-"""Where photographs lie on this machine."""
 
 
 def common(model: str, iterations: int, train: Path, val: Path) -> list[str]:
@@ -77,14 +78,15 @@ def main(
     for name in (UNTRAINED, *(chosen or CHANGES)):
         trained = name != UNTRAINED
         settings = [*common(model, iterations, train, val), *CHANGES[name]] if trained else []
-        made_from = {"start": start, "settings": [item for item in settings if not item.startswith(PLACES)]}
+        config = load_config(find_config(model), settings)
+        made_from = {"start": start, "configuration": configuration(config)} if trained else {"start": start}
         row = known.get(name, {"made_from": None, "sets": {}})
         if row["made_from"] == made_from and row["sets"].keys() == {test_set for test_set, _, _ in sets}:
             continue
         engine = model
         if trained:
             run = work / name.replace(" ", "-")
-            engine = str(run_stage("finetune", load_config(find_config(model), [*settings, f"run_dir={run}"])))
+            engine = str(run_stage("finetune", replace(config, run_dir=str(run))))
         known[name] = {"made_from": made_from, "changed": CHANGES.get(name, ()), "sets": _scores(engine, sets)}
         write_json(json_path, document)
         click.echo(f"{name}: {json.dumps(known[name]['sets'])}")

@@ -20,8 +20,6 @@ latent term, so N has none there either.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import json
 import logging
 import time
 import zlib
@@ -32,7 +30,9 @@ from typing import Any
 
 import click
 import torch
-from safetensors.torch import load_file, save_file
+from made_from import digest
+from origin import origin
+from safetensors.torch import load_file, save
 from score_engine import Scores, TestSet, score
 from torch import Tensor
 
@@ -46,9 +46,8 @@ from rsd_edge.distill.roles import stage_weights
 from rsd_edge.distill.stage import EncodedBatch
 from rsd_edge.distill.stages import prepare_torch
 from rsd_edge.distill.stages.student import StudentStage
-from rsd_edge.machine import cpu_name
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint
-from rsd_edge.stream.atomic import make_folder
+from rsd_edge.stream.atomic import atomic_file, make_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +82,14 @@ def rows(gan_weight: float, distill_weights: tuple[float, ...] = ()) -> list[Row
     ]
 
 
-def digest(*parts: Any) -> str:
-    """Stands for all that something was made from."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
 def pairs_path(work: Path, config: DistillConfig, teacher: str, samples: int) -> Path:
     """Where pairs are kept; teacher: digest of its file."""
     data = dict(plain(config)["data"])
     for name in ("val", "val_lr", "val_crops", "workers", "cache_mb"):
         del data[name]
-    made_from = digest(teacher, data, config.crop_of(config.student), config.seed)
+    space = config.roles.autoencoder.weights
+    space = hashlib.blake2b(Path(space).read_bytes()).hexdigest() if space else ""
+    made_from = digest(teacher, space, data, config.crop_of(config.student), config.seed)
     return work / f"pairs-{samples}-{made_from}.safetensors"
 
 
@@ -147,7 +143,9 @@ def _encode(path: Path, config: DistillConfig, teacher: Checkpoint, samples: int
             for name, tensor in zip(found, (*pixels, z0, z_y), strict=True):
                 found[name].append(tensor.contiguous())
     log.info("encoded %d pairs", 16 * len(found["z0"]))
-    save_file({name: torch.cat(tensors)[:samples].contiguous() for name, tensors in found.items()}, path)
+    tensors = {name: torch.cat(tensors)[:samples].contiguous() for name, tensors in found.items()}
+    with atomic_file(path) as file:
+        file.write(save(tensors))
 
 
 def _alone(config: DistillConfig) -> DistillConfig:
@@ -203,11 +201,8 @@ def report(
     student = base.student
     same = ("iterations", "batch", "lr", "fake_lr", "fake_steps", "betas", "ema", "lpips_weight")
     return {
-        "machine": {
-            "cpu": cpu_name(),
-            "threads": torch.get_num_threads(),
-            "torch": importlib.metadata.version("torch"),
-        },
+        **origin(),
+        "threads": torch.get_num_threads(),
         "model": base.model.name,
         "same_for_all": {**{name: getattr(student, name) for name in same}, "pairs": pairs},
         "batches": "the students' are the same in all rows; fake models take fake_steps more an iteration",
@@ -265,6 +260,8 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     settings = [f"student.iterations={iterations}", f"data.train={train_from}", f"data.val={val}", *overrides]
     base = load_config(find_config(config), settings)
+    if samples < base.student.batch:
+        raise click.BadParameter(f"{samples} are fewer than one batch of {base.student.batch}", param_hint="--samples")
     prepare_torch(base)
     teacher = load_checkpoint(teacher_path)
     teacher_file = hashlib.blake2b(teacher_path.read_bytes()).hexdigest()
@@ -284,7 +281,7 @@ def main(
                 figures["sets"] = scored(stage_weights(config, "student"), sets)
             results.setdefault(row.name, []).append({"seed": seed, **figures})
             document = report(results, base, teacher, samples)
-            json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            write_json(json_path, document)
             click.echo(f"{row.name}, seed {seed}: LPIPS {figures['lpips_squeeze']}, PSNR-Y {figures['psnr_y']}")
 
 

@@ -8,7 +8,6 @@ Every row upsamples the same LR images with the decoder that its stage was train
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from origin import origin
 from torch import Tensor
 
 from rsd_edge.distill.diffusion import ResidualDiffusion
@@ -27,6 +27,7 @@ from rsd_edge.evaluate.catalogue import METRICS
 from rsd_edge.evaluate.folder import evaluate_folders
 from rsd_edge.frames import SCALE, DetailCompositor, Region, to_model
 from rsd_edge.models.checkpoint import load_checkpoint
+from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import MAX_PIXELS, read_image, write_image
 
@@ -95,8 +96,8 @@ def main(run: Path, regression: Path | None, lq: Path, ref: Path, json_path: Pat
             scores = evaluate_folders(Path(folder), ref, lq=lq)
         rows[name] = {metric: scores.mean(metric) for metric in METRICS}
         click.echo(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in rows[name].items()))
-    document = {"lr": lq.name, "images": len(images_in(lq)), "rows": rows}
-    json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    document = {**origin(), "lr": lq.name, "images": len(images_in(lq)), "rows": rows}
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

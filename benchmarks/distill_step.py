@@ -11,9 +11,7 @@ random weights: what they cost does not depend on them.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import json
 import multiprocessing
 import resource
 import statistics
@@ -26,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from origin import origin
 
 from rsd_edge.cli.distill import find_config
-from rsd_edge.machine import cpu_name
+from rsd_edge.stream.atomic import write_json
 
 LOSSES = ("fake", "discriminator", "distill", "gan", "lpips")
 
@@ -160,9 +159,9 @@ def report(ours: dict[str, Any], plain: dict[str, Any], job: Job) -> dict[str, A
     """Both variants side by side."""
     fastest = {name: min(which["seconds"]) for name, which in (("ours", ours), ("plain", plain))}
     settings = {name: value for name, value in asdict(job).items() if name != "plain"}
-    versions = {name: importlib.metadata.version(name) for name in ("rsd-edge", "torch")}
     return {
-        "machine": {"cpu": cpu_name(), "threads": job.threads, "versions": versions},
+        **origin(),
+        "threads": job.threads,
         "settings": settings,
         "seconds": {"ours": ours["seconds"], "plain": plain["seconds"]},
         "times_as_fast": round(fastest["plain"] / fastest["ours"], 3),
@@ -195,7 +194,7 @@ def main(json_path: Path, **options: Any) -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         ours, plain = (pool.apply(measure, (replace(job, plain=plain),)) for plain in (False, True))
     document = report(ours, plain, job)
-    json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_json(json_path, document)
     click.echo(f"{document['times_as_fast']} times as fast; peak memory {document['peak_mb']}")
     for name, spent in sorted(document["breakdown_seconds"]["ours"].items(), key=lambda item: -item[1]):
         click.echo(f"{name}: {spent:.3f} s, plain {document['breakdown_seconds']['plain'].get(name, 0):.3f} s")

@@ -20,9 +20,11 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
+from origin import origin
 
-from rsd_edge import SuperResolver, __version__
+from rsd_edge import SuperResolver
 from rsd_edge.frames import SCALE
+from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import MAX_PIXELS, read_image
 from rsd_edge.tiling import AxisPlan, plan_tiles
@@ -103,11 +105,10 @@ def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
 def main(engine: str, precision: str, side: int, sets: tuple[tuple[str, str, str], ...], json_path: Path) -> None:
     """Measure, print and store."""
-    document = {"rsd_edge": __version__, "engine": f"{engine} {precision}", "tile": side}
+    document = {**origin(), "engine": f"{engine} {precision}", "tile": side}
     document["sets"] = {name: measure(engine, precision, side, Path(lq), Path(ref)) for name, lq, ref in sets}
-    text = json.dumps(document, indent=1)
-    click.echo(text)
-    json_path.write_text(text + "\n", encoding="utf-8")
+    click.echo(json.dumps(document["sets"], indent=1))
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

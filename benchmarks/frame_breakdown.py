@@ -9,7 +9,6 @@ is still in the caches, as they do in use.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tempfile
 from collections import defaultdict
@@ -19,15 +18,16 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
+from origin import origin
 
-from rsd_edge import SuperResolver, __version__
+from rsd_edge import SuperResolver
 from rsd_edge.bench.stages import AROUND, ENGINE, stage_clock
 from rsd_edge.bench.timing import Times, time_runs
 from rsd_edge.bundle import shipped_engines
 from rsd_edge.frames import SCALE, bicubic_x4
-from rsd_edge.machine import cpu_name
 from rsd_edge.opencv import cv2
 from rsd_edge.specs import Precision
+from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.images import read_image, write_image
 from rsd_edge.tiling import TilePlan, plan_tiles
 
@@ -93,11 +93,9 @@ def main(
     """Measure, print and store."""
     cv2.setNumThreads(threads)  # of its own, for the comparison and for tall shares of a tile
     document: dict[str, Any] = {
-        "machine": cpu_name(),
+        **origin(),
         "engine": f"{engine} {precision} onnxruntime",
         "threads": threads,
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python")}
-        | {"rsd_edge": __version__},
         "frames": {},
     }
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=threads, tile=tile) as resolver:
@@ -107,7 +105,7 @@ def main(
             stages = measure(resolver, width, height, rounds)
             document["frames"][name] = describe(plan) | {"ms_per_output_megapixel": stages}
             click.echo(f"{name}: {json.dumps(document['frames'][name], indent=1)}")
-    json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ without dropping, with and without reuse, in the tiles that a run has by itself 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
@@ -22,8 +21,9 @@ import av
 import click
 import numpy as np
 from numpy.typing import NDArray
+from origin import origin
 
-from rsd_edge import SuperResolver, __version__
+from rsd_edge import SuperResolver
 from rsd_edge.live.clock import SystemClock
 from rsd_edge.live.frames import LiveFrame
 from rsd_edge.live.path import LivePath
@@ -32,8 +32,9 @@ from rsd_edge.live.runner import LiveRunner, RunLimits
 from rsd_edge.live.settings import StreamSettings
 from rsd_edge.live.sinks import NullSink
 from rsd_edge.live.statistics import Statistics
-from rsd_edge.machine import cpu_name, usable_cores
+from rsd_edge.machine import usable_cores
 from rsd_edge.opencv import cv2
+from rsd_edge.stream.atomic import write_json
 
 Image = NDArray[np.uint8]
 SIZES = ((160, 90), (240, 134), (320, 180), (480, 270), (640, 360))
@@ -168,15 +169,13 @@ def main(
 ) -> None:
     """Measure, print and store."""
     document: dict[str, Any] = {
-        "machine": cpu_name(),
+        **origin(),
         "cores": usable_cores(),
         "threads": threads,
         "engine": f"{engine} {precision} onnxruntime",
         "note": note,
         "load_before": round(os.getloadavg()[0], 2),
         "command": " ".join(["python", "-P", "benchmarks/live.py", *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python", "av")}
-        | {"rsd_edge": __version__},
         "rate": RATE,
         "sizes": [],
         "reuse": {},
@@ -201,7 +200,7 @@ def main(
                 rows = reuse([usual, smaller], film)
                 document["reuse"][name] = {"size": film[0].shape[1::-1], "frames": len(film), "rows": rows}
                 click.echo(json.dumps(document["reuse"][name]))
-    json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ leaves the times of a report as they are.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import multiprocessing
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,17 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from origin import origin
 from processes import Runs, Subject, Workers
 
-from rsd_edge import __version__
 from rsd_edge.backends import open_engine
+from rsd_edge.bench import environment
 from rsd_edge.bench.cost import convolution_flops
-from rsd_edge.bench.memory import METHOD, peak_megabytes
+from rsd_edge.bench.memory import METHOD, one_process, peak_megabytes
 from rsd_edge.bench.peaks import convolution_peak
 from rsd_edge.bench.timing import Run, Times
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, resolve_engine
-from rsd_edge.machine import cpu_name
 from rsd_edge.specs import ModelSpec, Precision, PublishedArchitecture, TileSpec
+from rsd_edge.stream.atomic import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,11 +224,11 @@ def measure_memory(threads: int, folder: Path) -> dict[str, Any]:
             assert found is not None
             megabytes.setdefault(subject, {})[label] = found
             click.echo(f"{subject:20} {label:10} {found:7} MB")
-    return {"method": METHOD, "versions": versions(), "peak_mb": megabytes}
+    return {"method": METHOD, "versions": environment.versions(), "peak_mb": megabytes}
 
 
-def write_graphs(folder: Path, threads: int, queue: Any) -> None:
-    """Graphs and their inputs into `folder`, and the GFLOP of each part into the queue; in a process that ends."""
+def write_graphs(folder: Path, threads: int) -> dict[str, float]:
+    """Graphs and their inputs into `folder`; the GFLOP of each part."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -243,18 +242,13 @@ def write_graphs(folder: Path, threads: int, queue: Any) -> None:
         flops[PARTS[name]] = counter.get_total_flops() / 1e9
         np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in inputs.items()})
     export_parts(parts, folder)
-    queue.put({**flops, WHOLE: sum(flops.values())})
+    return {**flops, WHOLE: sum(flops.values())}
 
 
 def make_graphs(threads: int, folder: Path) -> dict[str, float]:
-    """Write them, and return the GFLOP of each part."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    writer = context.Process(target=write_graphs, args=(folder, threads, queue))
-    writer.start()
-    gflop: dict[str, float] = queue.get()
-    writer.join()
-    return gflop
+    """Write them in a process that ends with its memory, and return the GFLOP of each part."""
+    with one_process() as pool:
+        return pool.apply(write_graphs, (folder, threads))
 
 
 def measure(threads: int, rounds: int, folder: Path, gflop: Mapping[str, float]) -> dict[str, Any]:
@@ -286,12 +280,6 @@ def measure(threads: int, rounds: int, folder: Path, gflop: Mapping[str, float])
     return {"peak_gflop_per_s": round(peak, 1), "rows": rows}
 
 
-def versions() -> dict[str, str]:
-    """Of what was measured."""
-    packages = ("torch", "onnxruntime", "openvino", "numpy")
-    return {name: importlib.metadata.version(name) for name in packages} | {"rsd_edge": __version__}
-
-
 def edge_gflop(subject: str) -> float:
     """Of a shipped engine, by its label."""
     name, precision = subject.split()
@@ -313,11 +301,10 @@ def main(threads: int, rounds: int, json_path: Path, note: str, memory_only: boo
             document = json.loads(json_path.read_text(encoding="utf-8"))
         else:
             document = {
-                "machine": cpu_name(),
+                **origin(),
                 "threads": threads,
                 "tile": TILE,
                 "note": note,
-                "versions": versions(),
                 **measure(threads, rounds, folder, gflop),
             }
         document["memory"] = measure_memory(threads, folder)
@@ -326,7 +313,7 @@ def main(threads: int, rounds: int, json_path: Path, note: str, memory_only: boo
             f"{row['runtime']:20} {row['part']:10} {row['ms']['median']:9.1f} ms {row['gflop']:8.2f} GFLOP "
             f"{row['gflop_per_s']:7.1f} GFLOP/s {row['share_of_fp32_peak']:5.0%} of the fp32 peak"
         )
-    json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,22 @@ Rows that the JSON file holds already, of the same engine, are kept: a long run 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
+from origin import origin
 
-from rsd_edge import SuperResolver, __version__
-from rsd_edge.bench import environment
+from rsd_edge import SuperResolver
 from rsd_edge.bench.peer import NcnnPeer, peer_identity, peer_name
 from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY, identity_of
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.evaluate.catalogue import METRICS
 from rsd_edge.evaluate.folder import evaluate_folders
-from rsd_edge.machine import cpu_name
 from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.discovery import images_in
@@ -59,16 +55,6 @@ def score(enlarge: Enlarge, lq: Path, ref: Path, other_seed: Enlarge | None = No
     return row | ({"seed_std": float(np.mean(deviations))} if deviations else {})
 
 
-def origin() -> dict[str, Any]:
-    """How a report is made: version, command, machine, packages."""
-    return {
-        "rsd_edge": __version__,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "machine": cpu_name(),
-        "versions": environment.versions(),
-    }
-
-
 def markdown(name: str, row: Scores) -> str:
     """One line of a table: METRICS in their order, empty where no image has a value."""
     cells = ["" if (value := row[key]) is None else f"{value:.{2 if key == 'psnr_y' else 3}f}" for key in METRICS]
@@ -81,15 +67,16 @@ class Report:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.document |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **origin()}
+        self.document |= origin()
 
     def add(
         self, test_set: TestSet, method: str, identity: str, enlarge: Enlarge, other: Enlarge | None = None
     ) -> None:
-        """Score one method on one set, unless that is known."""
+        """Score one method on one set, unless that is known, with another seed if there is one."""
         name, lq, ref = test_set
         rows = self.document.setdefault("sets", {}).setdefault(name, {})
-        if rows.get(method, {}).get("identity") != identity:
+        row = rows.get(method, {})
+        if row.get("identity") != identity or (other is not None and "seed_std" not in row):
             rows[method] = {"identity": identity, **score(enlarge, lq, ref, other)}
             write_json(self._path, self.document)
         click.echo(markdown(f"{name}: {method}", rows[method]))

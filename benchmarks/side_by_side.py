@@ -19,17 +19,15 @@ Quality is no part of it: other weights of the same graphs change no time. `tabl
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
+from origin import origin
 from processes import Subject, Workers
 from published_networks import WHOLE, make_graphs
 from side_by_side_runs import (
@@ -53,7 +51,6 @@ from rsd_edge.bench.quality import BICUBIC
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import Times
 from rsd_edge.bundle import resolve_engine, shipped_engines, shipped_precisions
-from rsd_edge.machine import cpu_name
 from rsd_edge.specs import Backend, Precision
 from rsd_edge.stream.atomic import check_target, make_folder, write_json
 
@@ -213,17 +210,6 @@ def measure(
     }
 
 
-def origin(load: float | None) -> dict[str, Any]:
-    """When, how and where. load: before anything was started."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "machine": cpu_name(),
-        "load": {"before": load},
-        "versions": environment.versions(),
-    }
-
-
 @click.command()
 @click.option("--peer", type=click.Path(path_type=Path, exists=True), help="A .param of ncnn with its .bin beside it.")
 @click.option("--threads", default=2, show_default=True)
@@ -234,7 +220,7 @@ def main(peer: Path | None, threads: int, rounds: int, slow_rounds: int, json_pa
     """Measure, print and store."""
     make_folder(json_path.parent)
     check_target(json_path)
-    about = origin(environment.load())
+    about = {**origin(), "load": {"before": environment.load()}}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         compared = dict(methods(make_graphs(threads, folder)[WHOLE], peer))

@@ -18,7 +18,6 @@ that is as sharp can be expected to be steadier. LPIPS and PSNR-Y are of every f
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable
 from itertools import islice, pairwise
@@ -29,14 +28,15 @@ import av
 import click
 import numpy as np
 from numpy.typing import NDArray
+from origin import origin
 
-from rsd_edge import SuperResolver, __version__
+from rsd_edge import SuperResolver
 from rsd_edge.bench.peer import NcnnPeer
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.evaluate.metrics import psnr_y
 from rsd_edge.frames import SCALE, bicubic_x4
-from rsd_edge.machine import cpu_name
 from rsd_edge.opencv import cv2
+from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.images import read_image
 
 Image = NDArray[np.uint8]
@@ -179,15 +179,16 @@ def main(
 ) -> None:
     """Measure, print and store."""
     known = json.loads(json_path.read_text(encoding="utf-8")) if json_path.is_file() else {}
+    settings = {"engine": f"{engine} {precision} onnxruntime", "width": width, "start": start, "frames": frames}
+    for name, value in settings.items():
+        if known and known[name] != value:
+            raise click.ClickException(
+                f"{json_path} has rows with {name} {known[name]}, not {value}; take another file"
+            )
     document: dict[str, Any] = {
-        "machine": cpu_name(),
-        "engine": f"{engine} {precision} onnxruntime",
+        **origin(),
+        **settings,
         "peer": peer[0].name.partition(".")[0] if peer else known.get("peer"),
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python")}
-        | {"rsd_edge": __version__},
-        "width": width,
-        "start": start,
-        "frames": frames,
         "films": known.get("films", {}),
     }
     network, lpips = NcnnPeer(*peer, 2) if peer else None, LpipsMetric(threads=2)
@@ -209,7 +210,7 @@ def main(
                 rows[method] = motion.measure(results, base) | closeness(results, originals, lpips)
             document["films"][name] = {"still_share": round(float(motion.still.mean()), 3), "methods": rows}
             click.echo(f"{name} {json.dumps(document['films'][name], indent=1)}")
-            json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")  # what there is so far
+            write_json(json_path, document)  # what there is so far
 
 
 if __name__ == "__main__":

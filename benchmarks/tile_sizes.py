@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from origin import origin
 
-from rsd_edge import __version__
 from rsd_edge.bench.subjects import Wish, tile_run
 from rsd_edge.bench.timing import Effort, take_turns
 from rsd_edge.bundle import resolve_engine, shipped_engines
-from rsd_edge.machine import cpu_name
 from rsd_edge.specs import Backend, Precision
+from rsd_edge.stream.atomic import write_json
 
 BARE = 64
 SIDES = (64, 96, 128, 160, 208, 256)
@@ -50,14 +50,12 @@ def measure(model: str, threads: int, rounds: int) -> dict[str, Any]:
 def main(threads: int, rounds: int, json_path: Path) -> None:
     """Measure, print and store."""
     document = {
-        "machine": cpu_name(),
+        **origin(),
         "threads": threads,
-        "rsd_edge": __version__,
         "tiles": {model: measure(model, threads, rounds) for model in shipped_engines()},
     }
-    text = json.dumps(document, indent=1)
-    click.echo(text)
-    json_path.write_text(text + "\n", encoding="utf-8")
+    click.echo(json.dumps(document["tiles"], indent=1))
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ along what moves, and each by itself.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tempfile
 import time
@@ -27,12 +26,14 @@ import av
 import click
 import numpy as np
 from numpy.typing import NDArray
+from origin import origin
 
-from rsd_edge import SuperResolver, VideoSettings, VideoUpscaler, __version__
+from rsd_edge import SuperResolver, VideoSettings, VideoUpscaler
 from rsd_edge.bundle import shipped_engines
 from rsd_edge.frames import SCALE
-from rsd_edge.machine import cpu_name, usable_cores
+from rsd_edge.machine import usable_cores
 from rsd_edge.specs import Precision
+from rsd_edge.stream.atomic import write_json
 from rsd_edge.tiling import TileReader, plan_tiles
 
 _TURN = 12
@@ -211,12 +212,11 @@ def main(
 ) -> None:
     """Measure, print and store."""
     document: dict[str, Any] = {
-        "machine": cpu_name(),
+        **origin(),
         "cores": usable_cores(),
         "threads": threads,
         "note": note,
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime", "opencv-python", "av")}
-        | {"rsd_edge": __version__, "ffmpeg": av.ffmpeg_version_info},
+        "ffmpeg": av.ffmpeg_version_info,
         "engines": {},
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +234,7 @@ def main(
                 found = measure(load, clip, frames, settings)
                 document["engines"][f"{name} {precision} onnxruntime, {temporal}"] = found
                 click.echo(f"{name}, {temporal}: {json.dumps(found)}")
-    json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(json_path, document)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from compare_architectures import BASE, ROWS, common, folder_name, stage_settings
+from made_from import configuration
 from training_tables import architectures_table
 
 from rsd_edge.cli.distill import find_config
@@ -53,3 +54,12 @@ def test_the_table_has_a_row_for_each_size() -> None:
     lines = architectures_table({"rows": {BASE: row}}).splitlines()
     assert lines[0].startswith("| sizes | GFLOP a tile |")
     assert lines[2] == "| as configured | 1.64 | 0.3149 / 24.05 / 3.51 / 10.2 |"
+
+
+def test_a_row_is_made_from_its_configuration_and_not_from_places(tmp_path: Path) -> None:
+    def made_from(*settings: str) -> str:
+        return configuration(load_config(find_config("edge-n"), list(settings)))
+
+    one = made_from(f"data.train={tmp_path}", f"run_dir={tmp_path}/a", "roles.teacher.weights=a", "threads=1")
+    assert one == made_from("data.train=elsewhere", "run_dir=b", "roles.teacher.weights=b", "threads=2")
+    assert one != made_from("finetune.lr=1e-5")

@@ -79,10 +79,9 @@ def test_figures_are_of_all_runs_that_count() -> None:
 def test_a_run_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["/anywhere/python3.11", "benchmarks/side_by_side.py", "--peer", "a file.param", "--rounds", "3"]
     monkeypatch.setattr(sys, "orig_argv", words)
-    found = side_by_side.origin(1.25)
+    found = side_by_side.origin()
     assert found["command"] == "python benchmarks/side_by_side.py --peer 'a file.param' --rounds 3"
     assert datetime.fromisoformat(found["date"]).utcoffset() == timedelta(0)
-    assert found["load"] == {"before": 1.25}
     assert found["versions"] == environment.versions()
 
 

@@ -17,7 +17,7 @@ SAME = ("cpu", "cores", "features", "architecture", "l4t", "power")
 
 _PACKAGES = (
     "numpy", "opencv-python", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
-    "torch", "ncnn",
+    "torch", "ncnn", "av",
 )  # fmt: skip
 _CPUS = Path("/sys/devices/system/cpu")
 _SUPPLIES = Path("/sys/class/power_supply")
