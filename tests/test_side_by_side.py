@@ -9,6 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import side_by_side
+import tables
+from processes import Subject
 from sleeping import sleeping
 
 from rsd_edge.bench import environment
@@ -18,12 +21,6 @@ from rsd_edge.specs import Precision
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 REPORTS = Path(BENCHMARKS) / "reports"
-sys.path.insert(0, BENCHMARKS)
-import side_by_side  # noqa: E402
-import tables  # noqa: E402
-from processes import Subject  # noqa: E402
-
-sys.path.remove(BENCHMARKS)
 
 
 def method(seconds: float, *, slow: bool = False, precision: str | None = None) -> side_by_side.Method:
