@@ -4,9 +4,10 @@
         --json benchmarks/reports/fidelity-edge-s.json
 
 - *seam ratio*: mean gradient across the borders of tiles (the three columns or rows of steps where a cross-fade begins,
-  has its middle and ends) over the mean gradient elsewhere; beside it the same places in the result of one tile, which
-  tells how much of it is what the pictures show there.
-- *colour shift*: difference between the means of result and input, by channel, in grey levels.
+  has its middle and ends) over the mean gradient elsewhere; beside it the same places in the result of one tile, and in
+  the reference, which tell how much of it is what the pictures show there.
+- *colour shift*: difference between the means of result and input, by channel, in grey levels; its correlation, over
+  images and channels, with what would take the input's mean to that of the reference.
 - *bias*: difference between the means of result and reference, and of input and reference, which tells a correction
   from an error; channels in the order BGR.
 """
@@ -60,7 +61,7 @@ def seam_ratio(images: list[Image], axes: list[tuple[AxisPlan, AxisPlan]]) -> fl
     """Over all images."""
     pairs = [gradients(image, plan) for image, plan in zip(images, axes, strict=True)]
     at, elsewhere = (np.concatenate([pair[i] for pair in pairs]) for i in range(2))
-    return float(at.mean() / elsewhere.mean())
+    return round(float(at.mean() / elsewhere.mean()), 4)
 
 
 def means(images: list[Image]) -> NDArray[np.float64]:
@@ -73,7 +74,7 @@ def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict
     found = images_in(lq)
     inputs = [read_image(path, MAX_PIXELS) for path in found]
     by_stem = {path.stem: path for path in images_in(ref)}
-    references = means([read_image(by_stem[path.stem], MAX_PIXELS) for path in found])
+    originals = [read_image(by_stem[path.stem], MAX_PIXELS) for path in found]
     results = {}
     for name, tile in (("tiled", side), ("whole", WHOLE)):
         with SuperResolver.load(engine, precision=precision, backend="onnxruntime", tile=tile) as enlarge:
@@ -81,18 +82,21 @@ def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict
             if name == "tiled":
                 plans = [plan_tiles(*image.shape[:2], enlarge.engine.tile) for image in inputs]
     axes = [(plan.y, plan.x) for plan in plans]
-    before, after = means(inputs), means(results["tiled"])
-    moved = after - before
+    before, after, references = means(inputs), means(results["tiled"]), means(originals)
+    moved, wrong = after - before, before - references
     return {
         "images": len(inputs),
-        "seam_ratio": round(seam_ratio(results["tiled"], axes), 4),
-        "same_places_in_one_tile": round(seam_ratio(results["whole"], axes), 4),
+        "seam_ratio": seam_ratio(results["tiled"], axes),
+        "same_places_in_one_tile": seam_ratio(results["whole"], axes),
+        "same_places_in_the_reference": seam_ratio(originals, axes),
         "colour_shift_mean": [round(float(value), 3) for value in moved.mean(0)],
         "colour_shift_mean_of_images": round(float(np.abs(moved).mean()), 3),
+        "colour_shift_median_of_images": round(float(np.median(np.abs(moved))), 3),
         "colour_shift_largest": round(float(np.abs(moved).max()), 3),
+        "correlation_with_correction": round(float(np.corrcoef(moved.ravel(), -wrong.ravel())[0, 1]), 3),
         "bias_mean": [round(float(value), 3) for value in (after - references).mean(0)],
-        "input_bias_mean": [round(float(value), 3) for value in (before - references).mean(0)],
-        "input_from_reference": round(float(np.abs(before - references).mean()), 3),
+        "input_bias_mean": [round(float(value), 3) for value in wrong.mean(0)],
+        "input_from_reference": round(float(np.abs(wrong).mean()), 3),
         "result_from_reference": round(float(np.abs(after - references).mean()), 3),
     }
 

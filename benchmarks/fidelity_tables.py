@@ -14,8 +14,10 @@ def seams_table(reports: Iterable[dict[str, Any]]) -> str:
     for report in reports:
         for name, row in report["sets"].items():
             tiled, whole = row["seam_ratio"], row["same_places_in_one_tile"]
-            rows.append([name, report["engine"], *(number(value, 3) for value in (tiled, whole, tiled / whole))])
-    return table(["set", "engine", "at borders / elsewhere", "the same in one tile", "quotient"], rows)
+            ratios = (row["same_places_in_the_reference"], whole, tiled, tiled / whole)
+            rows.append([name, report["engine"], *(number(value, 3) for value in ratios)])
+    places = ("in the reference", "in one tile", "in tiles")
+    return table(["set", "engine", *(f"borders / elsewhere {where}" for where in places), "tiles / one tile"], rows)
 
 
 def colour_table(reports: Iterable[dict[str, Any]]) -> str:
@@ -25,11 +27,13 @@ def colour_table(reports: Iterable[dict[str, Any]]) -> str:
         for name, row in report["sets"].items():
             signed = [_rgb(row[key]) for key in ("colour_shift_mean", "input_bias_mean", "bias_mean")]
             sizes = ("colour_shift_mean_of_images", "input_from_reference", "result_from_reference")
-            cells = [number(row[key], 2) for key in sizes]
-            rows.append([name, report["engine"], *signed, *cells, number(row["colour_shift_largest"], 1)])
+            cells = [number(row[key], 2) for key in (*sizes, "colour_shift_median_of_images")]
+            largest, correlation = number(row["colour_shift_largest"], 1), number(row["correlation_with_correction"], 2)
+            rows.append([name, report["engine"], *signed, *cells, largest, correlation])
     pairs = ("result - input", "input - reference", "result - reference")
     head = [f"{kind}{pair}" for kind in ("", "absolute ") for pair in pairs]
-    return table(["set", "engine", *head, "largest result - input"], rows)
+    shift = "result - input"
+    return table(["set", "engine", *head, f"median {shift}", f"largest {shift}", "correlation with correction"], rows)
 
 
 def _rgb(means: list[float]) -> str:

@@ -128,7 +128,9 @@ def _fidelity(reports: list[dict[str, Any]]) -> Iterator[Goal]:
         engine, sets = report["engine"], report["sets"]
         quotient = max(row["seam_ratio"] / row["same_places_in_one_tile"] for row in sets.values())
         ratios = [row["seam_ratio"] for row in sets.values()]
+        originals = [row["same_places_in_the_reference"] for row in sets.values()]
         raw = f"{sum(ratio <= 1.02 for ratio in ratios)} of {len(sets)} sets; {min(ratios):.3f} to {max(ratios):.3f}"
+        raw += f" (the photographs themselves: {min(originals):.3f} to {max(originals):.3f})"
         yield Goal(f"{engine}: gradients at borders of tiles to elsewhere at most 1.02", raw, max(ratios) <= 1.02)
         title = f"{engine}: the same over that at the same places of one tile"
         yield Goal(title, f"at most {quotient:.3f}", quotient <= 1.02)
