@@ -11,7 +11,7 @@ PEER_GFLOP = 9.9
 """Of a 64x64 tile, two operations a multiply-add."""
 PEER_TIMES = f"{PEER} ncnn"
 CONTROLS = ("regression", "vsd", "sinsr")
-MADE_OF_PHOTOS = ("pan", "still")
+MADE_OF_PHOTOS = ("pan", "creep", "still")
 """Films that are not."""
 
 

@@ -4,7 +4,7 @@
         --peer realesr-general-x4v3.ncnn.param realesr-general-x4v3.ncnn.bin
 
 Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph,
-*still* one that does not.
+*creep* one that moves by a quarter of an input pixel in each frame, *still* one that does not.
 Two figures of steadiness, in grey levels of luma:
 
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
@@ -32,10 +32,12 @@ from origin import origin
 
 from rsd_edge import SuperResolver
 from rsd_edge.bench.peer import NcnnPeer
+from rsd_edge.bundle import resolve_engine
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.evaluate.metrics import psnr_y
 from rsd_edge.frames import SCALE, bicubic_x4
 from rsd_edge.opencv import cv2
+from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.images import read_image
 
@@ -44,7 +46,7 @@ Plane = NDArray[np.float32]
 FILMS = ("bbb_480p_30s", "intel_bottle", "intel_car", "intel_one-by-one-person")
 PHOTO = Path(__file__).parents[1] / "assets" / "reference" / "foliage.jpg"
 PAN = (128, 90)
-STEPS = {"pan": 6, "still": 0}
+STEPS = {"pan": 6, "creep": 1, "still": 0}
 """Pixels of the photograph by which the window moves in each frame."""
 _COMPARED = slice(None, None, 4)
 _AGREE = 4.0
@@ -179,11 +181,18 @@ def main(
 ) -> None:
     """Measure, print and store."""
     known = json.loads(json_path.read_text(encoding="utf-8")) if json_path.is_file() else {}
-    settings = {"engine": f"{engine} {precision} onnxruntime", "width": width, "start": start, "frames": frames}
+    settings = {
+        "engine": f"{engine} {precision} onnxruntime",
+        "digest": resolve_engine(engine, Precision(precision)).digest,
+        "width": width,
+        "start": start,
+        "frames": frames,
+    }
     for name, value in settings.items():
-        if known and known[name] != value:
+        if known and known.get(name) != value:
+            old = known.get(name)
             raise click.ClickException(
-                f"{json_path} has rows with {name} {known[name]}, not {value}; take another file"
+                f"{json_path} has rows of {name} {old}, not {value}; delete it or take another file"
             )
     document: dict[str, Any] = {
         **origin(),

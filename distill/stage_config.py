@@ -18,7 +18,8 @@ _AT_LEAST_1 = ("iterations", "batch", "accumulate", "log_every", "validate_every
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. A stage refuses settings that it has no use for."""
+    """One stage of training. A stage refuses settings that it can have no use for; those of a loss without weight do
+    nothing."""
 
     iterations: int = 1000
     batch: int = 16

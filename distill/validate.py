@@ -48,6 +48,6 @@ def lattice_figures(detail: Tensor) -> dict[str, float]:
     for name, period in (("lattice", 4), ("lattice8", 8)):
         phases = torch.nn.functional.pixel_unshuffle(inner, period)
         variance, mean = phases.var(dim=(0, 2, 3)), phases.mean(dim=(0, 2, 3))
-        spread = (variance.max() - variance.min()) / variance.mean()
+        spread = (variance.max() - variance.min()) / variance.mean().clamp_min(1e-12)  # a flat detail has none
         figures |= {f"{name}_spread": round(float(spread), 3), f"{name}_mean": round(float(mean.std(correction=0)), 3)}
     return figures

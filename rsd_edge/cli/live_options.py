@@ -178,8 +178,10 @@ def _sinks(
         from rsd_edge.live.address import Address
         from rsd_edge.live.server import PageSink
 
-        page = PageSink(Address.parse(options["serve"], options["serve_token"]), source, statistics)
-        click.echo(f"watch at {page.url}", err=True)
+        address = Address.parse(options["serve"], options["serve_token"])
+        page = PageSink(address, source, statistics)
+        elsewhere = " (from elsewhere: this machine's address instead of 127.0.0.1)" if address.everywhere else ""
+        click.echo(f"watch at {page.url}{elsewhere}", err=True)
         sinks.append(page)
     if not sinks:
         raise InputError("nowhere to put the frames; give -o FILE, -o FOLDER, -o null, --window or --serve 8080")

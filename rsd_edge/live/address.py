@@ -41,9 +41,14 @@ class Address:
             token = secrets.token_urlsafe(_TOKEN_BYTES)
         return cls(host, int(port), token)
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is served under all addresses of this machine."""
+        return self.host in ("0.0.0.0", "::")
+
     def url(self, port: int) -> str:
-        """What to open in a browser, once the port is known."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        """What to open in a browser here, once the port is known."""
+        host = "127.0.0.1" if self.everywhere else self.host
         name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{port}/" + (f"?token={quote(self.token)}" if self.token else "")
 

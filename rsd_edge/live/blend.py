@@ -84,9 +84,10 @@ class FilmAverage:
             part, scratch = _enlarged(region), self._scratch
             base, detail = self._base.base(pixels, region), self._spare[part]
             scratch.fill(region, places, share, change)
-            own, moved = scratch.detail[: len(base)], scratch.moved[: len(base)]
+            own, moved = scratch.detail[: len(base)], before[part]
             cv2.subtract(result[part], base, dst=own, dtype=cv2.CV_32F)
-            self._move(before, scratch.places, out=moved)
+            if carry.flow[max(0, region.y0 - _PAD) : region.y1 + _PAD].any():
+                moved = self._move(before, scratch.places, out=scratch.moved[: len(base)])
             cv2.blendLinear(moved, own, scratch.share, WEIGHT - scratch.share, dst=detail)
             cv2.add(base, cv2.add(detail, scratch.change, dst=own), dst=out[part], dtype=self._depth)
         self._detail, self._spare = self._spare, before
