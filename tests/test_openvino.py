@@ -141,12 +141,13 @@ def test_the_shipped_model_in_int8_agrees_with_onnx_runtime_and_with_fp32(edge_s
     int8 = resolve_engine("edge-s", Precision.INT8)
     with OpenVinoEngine(int8.graph_path, int8.spec, 1) as engine:
         run(engine, lq, noise, detail)
-    for bundle in (int8, edge_s):
+    # Roundings average out over the tiles, a scale does not: 0.5 % measured between the runtimes. Against fp32 the
+    # detail of these corners is 1.0 % weaker in ONNX Runtime as well.
+    for bundle, tolerance in ((int8, 0.008), (edge_s, 0.015)):
         expected = run(OnnxRuntimeEngine(bundle.graph_path, bundle.spec, 1), lq, noise, np.empty_like(detail))
         assert 50 < psnr(detail, expected) < 70  # above, it would not be INT8 that ran
-        # Roundings average out over the tiles, a scale does not: 0.5 % measured.
         gain = float(np.vdot(detail, expected) / np.vdot(expected, expected))
-        assert gain == pytest.approx(1, abs=0.008)
+        assert gain == pytest.approx(1, abs=tolerance)
 
 
 @pytest.mark.parametrize(("n", "h", "w"), [(1, 48, 48), (3, 34, 50)])
