@@ -35,7 +35,7 @@ def model_goals(reports: dict[str, Any]) -> list[Goal]:
         ),
         *_objectives(reports["objectives"]["rows"]),
         *_fidelity([reports[f"fidelity-{model}"] for model in ("edge-s", "edge-n")]),
-        *_steadiness([reports["temporal"], reports["temporal-edge-s"]]),
+        *_steadiness([[reports[f"temporal{model}{start}"] for start in ("", "-60")] for model in ("", "-edge-s")]),
     ]
 
 
@@ -149,15 +149,22 @@ def _colour(title: str, sets: Rows, key: str) -> Goal:
     return Goal(title, f"{count} of {len(sets)} sets; most on {most}: {shifts[most]:.3f}", count == len(sets))
 
 
-def _steadiness(reports: list[dict[str, Any]]) -> Iterator[Goal]:
+def _steadiness(models: list[list[dict[str, Any]]]) -> Iterator[Goal]:
+    """models: of each, the reports of its stretches of the films."""
     ways = (
         ("fixed noise, detail blended", "files of video (--temporal blend)"),
         ("fixed noise", "cameras, unless told to blend"),
     )
-    for (method, way), report in itertools.product(ways, reports):
-        films = [film["methods"] for name, film in report["films"].items() if name not in MADE_OF_PHOTOS]
+    for (method, way), reports in itertools.product(ways, models):
+        films = [
+            film["methods"]
+            for report in reports
+            for name, film in report["films"].items()
+            if name not in MADE_OF_PHOTOS
+        ]
         ratios = [rows[method]["warped_error"] / rows["bicubic"]["warped_error"] for rows in films]
-        said = f"{sum(ratio <= 1.1 for ratio in ratios)} of {len(ratios)} films; {min(ratios):.2f} to {max(ratios):.2f}"
+        met = sum(ratio <= 1.1 for ratio in ratios)
+        said = f"{met} of {len(ratios)} stretches; {min(ratios):.2f} to {max(ratios):.2f}"
         said += f", mean {sum(ratios) / len(ratios):.2f}"
-        engine = report["engine"].rpartition(" ")[0]
+        engine = reports[0]["engine"].rpartition(" ")[0]
         yield Goal(f"{engine}, {way}: warped error at most 1.1 of bicubic's", said, max(ratios) <= 1.1)

@@ -87,7 +87,7 @@ def test_and_every_goal_can_be_met() -> None:
             row |= {"seam_ratio": 1.02, "same_places_in_one_tile": 1.02, "same_places_in_the_reference": 1.0}
             row |= {"colour_shift_mean_of_images": 0.5, "result_from_reference": 0.5}
             row |= {"colour_shift_mean": [0.5, -0.5, 0.0], "bias_mean": [0.5, -0.5, 0.0]}
-    for name in ("temporal", "temporal-edge-s"):
+    for name in ("temporal", "temporal-60", "temporal-edge-s", "temporal-edge-s-60"):
         for film in reports[name]["films"].values():
             for row in film["methods"].values():
                 row["warped_error"] = 1.0
