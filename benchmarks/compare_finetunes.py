@@ -45,7 +45,7 @@ def common(model: str, iterations: int, train: Path, val: Path) -> list[str]:
     return [
         f"finetune_from={model}", "seed=1", f"data.train={train}", f"data.val={val}",
         f"finetune.iterations={iterations}", "finetune.lr=3.0e-4", "finetune.warmup=20", "finetune.gan_start=50",
-        "finetune.lpips_weight=1.0",  # of the weights that ship now it is 2, and what was found here
+        "finetune.lpips_weight=1.0",  # the configuration has 2, which these rows led to
     ]  # fmt: skip
 
 
