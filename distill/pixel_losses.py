@@ -16,6 +16,7 @@ from rsd_edge.distill.pixel_objectives import (
     lattice_loss,
     phase_moments,
     pixel_loss,
+    retoned,
     tone_loss,
 )
 from rsd_edge.distill.randomness import Randomness
@@ -110,7 +111,7 @@ class PixelCriterion:
             scalars["chroma"] = chroma_loss(image, target).mean()
             loss = loss + stage.chroma_weight * scalars["chroma"]
         if stage.tone_weight:
-            scalars["tone"] = tone_loss(image, target).mean()
+            scalars["tone"] = tone_loss(image, retoned(target, base)).mean()
             loss = loss + stage.tone_weight * scalars["tone"]
         if stage.flat_weight:
             scalars["flat"] = flat_loss(image, target).mean()

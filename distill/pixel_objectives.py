@@ -45,6 +45,17 @@ def tone_loss(image: Tensor, target: Tensor) -> Tensor:
     return per_sample_mean(functional.avg_pool2d(error, window).square())
 
 
+def retoned(target: Tensor, base: Tensor) -> Tensor:
+    """The target with the mean colour of `base`, by sample. Same shape.
+
+    Noise and compression move an input's mean colour by about a level. A network that puts that right for a crop does
+    so from what such inputs are like on average, and somebody who compares its result with the input sees a cast.
+    Within the crop the target's areas keep their differences.
+    """
+    target, base = target.float(), base.float()
+    return target + (base - target).mean(dim=(2, 3), keepdim=True)
+
+
 FLAT_WINDOW = 9
 FLAT_DEVIATION = 4 / 127.5
 """Local deviation of the target, four grey levels, at which an area counts 1 / e as much as a perfectly flat one."""

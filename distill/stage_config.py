@@ -49,7 +49,8 @@ class StageConfig:
     chroma_weight: float = 0.0
     """Weight of the squared error of the colour differences."""
     tone_weight: float = 0.0
-    """Weight of the squared error of averages over squares of 32 pixels, brightness and colour of areas."""
+    """Weight of the squared error of averages over squares of 32 pixels, brightness and colour of areas, against
+    the target with the input's mean colour."""
     flat_weight: float = 0.0
     """Weight of the distance from the target's local mean in flat areas."""
     lattice_weight: float = 0.0

@@ -14,7 +14,7 @@ from rsd_edge.distill.objectives import (
     teacher_loss,
     vsd_loss,
 )
-from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, tone_loss
+from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, retoned, tone_loss
 from rsd_edge.schedule import ResidualSchedule
 
 SHAPE = (3, 4, 5, 6)
@@ -217,6 +217,13 @@ def test_tone_loss_sees_areas_and_no_detail() -> None:
     shifted[1, 0, :32, 32:] += 0.2  # one of three channels in one of four squares
     close(tone_loss(shifted, target), torch.tensor([0.0, 0.2**2 / 12]))
     close(tone_loss(torch.ones(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)), torch.ones(1))
+
+
+def test_a_retoned_target_has_the_mean_colour_of_the_input_and_its_own_areas() -> None:
+    target, base = normal(3, 2, 3, 64, 64), normal(4, 2, 3, 64, 64)
+    result = retoned(target, base)
+    close(result.mean(dim=(2, 3)), base.mean(dim=(2, 3)))
+    close(result - result.mean(dim=(2, 3), keepdim=True), target - target.mean(dim=(2, 3), keepdim=True))
 
 
 def noise(seed: int) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.distill.pixel_losses import SHIFT, PixelCriterion, random_window, zoom_window
-from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, tone_loss
+from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, retoned, tone_loss
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
@@ -70,7 +70,8 @@ def test_the_criterion_is_the_weighted_sum(lpips: LpipsSqueeze) -> None:
     loss = PixelCriterion(stage, lpips, RUNTIME)(image - base, base, target, NOISE, scalars)
     distance = lpips(*zoom_window(image, target, NOISE.shared("window"))).mean()
     expected = 2 * distance + 0.5 * pixel_loss(image, target).mean() + 3 * chroma_loss(image, target).mean()
-    expected = expected + 9 * tone_loss(image, target).mean() + 0.7 * lattice_loss(phase_moments(image - base))
+    expected = expected + 9 * tone_loss(image, retoned(target, base)).mean()
+    expected = expected + 0.7 * lattice_loss(phase_moments(image - base))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)  # the image is a sum of two roundings
     assert scalars.keys() == {"lpips", "pixel", "chroma", "tone", "lattice"}
     torch.testing.assert_close(scalars["pixel"], (image - target).abs().mean(), rtol=1e-5, atol=0)
