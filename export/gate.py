@@ -25,9 +25,6 @@ Detail = NDArray[np.float32]
 GraphT = TypeVar("GraphT", covariant=True)
 
 _BATCH = 8
-SEARCH_TILES = 32
-"""Calibration tiles on which methods and layers are compared; the held-out tiles only judge the end."""
-
 _LEAST_POWER = 1e-20
 """Where zero begins: far below what float32 leaves of detail, and finite in dB."""
 _WORST_POWER = 1e20
