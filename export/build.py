@@ -216,8 +216,7 @@ def _int8(source: Source, floating: Made, folder: Path, threads: int | None, ima
     calibration = calibration_samples(source.model, images)
     graph = prepare(source.graph, folder)
     judge = Judge(source.graph, held_out_samples(source.model), opener, lpips=True)
-    # All of them, since what ranges cut off shows in few tiles: on 32, the entropy method looked best for a model that
-    # it cost 2.5 dB of detail on the held-out ones.
+    # On 32 of them, the entropy method looked best for a model that it cost 2.5 dB of detail on the held-out ones.
     compare = Judge(graph.path, calibration, opener, lpips=False)
     found = Search(Quantiser(graph, calibration, folder, int8_weight_bits()), judge, compare).run(Gate())
     parity = {**found.report["closeness"], "reference": "fp32 on held-out crops"}

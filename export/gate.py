@@ -137,14 +137,16 @@ class Search(Generic[GraphT]):
         judge: Callable[[GraphT], Closeness],
         compare: Callable[[GraphT], Closeness],
         *,
+        rank: Callable[[GraphT], Closeness] | None = None,
         precision: str = "int8",
         instead: str = "--precision fp32",
     ) -> None:
         """
-        judge: against the gate. compare: on the tiles by which methods and layers are chosen. precision: what is
-        sought. instead: options that do without.
+        judge: against the gate. compare: on the tiles by which methods are chosen; many, since what ranges cut off
+        shows in few of them. rank: on those by which layers are, which are many more than methods; None: the same.
+        precision: what is sought. instead: options that do without.
         """
-        self._make, self._judge, self._compare = make, judge, compare
+        self._make, self._judge, self._compare, self._rank = make, judge, compare, rank or compare
         self._precision, self._instead = precision, instead
 
     def run(self, gate: Gate, methods: tuple[Method, ...] = tuple(Method)) -> Quantised[GraphT]:
@@ -183,5 +185,5 @@ class Search(Generic[GraphT]):
         layers, alone = self._make.layers, {}
         for layer in layers:
             graph = self._make(method, [name for name in layers if name != layer])
-            alone[layer] = self._compare(graph).detail_snr_db
+            alone[layer] = self._rank(graph).detail_snr_db
         return dict(sorted(alone.items(), key=lambda item: item[1]))

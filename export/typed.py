@@ -28,8 +28,8 @@ from rsd_edge.export.typed_prepare import OPSET, float_activations, inferred, pr
 FP16_GATE = Gate(psnr_db=60, detail_snr_db=34, lpips=0)
 """The detail as far below the image as INT8's gate has it."""
 INT8_GATE = Gate()
-_SEARCH_BATCHES = 4
-"""Of those for calibration: methods and layers are compared on them."""
+_RANK_BATCHES = 4
+"""Of those for calibration: layers are ranked on them."""
 _INSTEAD = {"int8": "--precision fp16", "fp16": "--backend onnxruntime"}
 _ONLY_MOVE = {"Concat", "Expand", "Gather", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Their results are as exact as what they are given."""
@@ -69,8 +69,8 @@ def typed_graph(
     activations = collect(source, float_activations(source), seen)
     make = _Int8(source, activations) if precision == "int8" else _Fp16(source, activations)
     judge = _Judge(source, list(held_out) if held_out is not None else seen, peak)
-    compare = _Judge(source, seen[:_SEARCH_BATCHES], peak)
-    search = Search(make, judge, compare, precision=precision, instead=_INSTEAD[precision])
+    compare, rank = (_Judge(source, batches, peak) for batches in (seen, seen[:_RANK_BATCHES]))
+    search = Search(make, judge, compare, rank=rank, precision=precision, instead=_INSTEAD[precision])
     default = INT8_GATE if precision == "int8" else FP16_GATE
     found = search.run(gate or default, methods if precision == "int8" else _FP16_METHODS)
     report = {
