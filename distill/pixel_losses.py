@@ -60,7 +60,7 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
 
 
 class PixelCriterion:
-    """Weighted LPIPS, L1, colour-difference L1, flatness and lattice penalty."""
+    """Weighted LPIPS, L1, squared colour differences, tone, flatness and lattice penalty."""
 
     def __init__(self, stage: StageConfig, squeeze: nn.Module, runtime: Runtime) -> None:
         """squeeze: LPIPS-squeeze, which validation has in any case, on the device of the images."""

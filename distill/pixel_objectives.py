@@ -48,9 +48,9 @@ def tone_loss(image: Tensor, target: Tensor) -> Tensor:
 def retoned(target: Tensor, base: Tensor) -> Tensor:
     """The target with the mean colour of `base`, by sample. Same shape.
 
-    Noise and compression move an input's mean colour by about a level. A network that puts that right for a crop does
-    so from what such inputs are like on average, and somebody who compares its result with the input sees a cast.
-    Within the crop the target's areas keep their differences.
+    Noise and compression move an input's mean colour by up to about a level on average. A network can only guess how
+    far, from similar inputs, and somebody who compares its result with the input sees a cast. The target's areas keep
+    their differences.
     """
     target, base = target.float(), base.float()
     return target + (base - target).mean(dim=(2, 3), keepdim=True)

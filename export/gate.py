@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,6 +25,9 @@ Detail = NDArray[np.float32]
 GraphT = TypeVar("GraphT", covariant=True)
 
 _BATCH = 8
+RANK_TILES = 32
+"""Calibration tiles on which layers are ranked."""
+
 _LEAST_POWER = 1e-20
 """Where zero begins: far below what float32 leaves of detail, and finite in dB."""
 _WORST_POWER = 1e20
@@ -71,14 +74,21 @@ class Quantised(Generic[GraphT]):
 
 def closeness(result: Detail, reference: Detail, peak: float = 2.0) -> Closeness:
     """PSNR for values that span `peak`, and the power of the reference over that of the error."""
-    power = max(float(np.mean((result.astype(np.float64) - reference) ** 2)), _LEAST_POWER)
+    power = max(
+        _power(one.astype(np.float64) - other for one, other in zip(result, reference, strict=True)), _LEAST_POWER
+    )
     if not np.isfinite(power):
         power = _WORST_POWER
-    signal = max(float(np.mean(reference.astype(np.float64) ** 2)), _LEAST_POWER)
+    signal = max(_power(one.astype(np.float64) for one in reference), _LEAST_POWER)
     return Closeness(
         psnr_db=round(10 * float(np.log10(peak**2 / power)), 2),
         detail_snr_db=round(10 * float(np.log10(signal / power)), 2),
     )
+
+
+def _power(tiles: Iterable[NDArray[np.float64]]) -> float:
+    """Mean square of tiles of one size; of one at a time, since all of a calibration's take a GB in float64."""
+    return float(np.mean([np.mean(tile**2) for tile in tiles]))
 
 
 class Judge:
@@ -137,16 +147,16 @@ class Search(Generic[GraphT]):
         judge: Callable[[GraphT], Closeness],
         compare: Callable[[GraphT], Closeness],
         *,
-        rank: Callable[[GraphT], Closeness] | None = None,
+        rank: Callable[[GraphT], Closeness],
         precision: str = "int8",
         instead: str = "--precision fp32",
     ) -> None:
         """
         judge: against the gate. compare: on the tiles by which methods are chosen; many, since what ranges cut off
-        shows in few of them. rank: on those by which layers are, which are many more than methods; None: the same.
+        shows in few of them. rank: on those by which layers are; few, since there are many layers.
         precision: what is sought. instead: options that do without.
         """
-        self._make, self._judge, self._compare, self._rank = make, judge, compare, rank or compare
+        self._make, self._judge, self._compare, self._rank = make, judge, compare, rank
         self._precision, self._instead = precision, instead
 
     def run(self, gate: Gate, methods: tuple[Method, ...] = tuple(Method)) -> Quantised[GraphT]:

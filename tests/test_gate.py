@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def search(held_out: Samples, tmp_path_factory: pytest.TempPathFactory) -> Searc
     calibration = calibration_samples(MODEL).first(8)
     judge = Judge(graph.path, held_out, open_float, lpips=True)
     compare = Judge(graph.path, calibration, open_float, lpips=False)
-    return Search(Quantiser(graph, calibration, folder, weight_bits=8), judge, compare)
+    return Search(Quantiser(graph, calibration, folder, weight_bits=8), judge, compare, rank=compare)
 
 
 def test_nothing_stays_in_float_for_a_gate_that_holds(search: Search[Path]) -> None:
@@ -248,3 +248,29 @@ def test_the_contrived_layer_does_nothing_with_its_large_weight(held_out: Sample
     with open_float(contrived_graph(tmp_path / "graph.onnx")) as engine:
         engine.collect(engine.submit(held_out.lq, held_out.noise, detail))
     assert 0.01 < detail.std() < 1
+
+
+class NamedMaker:
+    """Makes names of graphs."""
+
+    layers = ("good", "bad", "last")
+
+    def __call__(self, method: Method, keep_float: Sequence[str] = ()) -> str:
+        return f"{method.value} without {' '.join(keep_float)}"
+
+
+def test_methods_are_chosen_on_many_tiles_and_layers_on_few() -> None:
+    def many(graph: str) -> Closeness:
+        assert graph.endswith("without ")
+        return Closeness(50.0, 30.0 if graph.startswith("percentile") else 20.0)
+
+    def few(graph: str) -> Closeness:
+        assert graph.startswith("percentile")
+        return Closeness(50.0, 10.0 if "bad" not in graph else 30.0)
+
+    def judge(graph: str) -> Closeness:
+        return Closeness(50.0, 40.0 if graph == "percentile without bad" else 5.0)
+
+    found = Search(NamedMaker(), judge, many, rank=few).run(Gate())
+    assert found.report["method"] == "percentile"
+    assert found.report["layers_in_float"] == ["bad"]
