@@ -4,8 +4,11 @@
         --json benchmarks/reports/fidelity-edge-s.json
 
 - *seam ratio*: mean gradient across the borders of tiles (the three columns or rows of steps where a cross-fade begins,
-  has its middle and ends) over the mean gradient elsewhere; beside it the same places in the result of one tile, and in
-  the reference, which tell how much of it is what the pictures show there.
+  has its middle and ends) over the mean gradient eight input pixels before and after them; *to all*: over all other
+  steps from one input pixel to the next. Both also at the same places in the result of one tile, and in the reference,
+  which tell how much of it is what the pictures show there. It sees steps, such as a broken cross-fade makes.
+- *off one tile*: difference of results in tiles from those in one tile, where tiles are cross-faded and elsewhere. It
+  sees what a cross-fade hides from gradients: tiles of different brightness, or texture.
 - *colour shift*: difference between the means of result and input, by channel, in grey levels; its correlation, over
   images and channels, with what would take the input's mean to that of the reference.
 - *bias*: difference between the means of result and reference, and of input and reference, which tells a correction
@@ -15,6 +18,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ from numpy.typing import NDArray
 from origin import origin
 
 from rsd_edge import SuperResolver
+from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
 from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.discovery import images_in
@@ -31,6 +38,11 @@ from rsd_edge.stream.images import MAX_PIXELS, read_image
 from rsd_edge.tiling import AxisPlan, plan_tiles
 
 Image = NDArray[np.uint8]
+
+PERIOD = 8 * SCALE
+"""Output pixels between blocks of JPEG in an input, and a multiple of the 8 after which the network's lattice repeats.
+Steps so far from a border have either as it does, and nearly the same surroundings. In a whole picture, most of what
+there is to see lies away from the edges, where there are no borders."""
 
 WHOLE = 512
 """Side of a tile that no image of the test sets exceeds."""
@@ -43,25 +55,51 @@ def seam_steps(axis: AxisPlan) -> list[int]:
     return sorted(step for step in steps if 0 < step < SCALE * axis.length)
 
 
-def gradients(image: Image, axes: tuple[AxisPlan, AxisPlan]) -> tuple[list[float], list[float]]:
-    """Mean gradients of the rows and columns of steps: at borders, and elsewhere between input pixels, because a step
-    from one input pixel to the next is larger than one within."""
-    at, elsewhere = [], []
-    for dimension, axis in enumerate(axes):
-        other = tuple(i for i in range(3) if i != dimension)
-        means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
-        places = np.array(seam_steps(axis), int) - 1
-        others = np.setdiff1d(np.arange(SCALE, SCALE * axis.length, SCALE) - 1, places)
-        at += means[places].tolist()
-        elsewhere += means[others].tolist()
-    return at, elsewhere
+@dataclass
+class Gradients:
+    """Mean gradients of rows and columns of steps."""
+
+    borders: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
+    """For each border, of the steps `PERIOD` before and after it."""
+    others: list[float] = field(default_factory=list)
+    """Of all steps from one input pixel to the next, but for borders; steps within one are smaller."""
+
+    def add(self, image: Image, axes: tuple[AxisPlan, AxisPlan]) -> None:
+        """One image and its tiles. Borders with nothing but other borders `PERIOD` away are left out."""
+        for dimension, axis in enumerate(axes):
+            other = tuple(i for i in range(3) if i != dimension)
+            means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
+            places = seam_steps(axis)
+            elsewhere = np.setdiff1d(np.arange(SCALE, SCALE * axis.length, SCALE), places)
+            self.others += means[elsewhere - 1].tolist()
+            for place in places:
+                near = elsewhere[np.abs(elsewhere - place) == PERIOD]
+                if near.size:
+                    self.borders.append(float(means[place - 1]))
+                    self.beside.append(float(means[near - 1].mean()))
 
 
-def seam_ratio(images: list[Image], axes: list[tuple[AxisPlan, AxisPlan]]) -> float:
-    """Over all images."""
-    pairs = [gradients(image, plan) for image, plan in zip(images, axes, strict=True)]
-    at, elsewhere = (np.concatenate([pair[i] for pair in pairs]) for i in range(2))
-    return round(float(at.mean() / elsewhere.mean()), 4)
+def seam_ratios(images: Iterable[Image], plans: Iterable[tuple[AxisPlan, AxisPlan]]) -> tuple[float, float]:
+    """Borders to the steps beside them, and borders to all other steps, over all images and the plan of each."""
+    found = Gradients()
+    for image, axes in zip(images, plans, strict=True):
+        found.add(image, axes)
+    if not found.borders:
+        raise InputError("no image is large enough for a border between tiles; give larger ones, or smaller --stride")
+    return tuple(round(float(np.mean(found.borders) / np.mean(steps)), 4) for steps in (found.beside, found.others))
+
+
+def faded(axes: tuple[AxisPlan, AxisPlan]) -> NDArray[np.bool_]:
+    """(4h, 4w): where two tiles or more are cross-faded."""
+    sides = []
+    for axis in axes:
+        side = np.zeros(SCALE * axis.length, bool)
+        for i in range(axis.count):
+            stop = axis.finished(i)[1]
+            side[SCALE * stop : SCALE * (stop + axis.seam(i))] = True
+        sides.append(side)
+    return sides[0][:, None] | sides[1]
 
 
 def means(images: list[Image]) -> NDArray[np.float64]:
@@ -69,26 +107,48 @@ def means(images: list[Image]) -> NDArray[np.float64]:
     return np.array([image.mean((0, 1)) for image in images])
 
 
-def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict[str, Any]:
-    """One test set."""
+def off_one_tile(tiled: list[Image], whole: list[Image], plans: list[tuple[AxisPlan, AxisPlan]]) -> dict[str, float]:
+    """Mean absolute difference of results in tiles from those in one, in grey levels, where tiles are cross-faded and
+    elsewhere: two tiles that differ in brightness, or blur each other's texture, do so there."""
+    inside, outside = [], []
+    for one, other, axes in zip(tiled, whole, plans, strict=True):
+        off, fades = np.abs(one.astype(np.int16) - other).mean(2), faded(axes)
+        inside.append(off[fades])
+        outside.append(off[~fades])
+    parts = {"off_one_tile_in_fades": inside, "off_one_tile_elsewhere": outside}
+    return {name: round(float(np.concatenate(values).mean()), 4) for name, values in parts.items()}
+
+
+def measure(engine: str, precision: str, strides: tuple[int, ...], lq: Path, ref: Path) -> dict[str, Any]:
+    """One test set; borders over all tiles, colours with the first."""
     found = images_in(lq)
     inputs = [read_image(path, MAX_PIXELS) for path in found]
     by_stem = {path.stem: path for path in images_in(ref)}
     originals = [read_image(by_stem[path.stem], MAX_PIXELS) for path in found]
-    results = {}
-    for name, tile in (("tiled", side), ("whole", WHOLE)):
-        with SuperResolver.load(engine, precision=precision, backend="onnxruntime", tile=tile) as enlarge:
-            results[name] = [enlarge(image) for image in inputs]
-            if name == "tiled":
-                plans = [plan_tiles(*image.shape[:2], enlarge.engine.tile) for image in inputs]
-    axes = [(plan.y, plan.x) for plan in plans]
-    before, after, references = means(inputs), means(results["tiled"]), means(originals)
+    load = partial(SuperResolver.load, engine, precision=precision, backend="onnxruntime")
+    with load(tile=WHOLE) as enlarge:
+        whole, halo = [enlarge(image) for image in inputs], enlarge.engine.tile.halo
+    tiled: dict[tuple[int, AxisPlan, AxisPlan], Image] = {}
+    for stride in strides:
+        with load(tile=stride + 2 * halo) as enlarge:
+            for number, image in enumerate(inputs):
+                cut = plan_tiles(*image.shape[:2], enlarge.engine.tile)
+                # Tiles share an image evenly, so that two strides may come to the same.
+                if (number, cut.y, cut.x) not in tiled:
+                    tiled[number, cut.y, cut.x] = enlarge(image)
+    plans = [(y, x) for _, y, x in tiled]
+    ratios = {
+        "": list(tiled.values()),
+        "_in_one_tile": [whole[number] for number, _, _ in tiled],
+        "_in_the_reference": [originals[number] for number, _, _ in tiled],
+    }
+    row: dict[str, Any] = {"images": len(inputs), "plans": len(plans)}
+    for where, images in ratios.items():
+        row[f"seam_ratio{where}"], row[f"seam_to_all{where}"] = seam_ratios(images, plans)
+    row |= off_one_tile(ratios[""], ratios["_in_one_tile"], plans)
+    before, after, references = means(inputs), means(ratios[""][: len(inputs)]), means(originals)
     moved, wrong = after - before, before - references
-    return {
-        "images": len(inputs),
-        "seam_ratio": seam_ratio(results["tiled"], axes),
-        "same_places_in_one_tile": seam_ratio(results["whole"], axes),
-        "same_places_in_the_reference": seam_ratio(originals, axes),
+    return row | {
         "colour_shift_mean": [round(float(value), 3) for value in moved.mean(0)],
         "colour_shift_mean_of_images": round(float(np.abs(moved).mean()), 3),
         "colour_shift_median_of_images": round(float(np.median(np.abs(moved))), 3),
@@ -104,13 +164,26 @@ def measure(engine: str, precision: str, side: int, lq: Path, ref: Path) -> dict
 @click.command()
 @click.option("--engine", default="edge-s", show_default=True)
 @click.option("--precision", default="fp32", show_default=True)
-@click.option("--tile", "side", default=64, show_default=True, help="Small, so that there are many borders.")
+@click.option(
+    "--stride",
+    "strides",
+    multiple=True,
+    default=(24, 32, 40, 48),
+    show_default=True,
+    help="Of tiles: small, so that there are many borders; several, so that they fall onto many things.",
+)
 @click.option("--set", "sets", nargs=3, multiple=True, required=True, metavar="NAME LR_DIR REF_DIR")
 @click.option("--json", "json_path", required=True, type=click.Path(path_type=Path))
-def main(engine: str, precision: str, side: int, sets: tuple[tuple[str, str, str], ...], json_path: Path) -> None:
+def main(
+    engine: str,
+    precision: str,
+    strides: tuple[int, ...],
+    sets: tuple[tuple[str, str, str], ...],
+    json_path: Path,
+) -> None:
     """Measure, print and store."""
-    document = {**origin(), "engine": f"{engine} {precision}", "tile": side}
-    document["sets"] = {name: measure(engine, precision, side, Path(lq), Path(ref)) for name, lq, ref in sets}
+    document = {**origin(), "engine": f"{engine} {precision}", "strides": list(strides)}
+    document["sets"] = {name: measure(engine, precision, strides, Path(lq), Path(ref)) for name, lq, ref in sets}
     click.echo(json.dumps(document["sets"], indent=1))
     write_json(json_path, document)
 

@@ -13,11 +13,15 @@ def seams_table(reports: Iterable[dict[str, Any]]) -> str:
     rows = []
     for report in reports:
         for name, row in report["sets"].items():
-            tiled, whole = row["seam_ratio"], row["same_places_in_one_tile"]
-            ratios = (row["same_places_in_the_reference"], whole, tiled, tiled / whole)
-            rows.append([name, report["engine"], *(number(value, 3) for value in ratios)])
-    places = ("in the reference", "in one tile", "in tiles")
-    return table(["set", "engine", *(f"borders / elsewhere {where}" for where in places), "tiles / one tile"], rows)
+            ratios = [row[f"seam_ratio{where}"] for where in ("_in_the_reference", "_in_one_tile", "")]
+            ratios += [ratios[2] / ratios[1], row["seam_to_all_in_the_reference"], row["seam_to_all"]]
+            cells = [number(value, 3) for value in ratios]
+            cells += [number(row[f"off_one_tile_{where}"], 2) for where in ("in_fades", "elsewhere")]
+            rows.append([name, report["engine"], *cells])
+    heads = [f"borders / beside them {where}" for where in ("in the reference", "in one tile", "in tiles")]
+    heads += ["tiles / one tile", "borders / all others in the reference", "borders / all others in tiles"]
+    heads += ["tiles - one tile in fades", "tiles - one tile elsewhere"]
+    return table(["set", "engine", *heads], rows)
 
 
 def colour_table(reports: Iterable[dict[str, Any]]) -> str:
