@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from rsd_edge.distill.perceptual import perceptual_distance
 from rsd_edge.distill.pixel_objectives import (
     chroma_loss,
     flat_loss,
+    gradient_phases,
+    grid_loss,
     lattice_loss,
     phase_moments,
     pixel_loss,
@@ -23,7 +25,15 @@ from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
 
-PIXEL_WEIGHTS = ("lpips_weight", "pixel_weight", "chroma_weight", "tone_weight", "flat_weight", "lattice_weight")
+PIXEL_WEIGHTS = (
+    "lpips_weight",
+    "pixel_weight",
+    "chroma_weight",
+    "tone_weight",
+    "flat_weight",
+    "lattice_weight",
+    "grid_weight",
+)
 SHIFT = 16
 """Pixels of random shift of the LPIPS window."""
 LARGEST_ZOOM = 2.0
@@ -59,8 +69,27 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
     return tuple(image[..., top : top + side, left : left + side] for image in images)
 
 
+class Images(NamedTuple):
+    """Of a part of a batch: the image is base + detail."""
+
+    detail: Tensor
+    base: Tensor
+    target: Tensor
+
+
+class Phases(NamedTuple):
+    """Of a batch: `phase_moments` and `gradient_phases`."""
+
+    moments: Tensor
+    gradients: Tensor
+
+
+def _phases(detail: Tensor, base: Tensor, target: Tensor) -> Phases:
+    return Phases(phase_moments(detail), gradient_phases(base + detail, target))
+
+
 class PixelCriterion:
-    """Weighted LPIPS, L1, squared colour differences, tone, flatness and lattice penalty."""
+    """Weighted LPIPS, L1, squared colour differences, tone, flatness, lattice and grid penalties."""
 
     def __init__(self, stage: StageConfig, squeeze: nn.Module, runtime: Runtime) -> None:
         """squeeze: LPIPS-squeeze, which validation has in any case, on the device of the images."""
@@ -70,17 +99,17 @@ class PixelCriterion:
             self.lpips = perceptual_distance(stage.lpips).to(next(squeeze.parameters()).device)
 
     @torch.no_grad()
-    def survey(self, parts: Sequence[PartT], detail_of: Callable[[PartT], Tensor]) -> Tensor | None:
-        """What the parts of a batch have to know of each other: its phase moments, over all parts and processes.
+    def survey(self, parts: Sequence[PartT], images_of: Callable[[PartT], Images]) -> Phases | None:
+        """What the parts of a batch have to know of each other: its phases, over all parts and processes.
 
-        None if no term asks for them or there is one part, whose moments `__call__` has anyway. For several parts it
+        None if no term asks for them or there is one part, whose phases `__call__` has anyway. For several parts it
         costs a forward pass of each.
         """
-        if not self.stage.lattice_weight or len(parts) == 1:
+        if not (self.stage.lattice_weight or self.stage.grid_weight) or len(parts) == 1:
             return None
         with self.runtime.autocast():
-            moments = [phase_moments(detail_of(part)) for part in parts]
-        return self.runtime.mean(torch.stack(moments).mean(dim=0))
+            found = [_phases(*images_of(part)) for part in parts]
+        return Phases(*(self.runtime.mean(torch.stack(values).mean(dim=0)) for values in zip(*found, strict=True)))
 
     def __call__(
         self,
@@ -89,11 +118,11 @@ class PixelCriterion:
         target: Tensor,
         noise: Randomness,
         scalars: dict[str, Tensor],
-        moments: Tensor | None = None,
+        shared: Phases | None = None,
     ) -> Tensor:
         """Weighted sum for the image base + detail, a scalar; the unweighted means are added to `scalars`.
 
-        moments: what `survey` found, where the image is one of several parts of a batch.
+        shared: what `survey` found, where the image is one of several parts of a batch.
         """
         stage = self.stage
         image = base + detail
@@ -116,14 +145,17 @@ class PixelCriterion:
         if stage.flat_weight:
             scalars["flat"] = flat_loss(image, target).mean()
             loss = loss + stage.flat_weight * scalars["flat"]
+        if stage.grid_weight:
+            own = gradient_phases(image, target)
+            scalars["grid"] = grid_loss(self._whole(own, shared and shared.gradients))
+            loss = loss + stage.grid_weight * scalars["grid"]
         if stage.lattice_weight:
-            scalars["lattice"] = self._lattice(detail, moments)
+            scalars["lattice"] = lattice_loss(self._whole(phase_moments(detail), shared and shared.moments))
             loss = loss + stage.lattice_weight * scalars["lattice"]
         return loss
 
-    def _lattice(self, detail: Tensor, moments: Tensor | None) -> Tensor:
-        own = phase_moments(detail)
-        whole = self.runtime.mean(own.detach()) if moments is None else moments
-        # The loss of the whole batch everywhere. Through `own` each part has the gradient of its own samples, and the
-        # mean of those over parts and processes is the whole batch's.
-        return lattice_loss(own + (whole - own).detach())
+    def _whole(self, own: Tensor, shared: Tensor | None) -> Tensor:
+        """The whole batch's phases everywhere. Through `own` each part has the gradient of its own samples, and the
+        mean of those over parts and processes is the whole batch's."""
+        whole = self.runtime.mean(own.detach()) if shared is None else shared
+        return own + (whole - own).detach()

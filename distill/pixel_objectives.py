@@ -94,6 +94,42 @@ def phase_moments(detail: Tensor) -> Tensor:
     return torch.stack([phases.mean(dim=2), phases.square().mean(dim=2)])
 
 
+GRID_STEP = 2 / 127.5
+"""Gradient, two grey levels, above which gradients count by their logarithm: smooth surfaces then weigh as edges do."""
+
+
+def gradient_phases(image: Tensor, target: Tensor) -> Tensor:
+    """How far the 8 phases of gradients differ, beyond what the target's do, along columns and rows. (2, c, 8)
+
+    Means of the logarithms over a batch (n, c, h, w), less those of the 8, so that those of the batch are the mean of
+    its parts'. The target's take out what differs because of what the crops show.
+    """
+    differences = []
+    for dimension in (2, 3):
+        result, original = (_log_steps(one.float(), dimension).mean(dim=(0, 2, 4)) for one in (image, target))
+        differences.append(result - original)
+    phases = torch.stack(differences)
+    return phases - phases.mean(dim=2, keepdim=True)
+
+
+def _log_steps(image: Tensor, dimension: int) -> Tensor:
+    """(n, c, periods, 8, steps of another line); those after the last whole period are left out."""
+    steps = image.diff(dim=dimension).transpose(2, dimension)
+    n, c, count, others = steps.shape
+    periods = count // LATTICE_PERIOD
+    whole = steps[:, :, : periods * LATTICE_PERIOD].reshape(n, c, periods, LATTICE_PERIOD, others)
+    return torch.log1p(whole.abs() / GRID_STEP)
+
+
+def grid_loss(phases: Tensor) -> Tensor:
+    """Mean square of a whole batch's `gradient_phases`. Scalar.
+
+    Means and variances of phases may be equal, as `lattice_loss` wants them, and the steps between them still be of
+    different height, which is seen as a weave on smooth surfaces.
+    """
+    return phases.square().mean()
+
+
 def lattice_loss(moments: Tensor) -> Tensor:
     """How much the 64 phases of the 8-pixel grid differ, by their `phase_moments` in a whole batch. Scalar.
 

@@ -55,6 +55,8 @@ class StageConfig:
     """Weight of the distance from the target's local mean in flat areas."""
     lattice_weight: float = 0.0
     """Weight of the penalty on differences between the phases of the network's 8-pixel grid."""
+    grid_weight: float = 0.0
+    """Weight of the penalty on differences between the gradients at these phases."""
     latent_noise: float = 0.0
     """Standard deviation of noise added to the latent while the decoder is trained."""
     log_every: int = 20

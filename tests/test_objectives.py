@@ -14,7 +14,16 @@ from rsd_edge.distill.objectives import (
     teacher_loss,
     vsd_loss,
 )
-from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, retoned, tone_loss
+from rsd_edge.distill.pixel_objectives import (
+    chroma_loss,
+    gradient_phases,
+    grid_loss,
+    lattice_loss,
+    phase_moments,
+    pixel_loss,
+    retoned,
+    tone_loss,
+)
 from rsd_edge.schedule import ResidualSchedule
 
 SHAPE = (3, 4, 5, 6)
@@ -224,6 +233,20 @@ def test_a_retoned_target_has_the_mean_colour_of_the_input_and_its_own_areas() -
     result = retoned(target, base)
     close(result.mean(dim=(2, 3)), base.mean(dim=(2, 3)))
     close(result - result.mean(dim=(2, 3), keepdim=True), target - target.mean(dim=(2, 3), keepdim=True))
+
+
+def test_grid_loss_sees_a_weave_and_no_content() -> None:
+    target = normal(5, 16, 3, 128, 128) / 127.5  # steps of about a grey level
+    weave = torch.zeros(128)
+    weave[::4] = 1 / 127.5  # one row in four lighter by one level
+    woven = target + weave[:, None]
+    assert grid_loss(gradient_phases(target, target)) == 0
+    content = grid_loss(gradient_phases(target.flip(2, 3), target))  # the same steps at other phases
+    seen = grid_loss(gradient_phases(woven, target))
+    assert seen > 20 * content
+    close(grid_loss(gradient_phases(woven.transpose(2, 3), target.transpose(2, 3))), seen)
+    halves = [gradient_phases(woven[half], target[half]) for half in (slice(8), slice(8, 16))]
+    close(gradient_phases(woven, target), (halves[0] + halves[1]) / 2)
 
 
 def noise(seed: int) -> Tensor:

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.distill.pixel_losses import SHIFT, PixelCriterion, random_window, zoom_window
-from rsd_edge.distill.pixel_objectives import chroma_loss, lattice_loss, phase_moments, pixel_loss, retoned, tone_loss
+from rsd_edge.distill.pixel_objectives import (
+    chroma_loss,
+    gradient_phases,
+    grid_loss,
+    lattice_loss,
+    phase_moments,
+    pixel_loss,
+    retoned,
+    tone_loss,
+)
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
@@ -65,15 +76,18 @@ def lpips() -> LpipsSqueeze:
 
 def test_the_criterion_is_the_weighted_sum(lpips: LpipsSqueeze) -> None:
     base, image, target = (torch.rand(2, 3, 64, 64, generator=generator(seed)) for seed in (0, 1, 2))
-    stage = StageConfig(lpips_weight=2.0, pixel_weight=0.5, chroma_weight=3.0, tone_weight=9.0, lattice_weight=0.7)
+    stage = StageConfig(lpips_weight=2.0, pixel_weight=0.5, chroma_weight=3.0, tone_weight=9.0)
+    stage = replace(stage, lattice_weight=0.7, grid_weight=0.3)
     scalars: dict[str, Tensor] = {}
     loss = PixelCriterion(stage, lpips, RUNTIME)(image - base, base, target, NOISE, scalars)
     distance = lpips(*zoom_window(image, target, NOISE.shared("window"))).mean()
     expected = 2 * distance + 0.5 * pixel_loss(image, target).mean() + 3 * chroma_loss(image, target).mean()
     expected = expected + 9 * tone_loss(image, retoned(target, base)).mean()
-    expected = expected + 0.7 * lattice_loss(phase_moments(image - base))
+    expected = (
+        expected + 0.7 * lattice_loss(phase_moments(image - base)) + 0.3 * grid_loss(gradient_phases(image, target))
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)  # the image is a sum of two roundings
-    assert scalars.keys() == {"lpips", "pixel", "chroma", "tone", "lattice"}
+    assert scalars.keys() == {"lpips", "pixel", "chroma", "tone", "lattice", "grid"}
     torch.testing.assert_close(scalars["pixel"], (image - target).abs().mean(), rtol=1e-5, atol=0)
 
 

@@ -14,7 +14,8 @@ from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.data import training_batches
 from rsd_edge.distill.discriminators import PatchDiscriminator
 from rsd_edge.distill.loop import draws
-from rsd_edge.distill.pixel_losses import PixelCriterion
+from rsd_edge.distill.pixel_losses import Images, Phases, PixelCriterion
+from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stages import STAGES
@@ -31,6 +32,7 @@ JOINT: dict[str, Any] = {
     "tone_weight": 1.0,
     "flat_weight": 1.0,
     "lattice_weight": 0.5,
+    "grid_weight": 1.0,
 }
 JOINT |= {"train_decoder": True, "gan_weight": 0.1, "gan": "pixels"}
 
@@ -78,17 +80,24 @@ def test_an_iteration_refines_the_norms_once(prepared: MakeConfig, monkeypatch: 
     assert refined == [1]
 
 
-def test_the_lattice_is_the_whole_batchs() -> None:
+def test_phases_are_the_whole_batchs() -> None:
     """A pattern that one half of a batch has and the other cancels is none, whichever part is asked."""
-    criterion = PixelCriterion(StageConfig(lattice_weight=1.0), torch.nn.Identity(), Runtime("cpu"))
-    halves = [torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
-    halves[0][..., ::8, ::8] += 3
-    halves[1][..., ::8, ::8] -= 3
-    moments = criterion.survey(halves, lambda half: half)
-    lattices = [float(criterion._lattice(half, moments)) for half in halves]
-    assert lattices[0] == pytest.approx(lattices[1], rel=1e-6)  # float32
-    assert lattices[0] == pytest.approx(float(criterion._lattice(torch.cat(halves), None)), rel=1e-5)
-    assert lattices[0] < float(criterion._lattice(halves[0], None)) - 0.02  # the pattern still widens its phase
+    criterion = PixelCriterion(StageConfig(lattice_weight=1.0, grid_weight=1.0), torch.nn.Identity(), Runtime("cpu"))
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    halves = [Images(noise.clone(), torch.zeros_like(noise), noise) for _ in range(2)]
+    halves[0].detail[..., ::8, ::8] += 3
+    halves[1].detail[..., ::8, ::8] -= 3
+    shared = criterion.survey(halves, lambda half: half)
+
+    def terms(images: Images, shared: Phases | None) -> tuple[float, float]:
+        scalars: dict[str, torch.Tensor] = {}
+        criterion(*images, Randomness("test", 0, 1), scalars, shared)
+        return float(scalars["lattice"]), float(scalars["grid"])
+
+    whole = terms(Images(*(torch.cat(pair) for pair in zip(*halves, strict=True))), None)
+    for half in halves:
+        assert terms(half, shared) == pytest.approx(whole, rel=1e-5)  # float32
+    assert whole[0] < terms(halves[0], None)[0] - 0.02  # the pattern still widens its phase
     assert criterion.survey(halves[:1], lambda half: half) is None  # nothing is computed twice without need
 
 

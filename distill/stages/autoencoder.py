@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import PixelCriterion
+from rsd_edge.distill.pixel_losses import Images, Phases, PixelCriterion
 from rsd_edge.distill.roles import channels_last, published_encoder, teacher_checkpoint
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
@@ -58,19 +58,22 @@ class AutoencoderStage(Stage):
     def step(self, iteration: int, draw: Draw) -> Scalars:
         del iteration
         parts = draw()
-        moments = self.criterion.survey(parts, self._detail)
-        norm, scalars = self.update("autoencoder", parts, lambda part: self._terms(part, moments))
+        shared = self.criterion.survey(parts, self._images)
+        norm, scalars = self.update("autoencoder", parts, lambda part: self._terms(part, shared))
         return scalars | {"gradient": norm}
+
+    def _images(self, part: Part) -> Images:
+        return Images(self._detail(part), bicubic_up(part.batch.y0), part.batch.x0)
 
     def _detail(self, part: Part) -> Tensor:
         z0 = self.encoder(part.batch.x0)
         z0 = z0 + self.stage.latent_noise * part.noise.like("latent", z0)
         return cast(Tensor, self.live["decoder"](z0, part.batch.y0)).float()
 
-    def _terms(self, part: Part, moments: Tensor | None) -> tuple[Tensor, Scalars]:
+    def _terms(self, part: Part, shared: Phases | None) -> tuple[Tensor, Scalars]:
         x0, lq, scalars = part.batch.x0, part.batch.y0, cast(Scalars, {})
         base = bicubic_up(lq)
-        loss = self.criterion(self._detail(part), base, x0, part.noise, scalars, moments)
+        loss = self.criterion(self._detail(part), base, x0, part.noise, scalars, shared)
         with torch.no_grad():
             # The statistics of HR images alone define the latent, so the bicubic image must not move them.
             self.encoder.eval()

@@ -28,7 +28,7 @@ from rsd_edge.distill.objectives import (
     weighted_mean,
 )
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import PixelCriterion, random_window
+from rsd_edge.distill.pixel_losses import Images, Phases, PixelCriterion, random_window
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.roles import (
     Roles,
@@ -131,8 +131,8 @@ class StudentStage(Stage):
         if self.stage.pixel_gan:
             self.discriminator.refine()
         parts = draw()
-        moments = self.criterion.survey(parts, self._detail)
-        norm, terms = self.update("student", parts, lambda part: self._student_terms(part, iteration, seen, moments))
+        shared = self.criterion.survey(parts, self._images)
+        norm, terms = self.update("student", parts, lambda part: self._student_terms(part, iteration, seen, shared))
         if self.stage.needs_fake:
             self.fake.requires_grad_(True)
         scalars |= terms | {"gradient": norm}
@@ -166,7 +166,7 @@ class StudentStage(Stage):
     # The student's side.
 
     def _student_terms(
-        self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]], moments: Tensor | None = None
+        self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]], shared: Phases | None = None
     ) -> tuple[Tensor, Scalars]:
         """All terms of the student; what a patch discriminator is to see is added to `seen`."""
         x0, lq, noise = part.batch.x0, part.batch.y0, part.noise
@@ -186,7 +186,7 @@ class StudentStage(Stage):
         outputs = generate(self.live["student"], points, lq)
         base = bicubic_up(lq)
         detail = self.latent.detail(outputs[0], lq)
-        loss = self.criterion(detail, base, x0, noise, scalars, moments)
+        loss = self.criterion(detail, base, x0, noise, scalars, shared)
         if latent_terms:
             loss = loss + self._latent_terms(outputs, prior, z0, z_y, part, listens, scalars)
         if self.stage.pixel_gan:
@@ -195,6 +195,9 @@ class StudentStage(Stage):
             seen.append((fake.detach(), real, under))
             loss = loss + self._patch_gan(iteration, fake, under, scalars)
         return loss, scalars
+
+    def _images(self, part: Part) -> Images:
+        return Images(self._detail(part), bicubic_up(part.batch.y0), part.batch.x0)
 
     def _detail(self, part: Part) -> Tensor:
         """Dec(G(z_T, T, eps)) of a part, as its terms will have it."""
