@@ -9,6 +9,9 @@
   which tell how much of it is what the pictures show there. It sees steps, such as a broken cross-fade makes.
 - *off one tile*: difference of results in tiles from those in one tile, where tiles are cross-faded and elsewhere. It
   sees what a cross-fade hides from gradients: tiles of different brightness, or texture.
+- *grid*: mean gradient across each of the places between output pixels that repeat with the input's, 4 along rows and 4
+  along columns, over the mean of the 4; the least and the most, in the result of one tile and in the reference. Equal
+  places are 1; others are seen as a weave.
 - *colour shift*: difference between the means of result and input, by channel, in grey levels; its correlation, over
   images and channels, with what would take the input's mean to that of the reference.
 - *bias*: difference between the means of result and reference, and of input and reference, which tells a correction
@@ -90,6 +93,18 @@ def seam_ratios(images: Iterable[Image], plans: Iterable[tuple[AxisPlan, AxisPla
     return tuple(round(float(np.mean(found.borders) / np.mean(steps)), 4) for steps in (found.beside, found.others))
 
 
+def grid(images: Iterable[Image]) -> tuple[float, float]:
+    """Least and most of the mean gradients at the places within an input pixel, over their mean; over all images."""
+    sums = np.zeros((2, SCALE))
+    for image in images:
+        for dimension in (0, 1):
+            other = tuple(i for i in range(3) if i != dimension)
+            means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
+            sums[dimension] += [means[place::SCALE].mean() for place in range(SCALE)]
+    ratios = sums / sums.mean(1, keepdims=True)
+    return round(float(ratios.min()), 3), round(float(ratios.max()), 3)
+
+
 def faded(axes: tuple[AxisPlan, AxisPlan]) -> NDArray[np.bool_]:
     """(4h, 4w): where two tiles or more are cross-faded."""
     sides = []
@@ -145,6 +160,8 @@ def measure(engine: str, precision: str, strides: tuple[int, ...], lq: Path, ref
     row: dict[str, Any] = {"images": len(inputs), "plans": len(plans)}
     for where, images in ratios.items():
         row[f"seam_ratio{where}"], row[f"seam_to_all{where}"] = seam_ratios(images, plans)
+    for where, images in {"": whole, "_of_the_reference": originals}.items():
+        row[f"grid_least{where}"], row[f"grid_most{where}"] = grid(images)
     row |= off_one_tile(ratios[""], ratios["_in_one_tile"], plans)
     before, after, references = means(inputs), means(ratios[""][: len(inputs)]), means(originals)
     moved, wrong = after - before, before - references
@@ -153,6 +170,7 @@ def measure(engine: str, precision: str, strides: tuple[int, ...], lq: Path, ref
         "colour_shift_mean_of_images": round(float(np.abs(moved).mean()), 3),
         "colour_shift_median_of_images": round(float(np.median(np.abs(moved))), 3),
         "colour_shift_largest": round(float(np.abs(moved).max()), 3),
+        "images_shifted_by_over_half_a_level": int((np.abs(moved) > 0.5).any(1).sum()),
         "correlation_with_correction": round(float(np.corrcoef(moved.ravel(), -wrong.ravel())[0, 1]), 3),
         "bias_mean": [round(float(value), 3) for value in (after - references).mean(0)],
         "input_bias_mean": [round(float(value), 3) for value in wrong.mean(0)],

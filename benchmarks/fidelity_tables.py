@@ -1,4 +1,4 @@
-"""Tables of what `fidelity.py` measured: what tiles add at their borders, and where the means of colours go."""
+"""Tables of what `fidelity.py` measured: what tiles add at borders, the network's grid, where means of colours go."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def seams_table(reports: Iterable[dict[str, Any]]) -> str:
     return table(["set", "engine", *heads], rows)
 
 
+def grid_table(reports: Iterable[dict[str, Any]]) -> str:
+    """Of every engine and test set."""
+    rows = []
+    for report in reports:
+        for name, row in report["sets"].items():
+            spans = [f"{row[f'grid_least{of}']:.2f} to {row[f'grid_most{of}']:.2f}" for of in ("", "_of_the_reference")]
+            rows.append([name, report["engine"], *spans])
+    return table(["set", "engine", "result", "reference"], rows)
+
+
 def colour_table(reports: Iterable[dict[str, Any]]) -> str:
     """Of every engine and test set."""
     rows = []
@@ -33,11 +43,23 @@ def colour_table(reports: Iterable[dict[str, Any]]) -> str:
             sizes = ("colour_shift_mean_of_images", "input_from_reference", "result_from_reference")
             cells = [number(row[key], 2) for key in (*sizes, "colour_shift_median_of_images")]
             largest, correlation = number(row["colour_shift_largest"], 1), number(row["correlation_with_correction"], 2)
-            rows.append([name, report["engine"], *signed, *cells, largest, correlation])
+            over = f"{row['images_shifted_by_over_half_a_level']} of {row['images']}"
+            rows.append([name, report["engine"], *signed, *cells, largest, over, correlation])
     pairs = ("result - input", "input - reference", "result - reference")
     head = [f"{kind}{pair}" for kind in ("", "absolute ") for pair in pairs]
     shift = "result - input"
-    return table(["set", "engine", *head, f"median {shift}", f"largest {shift}", "correlation with correction"], rows)
+    return table(
+        [
+            "set",
+            "engine",
+            *head,
+            f"median {shift}",
+            f"largest {shift}",
+            "images over 0.5",
+            "correlation with correction",
+        ],
+        rows,
+    )
 
 
 def _rgb(means: list[float]) -> str:
