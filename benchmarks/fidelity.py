@@ -90,7 +90,8 @@ def seam_ratios(images: Iterable[Image], plans: Iterable[tuple[AxisPlan, AxisPla
         found.add(image, axes)
     if not found.borders:
         raise InputError("no image is large enough for a border between tiles; give larger ones, or smaller --stride")
-    return tuple(round(float(np.mean(found.borders) / np.mean(steps)), 4) for steps in (found.beside, found.others))
+    beside, to_all = (float(np.mean(found.borders) / np.mean(steps)) for steps in (found.beside, found.others))
+    return round(beside, 4), round(to_all, 4)
 
 
 def grid(images: Iterable[Image]) -> tuple[float, float]:

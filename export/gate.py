@@ -87,7 +87,7 @@ def closeness(result: Detail, reference: Detail, peak: float = 2.0) -> Closeness
 
 
 def _power(tiles: Iterable[NDArray[np.float64]]) -> float:
-    """Mean square of tiles of one size; of one at a time, since all of a calibration's take a GB in float64."""
+    """Mean square of tiles of one size; of one at a time, since 256 in float64 take 226 MB, and each step as much."""
     return float(np.mean([np.mean(tile**2) for tile in tiles]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fidelity import Image, faded, off_one_tile, seam_ratios, seam_steps
+from fidelity import Image, faded, grid, off_one_tile, seam_ratios, seam_steps
 
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
@@ -55,6 +55,18 @@ def test_tiles_of_other_brightness_differ_from_one_tile_where_they_are_faded() -
     assert fades.mean() == pytest.approx(share)
     found = off_one_tile([np.where(fades[..., None], whole + 2, whole).astype(np.uint8)], [whole], [plan])
     assert found == {"off_one_tile_in_fades": 2.0, "off_one_tile_elsewhere": 0.0}
+
+
+def test_a_weave_shows_in_the_grid_and_a_picture_does_not() -> None:
+    plain = picture()
+    least, most = grid([plain])
+    assert 0.99 < least <= most < 1.01  # each place has 144 lines of 576 gradients in 3 channels
+    woven = plain.copy()
+    woven[::4] += 4  # one row in four: the steps into and out of it are higher
+    least, most = grid([woven])
+    assert least < 0.9
+    assert most > 1.1
+    assert grid([woven.transpose(1, 0, 2)]) == (least, most)
 
 
 def test_images_without_borders_are_refused() -> None:

@@ -243,7 +243,7 @@ def test_grid_loss_sees_a_weave_and_no_content() -> None:
     assert grid_loss(gradient_phases(target, target)) == 0
     content = grid_loss(gradient_phases(target.flip(2, 3), target))  # the same steps at other phases
     seen = grid_loss(gradient_phases(woven, target))
-    assert seen > 20 * content
+    assert seen > 20 * content  # or a batch of 16 would learn from what its crops show
     close(grid_loss(gradient_phases(woven.transpose(2, 3), target.transpose(2, 3))), seen)
     halves = [gradient_phases(woven[half], target[half]) for half in (slice(8), slice(8, 16))]
     close(gradient_phases(woven, target), (halves[0] + halves[1]) / 2)
