@@ -12,6 +12,9 @@
 - *grid*: mean gradient across each of the places between output pixels that repeat with the input's, 4 along rows and 4
   along columns, over the mean of the 4; the least and the most, in the result of one tile and in the reference. Equal
   places are 1; others are seen as a weave.
+- *directions*: difference of the power of fine detail from the reference's, in the result of one tile, by frequency,
+  less its mean over all directions; root mean square in dB, see `spectrum_directions`. Detail that runs along rows and
+  columns more than it should is seen as a canvas.
 - *colour shift*: difference between the means of result and input, by channel, in grey levels; its correlation, over
   images and channels, with what would take the input's mean to that of the reference.
 - *bias*: difference between the means of result and reference, and of input and reference, which tells a correction
@@ -21,6 +24,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,10 +33,12 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from origin import origin
 
 from rsd_edge import SuperResolver
+from rsd_edge.distill.pixel_objectives import direction_loss, spectrum_directions
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
 from rsd_edge.stream.atomic import write_json
@@ -106,6 +112,14 @@ def grid(images: Iterable[Image]) -> tuple[float, float]:
     return round(float(ratios.min()), 3), round(float(ratios.max()), 3)
 
 
+def directions_off(images: list[Image], originals: list[Image]) -> float:
+    """Root mean square of the images' `spectrum_directions`, in dB."""
+    found = []
+    for pair in zip(images, originals, strict=True):
+        found.append(spectrum_directions(*(torch.from_numpy(one / 127.5 - 1).permute(2, 0, 1)[None] for one in pair)))
+    return round(10 / math.log(10) * math.sqrt(direction_loss(torch.stack(found).mean(0))), 3)
+
+
 def faded(axes: tuple[AxisPlan, AxisPlan]) -> NDArray[np.bool_]:
     """(4h, 4w): where two tiles or more are cross-faded."""
     sides = []
@@ -163,6 +177,7 @@ def measure(engine: str, precision: str, strides: tuple[int, ...], lq: Path, ref
         row[f"seam_ratio{where}"], row[f"seam_to_all{where}"] = seam_ratios(images, plans)
     for where, images in {"": whole, "_of_the_reference": originals}.items():
         row[f"grid_least{where}"], row[f"grid_most{where}"] = grid(images)
+    row["directions_off_db"] = directions_off(whole, originals)
     row |= off_one_tile(ratios[""], ratios["_in_one_tile"], plans)
     before, after, references = means(inputs), means(ratios[""][: len(inputs)]), means(originals)
     moved, wrong = after - before, before - references

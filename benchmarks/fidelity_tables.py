@@ -30,8 +30,8 @@ def grid_table(reports: Iterable[dict[str, Any]]) -> str:
     for report in reports:
         for name, row in report["sets"].items():
             spans = [f"{row[f'grid_least{of}']:.2f} to {row[f'grid_most{of}']:.2f}" for of in ("", "_of_the_reference")]
-            rows.append([name, report["engine"], *spans])
-    return table(["set", "engine", "result", "reference"], rows)
+            rows.append([name, report["engine"], *spans, number(row["directions_off_db"], 1)])
+    return table(["set", "engine", "result", "reference", "directions, dB off the reference's"], rows)
 
 
 def colour_table(reports: Iterable[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from rsd_edge.distill.perceptual import perceptual_distance
 from rsd_edge.distill.pixel_objectives import (
     chroma_loss,
+    direction_loss,
     flat_loss,
     gradient_phases,
     grid_loss,
@@ -19,6 +20,7 @@ from rsd_edge.distill.pixel_objectives import (
     phase_moments,
     pixel_loss,
     retoned,
+    spectrum_directions,
     tone_loss,
 )
 from rsd_edge.distill.randomness import Randomness
@@ -33,7 +35,10 @@ PIXEL_WEIGHTS = (
     "flat_weight",
     "lattice_weight",
     "grid_weight",
+    "direction_weight",
 )
+SHARED_WEIGHTS = "lattice_weight", "grid_weight", "direction_weight"
+"""Of terms that compare whole batches, not samples."""
 SHIFT = 16
 """Pixels of random shift of the LPIPS window."""
 LARGEST_ZOOM = 2.0
@@ -77,15 +82,17 @@ class Images(NamedTuple):
     target: Tensor
 
 
-class Phases(NamedTuple):
-    """Of a batch: `phase_moments` and `gradient_phases`."""
+class BatchStatistics(NamedTuple):
+    """Of a batch: `phase_moments`, `gradient_phases` and `spectrum_directions`."""
 
     moments: Tensor
     gradients: Tensor
+    directions: Tensor
 
 
-def _phases(detail: Tensor, base: Tensor, target: Tensor) -> Phases:
-    return Phases(phase_moments(detail), gradient_phases(base + detail, target))
+def _statistics(detail: Tensor, base: Tensor, target: Tensor) -> BatchStatistics:
+    image = base + detail
+    return BatchStatistics(phase_moments(detail), gradient_phases(image, target), spectrum_directions(image, target))
 
 
 class PixelCriterion:
@@ -99,17 +106,19 @@ class PixelCriterion:
             self.lpips = perceptual_distance(stage.lpips).to(next(squeeze.parameters()).device)
 
     @torch.no_grad()
-    def survey(self, parts: Sequence[PartT], images_of: Callable[[PartT], Images]) -> Phases | None:
+    def survey(self, parts: Sequence[PartT], images_of: Callable[[PartT], Images]) -> BatchStatistics | None:
         """What the parts of a batch have to know of each other: its phases, over all parts and processes.
 
         None if no term asks for them or there is one part, whose phases `__call__` has anyway. For several parts it
         costs a forward pass of each.
         """
-        if not (self.stage.lattice_weight or self.stage.grid_weight) or len(parts) == 1:
+        if len(parts) == 1 or not any(getattr(self.stage, name) for name in SHARED_WEIGHTS):
             return None
         with self.runtime.autocast():
-            found = [_phases(*images_of(part)) for part in parts]
-        return Phases(*(self.runtime.mean(torch.stack(values).mean(dim=0)) for values in zip(*found, strict=True)))
+            found = [_statistics(*images_of(part)) for part in parts]
+        return BatchStatistics(
+            *(self.runtime.mean(torch.stack(values).mean(dim=0)) for values in zip(*found, strict=True))
+        )
 
     def __call__(
         self,
@@ -118,7 +127,7 @@ class PixelCriterion:
         target: Tensor,
         noise: Randomness,
         scalars: dict[str, Tensor],
-        shared: Phases | None = None,
+        shared: BatchStatistics | None = None,
     ) -> Tensor:
         """Weighted sum for the image base + detail, a scalar; the unweighted means are added to `scalars`.
 
@@ -149,6 +158,10 @@ class PixelCriterion:
             own = gradient_phases(image, target)
             scalars["grid"] = grid_loss(self._whole(own, shared and shared.gradients))
             loss = loss + stage.grid_weight * scalars["grid"]
+        if stage.direction_weight:
+            own = spectrum_directions(image, target)
+            scalars["direction"] = direction_loss(self._whole(own, shared and shared.directions))
+            loss = loss + stage.direction_weight * scalars["direction"]
         if stage.lattice_weight:
             scalars["lattice"] = lattice_loss(self._whole(phase_moments(detail), shared and shared.moments))
             loss = loss + stage.lattice_weight * scalars["lattice"]

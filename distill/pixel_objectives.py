@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -128,6 +130,59 @@ def grid_loss(phases: Tensor) -> Tensor:
     different height, which is seen as a weave on smooth surfaces.
     """
     return phases.square().mean()
+
+
+SPECTRUM_WINDOW = 32
+"""Side of the windows of `spectrum_directions`; those of a crop do not overlap."""
+
+SPECTRUM_FLOOR = 0.5 / 127.5
+"""Deviation, half a grey level, of the white noise whose power is added: what is below is lost in 8 bits."""
+
+_FINE = SPECTRUM_WINDOW // 8
+"""Least frequency, in periods a window: eight output pixels a period, what a bicubic base does not decide."""
+
+
+def spectrum_directions(image: Tensor, target: Tensor) -> Tensor:
+    """How far fine detail differs from direction to direction, beyond what the target's does. (c, rings, frequencies)
+
+    Logarithms of the power spectrum, means over the windows of a batch (n, c, h, w), less the target's; of rings of
+    about equal frequency, less the mean of the ring, and 0 for frequencies outside it. Those of a batch are the mean of
+    its parts', as `gradient_phases` are.
+    """
+    difference = (_log_power(image) - _log_power(target)).flatten(1)[:, None]
+    members = _rings(difference.device)
+    means = (difference * members).sum(dim=2, keepdim=True) / members.sum(dim=1, keepdim=True)
+    return (difference - means) * members
+
+
+def _log_power(image: Tensor) -> Tensor:
+    """Mean logarithm of the power in Hann windows, by frequency along columns and rows. (c, 32, 17)"""
+    size = SPECTRUM_WINDOW
+    windows = image.float().unfold(2, size, size).unfold(3, size, size)
+    taper = torch.hann_window(size, device=image.device)
+    taper = taper[:, None] * taper
+    spectrum = torch.fft.rfft2((windows - windows.mean(dim=(4, 5), keepdim=True)) * taper)
+    floor = SPECTRUM_FLOOR**2 * taper.square().sum()
+    return torch.log(spectrum.real.square() + spectrum.imag.square() + floor).mean(dim=(0, 2, 3))
+
+
+@lru_cache(maxsize=4)
+def _rings(device: torch.device) -> Tensor:
+    """Which of the 32 x 17 frequencies belong to each ring, from `_FINE` to the largest in all directions. 0 or 1."""
+    size = SPECTRUM_WINDOW
+    y, x = torch.fft.fftfreq(size, 1 / size), torch.fft.rfftfreq(size, 1 / size)
+    radius = torch.hypot(y[:, None], x).round().flatten()
+    rings = torch.arange(_FINE, size // 2 + 1)
+    return (radius == rings[:, None]).float().to(device)
+
+
+def direction_loss(directions: Tensor) -> Tensor:
+    """Mean square of a whole batch's `spectrum_directions`, of the frequencies in rings. Scalar.
+
+    Detail of a sub-pixel network runs along rows and columns unless something asks for more: LPIPS and a discriminator
+    of patches take a canvas for texture, and people do not.
+    """
+    return directions.square().sum() / (directions.shape[0] * _rings(directions.device).sum())
 
 
 def lattice_loss(moments: Tensor) -> Tensor:

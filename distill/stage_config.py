@@ -57,6 +57,8 @@ class StageConfig:
     """Weight of the penalty on differences between the phases of the network's 8-pixel grid."""
     grid_weight: float = 0.0
     """Weight of the penalty on differences between the gradients at these phases."""
+    direction_weight: float = 0.0
+    """Weight of the penalty on fine detail that has other directions than the target's."""
     latent_noise: float = 0.0
     """Standard deviation of noise added to the latent while the decoder is trained."""
     log_every: int = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fidelity import Image, faded, grid, off_one_tile, seam_ratios, seam_steps
+from fidelity import Image, directions_off, faded, grid, off_one_tile, seam_ratios, seam_steps
 
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE
@@ -67,6 +67,14 @@ def test_a_weave_shows_in_the_grid_and_a_picture_does_not() -> None:
     assert least < 0.9
     assert most > 1.1
     assert grid([woven.transpose(1, 0, 2)]) == (least, most)
+
+
+def test_detail_along_rows_shows_in_the_directions_and_more_detail_does_not() -> None:
+    plain, fine = (np.random.default_rng(seed).normal(0, 8, (576, 576, 3)) for seed in (1, 2))
+    canvas = fine + np.roll(fine, 1, axis=1)
+    original, grainy, woven = (np.rint(128 + one).astype(np.uint8) for one in (plain, 1.5 * fine, canvas))
+    assert directions_off([grainy], [original]) < 0.5  # 324 windows: 5.6 dB each, by sqrt(2 / 324)
+    assert directions_off([woven], [original]) > 3
 
 
 def test_images_without_borders_are_refused() -> None:

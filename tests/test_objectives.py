@@ -16,12 +16,14 @@ from rsd_edge.distill.objectives import (
 )
 from rsd_edge.distill.pixel_objectives import (
     chroma_loss,
+    direction_loss,
     gradient_phases,
     grid_loss,
     lattice_loss,
     phase_moments,
     pixel_loss,
     retoned,
+    spectrum_directions,
     tone_loss,
 )
 from rsd_edge.schedule import ResidualSchedule
@@ -286,3 +288,17 @@ def test_lattice_loss_has_no_unit_and_does_not_reward_noise() -> None:
 def test_lattice_loss_ignores_what_changes_slowly() -> None:
     ramp = torch.linspace(-3, 3, 64).expand(4, 3, 64, 64)
     torch.testing.assert_close(lattice(noise(1) + ramp), lattice(noise(1)), rtol=0.05, atol=0)  # borders
+
+
+def test_direction_loss_sees_a_canvas_and_neither_amounts_nor_content() -> None:
+    target, other = (normal(seed, 16, 3, 128, 128) / 10 for seed in (6, 7))  # far above half a grey level
+    canvas = target + 0.3 * (target.roll(1, 2) + target.roll(-1, 2))  # each column smoother than each row
+    assert direction_loss(spectrum_directions(target, target)) == 0
+    seen = direction_loss(spectrum_directions(canvas, target))
+    assert seen > 1000 * direction_loss(spectrum_directions(2 * target, target))  # which the floor leaves of it
+    assert seen > 20 * direction_loss(spectrum_directions(other, target))  # chance, in a batch of 16
+    turned = direction_loss(spectrum_directions(canvas.transpose(2, 3), target.transpose(2, 3)))
+    torch.testing.assert_close(turned, seen, rtol=0.05, atol=0)  # of half a spectrum one axis counts twice
+    with torch.autocast("cpu", torch.bfloat16):
+        halves = [spectrum_directions(canvas[half], target[half]) for half in (slice(8), slice(8, 16))]
+    close(spectrum_directions(canvas, target), (halves[0] + halves[1]) / 2)

@@ -10,12 +10,14 @@ from rsd_edge.distill.perceptual import LpipsSqueeze
 from rsd_edge.distill.pixel_losses import SHIFT, PixelCriterion, random_window, zoom_window
 from rsd_edge.distill.pixel_objectives import (
     chroma_loss,
+    direction_loss,
     gradient_phases,
     grid_loss,
     lattice_loss,
     phase_moments,
     pixel_loss,
     retoned,
+    spectrum_directions,
     tone_loss,
 )
 from rsd_edge.distill.randomness import Randomness
@@ -77,7 +79,7 @@ def lpips() -> LpipsSqueeze:
 def test_the_criterion_is_the_weighted_sum(lpips: LpipsSqueeze) -> None:
     base, image, target = (torch.rand(2, 3, 64, 64, generator=generator(seed)) for seed in (0, 1, 2))
     stage = StageConfig(lpips_weight=2.0, pixel_weight=0.5, chroma_weight=3.0, tone_weight=9.0)
-    stage = replace(stage, lattice_weight=0.7, grid_weight=0.3)
+    stage = replace(stage, lattice_weight=0.7, grid_weight=0.3, direction_weight=0.4)
     scalars: dict[str, Tensor] = {}
     loss = PixelCriterion(stage, lpips, RUNTIME)(image - base, base, target, NOISE, scalars)
     distance = lpips(*zoom_window(image, target, NOISE.shared("window"))).mean()
@@ -85,8 +87,9 @@ def test_the_criterion_is_the_weighted_sum(lpips: LpipsSqueeze) -> None:
     expected = expected + 9 * tone_loss(image, retoned(target, base)).mean()
     expected = expected + 0.7 * lattice_loss(phase_moments(image - base))
     expected = expected + 0.3 * grid_loss(gradient_phases(image, target))
+    expected = expected + 0.4 * direction_loss(spectrum_directions(image, target))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)  # the image is a sum of two roundings
-    assert scalars.keys() == {"lpips", "pixel", "chroma", "tone", "lattice", "grid"}
+    assert scalars.keys() == {"lpips", "pixel", "chroma", "tone", "lattice", "grid", "direction"}
     torch.testing.assert_close(scalars["pixel"], (image - target).abs().mean(), rtol=1e-5, atol=0)
 
 

@@ -14,7 +14,7 @@ from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.data import training_batches
 from rsd_edge.distill.discriminators import PatchDiscriminator
 from rsd_edge.distill.loop import draws
-from rsd_edge.distill.pixel_losses import Images, Phases, PixelCriterion
+from rsd_edge.distill.pixel_losses import BatchStatistics, Images, PixelCriterion
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
@@ -33,6 +33,7 @@ JOINT: dict[str, Any] = {
     "flat_weight": 1.0,
     "lattice_weight": 0.5,
     "grid_weight": 1.0,
+    "direction_weight": 1.0,
 }
 JOINT |= {"train_decoder": True, "gan_weight": 0.1, "gan": "pixels"}
 
@@ -82,17 +83,18 @@ def test_an_iteration_refines_the_norms_once(prepared: MakeConfig, monkeypatch: 
 
 def test_phases_are_the_whole_batchs() -> None:
     """A pattern that one half of a batch has and the other cancels is none, whichever part is asked."""
-    criterion = PixelCriterion(StageConfig(lattice_weight=1.0, grid_weight=1.0), torch.nn.Identity(), Runtime("cpu"))
+    stage = StageConfig(lattice_weight=1.0, grid_weight=1.0, direction_weight=1.0)
+    criterion = PixelCriterion(stage, torch.nn.Identity(), Runtime("cpu"))
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     halves = [Images(noise.clone(), torch.zeros_like(noise), noise) for _ in range(2)]
     halves[0].detail[..., ::8, ::8] += 3
     halves[1].detail[..., ::8, ::8] -= 3
     shared = criterion.survey(halves, lambda half: half)
 
-    def terms(images: Images, shared: Phases | None) -> tuple[float, float]:
+    def terms(images: Images, shared: BatchStatistics | None) -> tuple[float, ...]:
         scalars: dict[str, torch.Tensor] = {}
         criterion(*images, Randomness("test", 0, 1), scalars, shared)
-        return float(scalars["lattice"]), float(scalars["grid"])
+        return tuple(float(scalars[name]) for name in ("lattice", "grid", "direction"))
 
     whole = terms(Images(*(torch.cat(pair) for pair in zip(*halves, strict=True))), None)
     for half in halves:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import Images, Phases, PixelCriterion
+from rsd_edge.distill.pixel_losses import BatchStatistics, Images, PixelCriterion
 from rsd_edge.distill.roles import channels_last, published_encoder, teacher_checkpoint
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
@@ -70,7 +70,7 @@ class AutoencoderStage(Stage):
         z0 = z0 + self.stage.latent_noise * part.noise.like("latent", z0)
         return cast(Tensor, self.live["decoder"](z0, part.batch.y0)).float()
 
-    def _terms(self, part: Part, shared: Phases | None) -> tuple[Tensor, Scalars]:
+    def _terms(self, part: Part, shared: BatchStatistics | None) -> tuple[Tensor, Scalars]:
         x0, lq, scalars = part.batch.x0, part.batch.y0, cast(Scalars, {})
         base = bicubic_up(lq)
         loss = self.criterion(self._detail(part), base, x0, part.noise, scalars, shared)

@@ -28,7 +28,7 @@ from rsd_edge.distill.objectives import (
     weighted_mean,
 )
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import Images, Phases, PixelCriterion, random_window
+from rsd_edge.distill.pixel_losses import BatchStatistics, Images, PixelCriterion, random_window
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.roles import (
     Roles,
@@ -166,7 +166,7 @@ class StudentStage(Stage):
     # The student's side.
 
     def _student_terms(
-        self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]], shared: Phases | None = None
+        self, part: Part, iteration: int, seen: list[tuple[Tensor, ...]], shared: BatchStatistics | None = None
     ) -> tuple[Tensor, Scalars]:
         """All terms of the student; what a patch discriminator is to see is added to `seen`."""
         x0, lq, noise = part.batch.x0, part.batch.y0, part.noise
