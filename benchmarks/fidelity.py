@@ -13,8 +13,8 @@
   along columns, over the mean of the 4; the least and the most, in the result of one tile and in the reference. Equal
   places are 1; others are seen as a weave.
 - *directions*: difference of the power of fine detail from the reference's, in the result of one tile, by frequency,
-  less its mean over all directions; root mean square in dB, see `spectrum_directions`. Detail that runs along rows and
-  columns more than it should is seen as a canvas.
+  less its mean over all directions; root mean square in dB. Detail that runs along rows and columns more than it should
+  is seen as a canvas. The loss that models are trained with takes other windows, colours and a higher floor.
 - *colour shift*: difference between the means of result and input, by channel, in grey levels; its correlation, over
   images and channels, with what would take the input's mean to that of the reference.
 - *bias*: difference between the means of result and reference, and of input and reference, which tells a correction
@@ -24,7 +24,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,13 +32,13 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from origin import origin
 
 from rsd_edge import SuperResolver
-from rsd_edge.distill.pixel_objectives import direction_loss, spectrum_directions
 from rsd_edge.errors import InputError
+from rsd_edge.evaluate.metrics import to_y
 from rsd_edge.frames import SCALE
 from rsd_edge.stream.atomic import write_json
 from rsd_edge.stream.discovery import images_in
@@ -52,6 +51,9 @@ PERIOD = 8 * SCALE
 """Output pixels between blocks of JPEG in an input, and a multiple of the 8 after which the network's lattice repeats.
 Steps so far from a border have either as it does, and nearly the same surroundings. In a whole picture, most of what
 there is to see lies away from the edges, where there are no borders."""
+
+WINDOW = 64
+"""Side of the windows of spectra; detail from eight pixels a period on is fine."""
 
 WHOLE = 512
 """Side of a tile that no image of the test sets exceeds."""
@@ -113,11 +115,25 @@ def grid(images: Iterable[Image]) -> tuple[float, float]:
 
 
 def directions_off(images: list[Image], originals: list[Image]) -> float:
-    """Root mean square of the images' `spectrum_directions`, in dB."""
-    found = []
-    for pair in zip(images, originals, strict=True):
-        found.append(spectrum_directions(*(torch.from_numpy(one / 127.5 - 1).permute(2, 0, 1)[None] for one in pair)))
-    return round(10 / math.log(10) * math.sqrt(direction_loss(torch.stack(found).mean(0))), 3)
+    """In dB: how far the power of detail depends on its direction, more than the originals' does.
+
+    Mean over all images and windows, less the mean of each ring of frequencies; root mean square over frequencies.
+    """
+    pairs = zip(images, originals, strict=True)
+    difference = np.mean([_log_power(image) - _log_power(original) for image, original in pairs], axis=0)
+    frequency = np.fft.fftfreq(WINDOW, 1 / WINDOW)
+    radius = np.rint(np.hypot(frequency[:, None], frequency))
+    rings = [difference[radius == ring] for ring in range(WINDOW // 8, WINDOW // 2 + 1)]
+    return round(float(np.sqrt(np.mean(np.concatenate([ring - ring.mean() for ring in rings]) ** 2))), 3)
+
+
+def _log_power(image: Image) -> NDArray[np.float64]:
+    """Power spectrum of luma in Hann windows that overlap by half, in dB, mean over the windows."""
+    windows = sliding_window_view(to_y(image), (WINDOW, WINDOW))[:: WINDOW // 2, :: WINDOW // 2]
+    taper = np.hanning(WINDOW + 1)[:-1]
+    spectrum = np.fft.fft2((windows - windows.mean((2, 3), keepdims=True)) * taper * taper[:, None])
+    rounding = (taper**2).sum() ** 2 / 12  # of 8 bits: what is below cannot be told
+    return np.asarray(10 * np.log10(np.abs(spectrum) ** 2 + rounding).mean((0, 1)))
 
 
 def faded(axes: tuple[AxisPlan, AxisPlan]) -> NDArray[np.bool_]:

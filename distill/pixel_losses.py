@@ -96,7 +96,7 @@ def _statistics(detail: Tensor, base: Tensor, target: Tensor) -> BatchStatistics
 
 
 class PixelCriterion:
-    """Weighted LPIPS, L1, squared colour differences, tone, flatness, lattice and grid penalties."""
+    """Weighted LPIPS, L1, squared colour differences, tone, flatness, lattice, grid and direction penalties."""
 
     def __init__(self, stage: StageConfig, squeeze: nn.Module, runtime: Runtime) -> None:
         """squeeze: LPIPS-squeeze, which validation has in any case, on the device of the images."""
@@ -107,10 +107,10 @@ class PixelCriterion:
 
     @torch.no_grad()
     def survey(self, parts: Sequence[PartT], images_of: Callable[[PartT], Images]) -> BatchStatistics | None:
-        """What the parts of a batch have to know of each other: its phases, over all parts and processes.
+        """What the parts of a batch have to know of each other: its statistics, over all parts and processes.
 
-        None if no term asks for them or there is one part, whose phases `__call__` has anyway. For several parts it
-        costs a forward pass of each.
+        None if no term asks for them or there is one part, whose own `__call__` has anyway. For several parts it costs
+        a forward pass of each.
         """
         if len(parts) == 1 or not any(getattr(self.stage, name) for name in SHARED_WEIGHTS):
             return None
@@ -168,7 +168,7 @@ class PixelCriterion:
         return loss
 
     def _whole(self, own: Tensor, shared: Tensor | None) -> Tensor:
-        """The whole batch's phases everywhere. Through `own` each part has the gradient of its own samples, and the
+        """The whole batch's statistics everywhere. Through `own` each part has the gradient of its own samples, and the
         mean of those over parts and processes is the whole batch's."""
         whole = self.runtime.mean(own.detach()) if shared is None else shared
         return own + (whole - own).detach()

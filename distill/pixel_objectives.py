@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def grid_loss(phases: Tensor) -> Tensor:
 
 
 SPECTRUM_WINDOW = 32
-"""Side of the windows of `spectrum_directions`; those of a crop do not overlap."""
+"""Side of the windows of `spectrum_directions`, which do not overlap; what fills none at the end is left out."""
 
 SPECTRUM_FLOOR = 0.5 / 127.5
 """Deviation, half a grey level, of the white noise whose power is added: what is below is lost in 8 bits."""
@@ -143,16 +144,27 @@ _FINE = SPECTRUM_WINDOW // 8
 
 
 def spectrum_directions(image: Tensor, target: Tensor) -> Tensor:
-    """How far fine detail differs from direction to direction, beyond what the target's does. (c, rings, frequencies)
+    """How the power of fine detail, more than the target's does, depends on its direction. (c, frequencies)
 
-    Logarithms of the power spectrum, means over the windows of a batch (n, c, h, w), less the target's; of rings of
-    about equal frequency, less the mean of the ring, and 0 for frequencies outside it. Those of a batch are the mean of
-    its parts', as `gradient_phases` are.
+    Natural logarithms of the power spectrum, means over the windows of a batch (n, c, h, w) with sides of 32 or more,
+    less the target's, and less the mean of all frequencies about as high. Those of a batch are the mean of its parts',
+    as `gradient_phases` are.
     """
-    difference = (_log_power(image) - _log_power(target)).flatten(1)[:, None]
-    members = _rings(difference.device)
-    means = (difference * members).sum(dim=2, keepdim=True) / members.sum(dim=1, keepdim=True)
-    return (difference - means) * members
+    bands = _bands(image.device)
+    difference = (_log_power(image) - _log_power(target)).flatten(1)[:, bands.places]
+    sums = difference.new_zeros(len(difference), len(bands.weights))
+    means = sums.index_add(1, bands.band, difference * bands.weight) / bands.weights
+    return difference - means[:, bands.band]
+
+
+def direction_loss(directions: Tensor) -> Tensor:
+    """Mean square of a whole batch's `spectrum_directions`. Scalar; by chance alone 3.3 over the number of windows.
+
+    Detail of a sub-pixel network runs along rows and columns unless something asks for more: LPIPS and a discriminator
+    of patches take a canvas for texture, and people do not.
+    """
+    weight = _bands(directions.device).weight
+    return (directions.square().mean(dim=0) * weight).sum() / weight.sum()
 
 
 def _log_power(image: Tensor) -> Tensor:
@@ -166,23 +178,29 @@ def _log_power(image: Tensor) -> Tensor:
     return torch.log(spectrum.real.square() + spectrum.imag.square() + floor).mean(dim=(0, 2, 3))
 
 
+class _Bands(NamedTuple):
+    """The fine frequencies that a square window has in all directions."""
+
+    places: Tensor
+    """Where they are in the flattened (32, 17)."""
+    band: Tensor
+    """Of each, the number of those about as high."""
+    weight: Tensor
+    """Of each: 2 where it stands for its mirror image too, which the spectrum of real numbers leaves out."""
+    weights: Tensor
+    """Their sums by band."""
+
+
 @lru_cache(maxsize=4)
-def _rings(device: torch.device) -> Tensor:
-    """Which of the 32 x 17 frequencies belong to each ring, from `_FINE` to the largest in all directions. 0 or 1."""
+def _bands(device: torch.device) -> _Bands:
     size = SPECTRUM_WINDOW
     y, x = torch.fft.fftfreq(size, 1 / size), torch.fft.rfftfreq(size, 1 / size)
-    radius = torch.hypot(y[:, None], x).round().flatten()
-    rings = torch.arange(_FINE, size // 2 + 1)
-    return (radius == rings[:, None]).float().to(device)
-
-
-def direction_loss(directions: Tensor) -> Tensor:
-    """Mean square of a whole batch's `spectrum_directions`, of the frequencies in rings. Scalar.
-
-    Detail of a sub-pixel network runs along rows and columns unless something asks for more: LPIPS and a discriminator
-    of patches take a canvas for texture, and people do not.
-    """
-    return directions.square().sum() / (directions.shape[0] * _rings(directions.device).sum())
+    radius = torch.hypot(y[:, None], x).round().long()
+    mirrored = ((x > 0) & (x < size // 2)).expand_as(radius)
+    looked_at = (radius >= _FINE) & (radius <= size // 2)
+    band, weight = radius[looked_at] - _FINE, 1.0 + mirrored[looked_at]
+    found = looked_at.flatten().nonzero()[:, 0], band, weight, torch.bincount(band, weight).float()
+    return _Bands(*(tensor.to(device) for tensor in found))
 
 
 def lattice_loss(moments: Tensor) -> Tensor:
