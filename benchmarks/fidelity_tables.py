@@ -1,4 +1,4 @@
-"""Tables of what `fidelity.py` measured: what tiles add at borders, the network's grid, where means of colours go."""
+"""Tables of what `fidelity.py` and `typed_graphs.py` measured: borders of tiles, grid, colours; closeness to fp32."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def grid_table(reports: Iterable[dict[str, Any]]) -> str:
             spans = [f"{row[f'grid_least{of}']:.2f} to {row[f'grid_most{of}']:.2f}" for of in ("", "_of_the_reference")]
             rows.append([name, report["engine"], *spans, number(row["directions_off_db"], 1)])
     return table(["set", "engine", "result", "reference", "directions, dB off the reference's"], rows)
+
+
+def typed_table(report: dict[str, Any]) -> str:
+    """Of the graphs for TensorRT."""
+    rows = []
+    for model, graphs in report["models"].items():
+        for precision, row in graphs.items():
+            pairs = (row["closeness"], row["by_onnxruntime_itself"])
+            near, alone = ([number(pair[key], 1) for key in ("psnr_db", "detail_snr_db")] for pair in pairs)
+            layers = f"{len(row['integer_layers'])} ({len(row['layers_in_float'])} left out by the gate)"
+            integers = [row["method"], layers] if row["integer_layers"] else ["", ""]
+            islands, largest = len(row["fp32_islands"]), number(row["largest_activation"], 0)
+            rows.append([f"{model} {precision.upper()}", *near, *integers, str(islands), largest, " / ".join(alone)])
+    heads = ["graph", "image", "detail", "ranges", "integer layers", "FP32 islands", "largest activation"]
+    return table([*heads, "ONNX Runtime by itself"], rows)
 
 
 def colour_table(reports: Iterable[dict[str, Any]]) -> str:

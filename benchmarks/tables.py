@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from fidelity_tables import colour_table, grid_table, seams_table
+from fidelity_tables import colour_table, grid_table, seams_table, typed_table
 from markdown_table import number, table
 from model_goals import model_goals
 from training_tables import training_tables
@@ -338,6 +338,7 @@ def main(reports: Path, documents: tuple[Path, ...]) -> None:
     fidelity = [_load(reports / f"fidelity-{model}.json") for model in ("edge-s", "edge-n")]
     tables.add({"seams": lambda: seams_table(fidelity), "colour": lambda: colour_table(fidelity)})
     tables.add({"grid": lambda: grid_table(fidelity)})
+    tables.add({"typed-graphs": lambda: typed_table(_load(reports / "typed-graphs.json"))})
     if (reports / BENCH).is_file():
         tables.add(bench_tables(read_report(reports / BENCH)))
     for path in documents:

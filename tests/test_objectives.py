@@ -302,6 +302,8 @@ def test_direction_loss_sees_a_canvas_and_neither_amounts_nor_content() -> None:
     # Variance of the difference of two logarithms, of 256 windows; the mean of neighbours, taken off, has some of it.
     assert float(chance) == pytest.approx(math.pi**2 / 3 / 256, rel=0.2)
     close(direction_loss(spectrum_directions(canvas.transpose(2, 3), target.transpose(2, 3))), seen)
+    coarse = canvas.bfloat16()  # as a network gives it under autocast; spectra are taken in float32
+    assert torch.equal(spectrum_directions(coarse, target), spectrum_directions(coarse.float(), target))
     halves = [spectrum_directions(canvas[half], target[half]) for half in (slice(8), slice(8, 16))]
     close(spectrum_directions(canvas, target), (halves[0] + halves[1]) / 2)
 

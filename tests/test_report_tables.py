@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,13 @@ def test_shipped_figures_are_the_reports() -> None:
     """`rsd-edge eval` shows those in the package."""
     shipped, measured = ROOT / "rsd_edge" / "zoo" / "quality.json", ROOT / "benchmarks" / "reports" / "quality.json"
     assert shipped.read_bytes() == measured.read_bytes()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_card_tells_how_its_int8_was_made(model: str) -> None:
+    folder = ROOT / "rsd_edge" / "zoo" / model
+    record = json.loads((folder / "int8" / "quantization.json").read_text(encoding="utf-8"))
+    (line,) = [x for x in (folder / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines() if "| INT8 |" in x]
+    image, detail = (f"{record['closeness'][key]:.2f} dB" for key in ("psnr_db", "detail_snr_db"))
+    assert f"| {image} against fp32 on held-out crops, detail SNR {detail}," in line
+    assert f"method {record['method']};" in line

@@ -117,7 +117,8 @@ def test_the_same_seed_gives_identical_bytes(frame: Image) -> None:
 @pytest.mark.parametrize("name", ["text", "foliage"])
 def test_two_seeds_differ_in_texture_and_agree_on_flat_areas(name: str) -> None:
     """Root mean square difference of two seeds: at least a grey level where the LR image is textured (deviation of 10
-    or more in blocks of 8), and less, which 8 bits hardly show, where it is flat (2 or less: paper, a wall)."""
+    or more in blocks of 8), and little more than half of that, under one, where it is flat (2 or less: paper, a wall).
+    """
     lq = read_image(REFERENCES.parent / f"{name}.png")
     with SuperResolver.load(ENGINE, **FP32) as resolver:
         difference = resolver(lq, seed=1).astype(np.float64) - resolver(lq, seed=2)
@@ -126,6 +127,7 @@ def test_two_seeds_differ_in_texture_and_agree_on_flat_areas(name: str) -> None:
     textured, flat = rms[activity >= 10], rms[activity <= 2]
     assert len(flat) >= 20  # both photographs have such areas
     assert flat.mean() < 1.0 <= textured.mean()
+    assert flat.mean() < 0.55 * textured.mean()
 
 
 def blocks(image: NDArray[np.float64], side: int) -> NDArray[np.float64]:
