@@ -141,13 +141,17 @@ def test_the_shipped_model_in_int8_agrees_with_onnx_runtime_and_with_fp32(edge_s
     int8 = resolve_engine("edge-s", Precision.INT8)
     with OpenVinoEngine(int8.graph_path, int8.spec, 1) as engine:
         run(engine, lq, noise, detail)
-    # Roundings average out over the tiles, a scale does not: 0.5 % measured between the runtimes. Against fp32 the
-    # detail of these corners is 1.0 % weaker in ONNX Runtime as well.
-    for bundle, tolerance in ((int8, 0.008), (edge_s, 0.015)):
-        expected = run(OnnxRuntimeEngine(bundle.graph_path, bundle.spec, 1), lq, noise, np.empty_like(detail))
+    other, exact = (
+        run(OnnxRuntimeEngine(bundle.graph_path, bundle.spec, 1), lq, noise, np.empty_like(detail))
+        for bundle in (int8, edge_s)
+    )
+    for expected in (other, exact):
         assert 50 < psnr(detail, expected) < 70  # above, it would not be INT8 that ran
-        gain = float(np.vdot(detail, expected) / np.vdot(expected, expected))
-        assert gain == pytest.approx(1, abs=tolerance)
+    # Roundings average out over the tiles, a scale does not. Both against fp32, or roundings of the one that is divided
+    # by would count as a loss: 0.2 and 0.1 % measured with these weights, 1.0 % in both with others.
+    gain, of_the_other = (float(np.vdot(one, exact) / np.vdot(exact, exact)) for one in (detail, other))
+    assert gain == pytest.approx(of_the_other, abs=0.005)
+    assert gain == pytest.approx(1, abs=0.015)
 
 
 @pytest.mark.parametrize(("n", "h", "w"), [(1, 48, 48), (3, 34, 50)])
@@ -286,7 +290,9 @@ def test_bf16_is_there_for_the_asking(edge_s: Bundle) -> None:
     with engine:
         run(engine, lq, noise, detail)
     expected = run(OnnxRuntimeEngine(edge_s.graph_path, edge_s.spec, 1), lq, noise, np.empty_like(detail))
-    assert 62 < psnr(detail, expected) < 85  # 71 dB measured; 150 dB would be fp32
+    error = np.mean((detail - expected) ** 2) / np.mean(expected**2)
+    # One rounding to 8 bits is off by up to a 512th of a value, -54 dB, and there are many; fp32 is beyond 100 dB.
+    assert 40 < -10 * np.log10(error) < 54
 
 
 def test_a_cpu_without_bf16_refuses_it(
