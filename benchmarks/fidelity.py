@@ -66,6 +66,12 @@ def seam_steps(axis: AxisPlan) -> list[int]:
     return sorted(step for step in steps if 0 < step < SCALE * axis.length)
 
 
+def step_means(image: Image, dimension: int) -> NDArray[np.float32]:
+    """Mean gradient of each step along a dimension, over the other one and the channels."""
+    other = tuple(i for i in range(3) if i != dimension)
+    return np.asarray(np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other))
+
+
 @dataclass
 class Gradients:
     """Mean gradients of rows and columns of steps."""
@@ -79,8 +85,7 @@ class Gradients:
     def add(self, image: Image, axes: tuple[AxisPlan, AxisPlan]) -> None:
         """One image and its tiles. Borders with nothing but other borders `PERIOD` away are left out."""
         for dimension, axis in enumerate(axes):
-            other = tuple(i for i in range(3) if i != dimension)
-            means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
+            means = step_means(image, dimension)
             places = seam_steps(axis)
             elsewhere = np.setdiff1d(np.arange(SCALE, SCALE * axis.length, SCALE), places)
             self.others += means[elsewhere - 1].tolist()
@@ -107,8 +112,7 @@ def grid(images: Iterable[Image]) -> tuple[float, float]:
     sums = np.zeros((2, SCALE))
     for image in images:
         for dimension in (0, 1):
-            other = tuple(i for i in range(3) if i != dimension)
-            means = np.abs(np.diff(image.astype(np.float32), axis=dimension)).mean(other)
+            means = step_means(image, dimension)
             sums[dimension] += [means[place::SCALE].mean() for place in range(SCALE)]
     ratios = sums / sums.mean(1, keepdims=True)
     return round(float(ratios.min()), 3), round(float(ratios.max()), 3)

@@ -326,7 +326,7 @@ def test_the_floor_is_half_a_grey_level_of_noise() -> None:
     assert float(gain) == pytest.approx(0.59635, rel=0.01)
 
 
-def test_directions_of_nothing_pull() -> None:
+def test_the_pull_on_directions_is_finite_where_there_is_no_detail() -> None:
     black = torch.zeros(1, 3, 64, 64, requires_grad=True)
     loss = direction_loss(spectrum_directions(black, normal(10, 1, 3, 64, 64)))
     (pull,) = torch.autograd.grad(loss, black)

@@ -291,7 +291,8 @@ def test_bf16_is_there_for_the_asking(edge_s: Bundle) -> None:
         run(engine, lq, noise, detail)
     expected = run(OnnxRuntimeEngine(edge_s.graph_path, edge_s.spec, 1), lq, noise, np.empty_like(detail))
     error = np.mean((detail - expected) ** 2) / np.mean(expected**2)
-    # One rounding to 8 bits is off by up to a 512th of a value, -54 dB, and there are many; fp32 is beyond 100 dB.
+    # One rounding to 8 bits is off by up to a 512th of a value, -54 dB, and there are many:
+    # 47 measured, with earlier weights too; fp32 is beyond 100 dB.
     assert 40 < -10 * np.log10(error) < 54
 
 

@@ -25,7 +25,7 @@ def test_tables_have_the_reports_figures(document: str, tmp_path: Path) -> None:
 
 
 def test_shipped_figures_are_the_reports() -> None:
-    """`rsd-edge eval` shows those in the package."""
+    """`rsd-edge bench` shows those in the package."""
     shipped, measured = ROOT / "rsd_edge" / "zoo" / "quality.json", ROOT / "benchmarks" / "reports" / "quality.json"
     assert shipped.read_bytes() == measured.read_bytes()
 
