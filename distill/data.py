@@ -23,6 +23,7 @@ from rsd_edge.distill.blur_kernels import draw_index
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import degrade
 from rsd_edge.distill.sources import Entry, list_images, pair, read_entry
+from rsd_edge.distill.stop_signal import obey_only_the_parent, withheld_from_children
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE, to_model
 from rsd_edge.opencv import cv2
@@ -218,19 +219,19 @@ class TrainingData(Iterator[Batch]):
         self.skipped: dict[str, str] = {}
         """Images that could not be used so far, and why."""
         self._total = len(dataset.entries)
-        self._batches = iter(
-            DataLoader(
-                _BatchDataset(dataset),
-                batch_size=None,
-                sampler=sampler,
-                num_workers=workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=_one_thread,
-                prefetch_factor=4 if workers else None,
-                # A forked worker inherits OpenCV's thread pool without its threads and waits for them for ever.
-                multiprocessing_context="spawn" if workers else None,
-            )
+        loader = DataLoader(
+            _BatchDataset(dataset),
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_begin_work,
+            prefetch_factor=4 if workers else None,
+            # A forked worker inherits OpenCV's thread pool without its threads and waits for them for ever.
+            multiprocessing_context="spawn" if workers else None,
         )
+        with withheld_from_children():
+            self._batches = iter(loader)
 
     def __next__(self) -> Batch:
         """Raises InputError when no image can be used any more."""
@@ -248,8 +249,9 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _begin_work(worker: int) -> None:
     del worker
+    obey_only_the_parent()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

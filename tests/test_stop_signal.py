@@ -1,0 +1,29 @@
+"""A terminal and a service manager signal a whole group of processes; those that read data have to outlive it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+from pathlib import Path
+
+from rsd_edge.distill.data import training_batches
+from rsd_edge.distill.data_config import DataConfig
+
+_AHEAD = 4
+"""Batches that a worker has made before they are asked for."""
+
+
+def test_workers_go_on_when_the_group_is_told_to_end(hr_photos: Path) -> None:
+    before = set(multiprocessing.active_children())
+    config = DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=1, val_crops=1)
+    data = training_batches(config, 64, 2, 5, 0)
+    (worker,) = set(multiprocessing.active_children()) - before
+    for _ in ("while it starts", "at work"):
+        for name in ("INT", "TERM"):
+            subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)  # not from its parent
+        for _ in range(_AHEAD + 2):
+            next(data)
+    assert worker.is_alive()
+    worker.terminate()  # as DataLoader does at the end, with a worker that hangs
+    worker.join(10)
+    assert worker.exitcode == 0
