@@ -13,12 +13,13 @@ from rsd_edge.backends.tensorrt.plan import Plan, Shape, Tensor
 from rsd_edge.bundle import Bundle, plan_name
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.graphs_only import MANIFEST, GraphsOnly, Io, read_graphs
-from rsd_edge.export.tensorrt_build import Job, Made, Site, identity, locked, open_site, usable, write_made
+from rsd_edge.export.tensorrt_build import Job, Made, Site, identity, open_site, usable, write_made
 from rsd_edge.export.tensorrt_judge import judge
 from rsd_edge.export.tensorrt_network import Compiled
 from rsd_edge.export.tensorrt_options import REPORT
 from rsd_edge.specs import Precision
 from rsd_edge.stream.atomic import check_writable
+from rsd_edge.stream.locking import locked
 
 _STRIPPED = "strip-plan"
 _ANYWHERE = "hardware-compatible"
@@ -44,7 +45,7 @@ def bundle_plans(folder: Path, output: Path, *, rival: Path | None = None) -> Bu
             rivals = {} if other is None else {Precision.FP16: _taken(site, other, Path(scratch) / "rival").folder}
             plans = {name: made.folder / plan_name(name) for name in given.graphs}
             key = identity(given.graphs, given.spec, given.options, site.target, plans)
-            with locked(output, job.name(key)):
+            with locked(output, job.name(key), "builds"):
                 known = usable(output / job.name(key))
                 if known is not None:
                     return known

@@ -6,14 +6,12 @@ one of that name already, it is returned as it is.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,7 @@ from rsd_edge.kernels.manifest import MANIFEST as PACK_MANIFEST
 from rsd_edge.kernels.manifest import pack_files
 from rsd_edge.kernels.sequences import FRAME_KERNELS
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision
-from rsd_edge.stream.atomic import make_folder, output_error
+from rsd_edge.stream.locking import locked
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +129,12 @@ def build_bundle(
             folder = Path(scratch)
             given = dict(graphs)
             if options.kernels is not None:
-                given = _for_kernels(given, spec, folder)
+                given = _for_kernels(given, spec, folder / "planes.onnx")
+                if faster_than is not None:  # rows on one side alone would cost it the way back from planes
+                    faster_than = _for_kernels(faster_than, spec, folder / "rival_planes.onnx")
             key = identity(given, spec, options, site.target)
             job = Job(site, spec, _with_cache(options, output))
-            with locked(output, job.name(key)):
+            with locked(output, job.name(key), "builds"):
                 known = usable(output / job.name(key))
                 if known is not None:
                     return known
@@ -268,13 +268,13 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _for_kernels(graphs: Mapping[str, Path], spec: EngineSpec, folder: Path) -> dict[str, Path]:
+def _for_kernels(graphs: Mapping[str, Path], spec: EngineSpec, target: Path) -> dict[str, Path]:
     """The graphs with the detail laid out as the kernels of frames read it."""
     if spec.model.family != EDGE_FAMILY:
         raise InputError(f"kernels serve edge models, and '{spec.model.name}' is of family {spec.model.family}")
     from rsd_edge.export.planes import with_planes
 
-    return {GRAPH: with_planes(graphs[GRAPH], folder / "planes.onnx")}
+    return {GRAPH: with_planes(graphs[GRAPH], target)}
 
 
 def _kernel_files(folder: Path, sm: int) -> dict[str, Path]:
@@ -297,21 +297,3 @@ def usable(folder: Path) -> Bundle | None:
         return None
     log.info("%s was built before, from the same and for this device", folder)
     return bundle
-
-
-@contextmanager
-def locked(output: Path, name: str) -> Iterator[None]:
-    """One process builds an engine; others wait for it, and then find it there. The lock goes with its process."""
-    make_folder(output)
-    path = output / f".{name}.lock"
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise output_error(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process builds %s; waiting for it", output / name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -150,13 +150,14 @@ def staleness(bundle: Bundle) -> list[str]:
     return reasons
 
 
-def rebuild_command(bundle: Bundle) -> str:
-    """What builds an engine again, on this machine and from what is here now."""
+def rebuild_command(bundle: Bundle, backend: Backend | None = None) -> str:
+    """What builds an engine again, on this machine and from what is here now. backend: for this one instead."""
     spec = bundle.spec
     model = spec.model.name if _ships(bundle.path) else _source(bundle)[0] or "MODEL"
-    words = ("rsd-edge", "build-engine", "--model", model, "--backend", spec.backend.value)
-    command = shlex.join((*words, "--precision", spec.precision.value))
-    return f"{command} {_source(bundle)[2]}".rstrip()
+    words = ["rsd-edge", "build-engine", "--model", model, "--backend", (backend or spec.backend).value]
+    if backend in (None, spec.backend) or spec.precision is Precision.INT8:  # of floats, each backend has its own
+        words += ["--precision", spec.precision.value]
+    return f"{shlex.join(words)} {_source(bundle)[2]}".rstrip()
 
 
 def _source(bundle: Bundle) -> tuple[str, str, str]:
@@ -316,6 +317,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def missing_checkpoint(path: Path) -> ModelError:
+    """The error for a checkpoint that is not there."""
+    return ModelError(
+        f"checkpoint {path} does not exist; make it with `rsd-edge distill` or `rsd-edge import-weights`, or give "
+        "another path"
+    )
+
+
 def _check_file(path: Path, sha256: str, size: int) -> None:
     if not path.is_file():
         raise _damaged(path, "is missing")
@@ -332,7 +341,7 @@ def _damaged(path: Path, problem: str) -> ModelError:
 
 def _mend(folder: Path) -> str:
     if _ships(folder):
-        return "run 'pip install --force-reinstall --no-deps rsd-edge'"
+        return "run 'pip install --force-reinstall --no-deps .' in a clone of rsd-edge"
     return "build the engine again with 'rsd-edge build-engine'"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from rsd_edge import __version__
 from rsd_edge.bundle import MANIFEST, ZOO, Bundle, load_bundle, staleness
 from rsd_edge.engines import engine_folder
-from rsd_edge.errors import RsdEdgeError
+from rsd_edge.errors import BackendError, RsdEdgeError
 from rsd_edge.machine import cpu_features, cpu_name, l4t_release, nvidia_driver, usable_cores
 from rsd_edge.selection import saturates
 from rsd_edge.specs import Backend
+from rsd_edge.trials import TRIED, Trial
 
 ENCODERS = (
     "libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4", "h264_nvenc", "hevc_nvenc", "av1_nvenc", "h264_v4l2m2m",
@@ -33,9 +33,9 @@ def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
 
     speed: say what rates to expect, too, for which a few frames may be enlarged.
     """
+    problems = {**_PROBLEMS, **{backend: Trial(backend).problem for backend in TRIED}}
     gpu = _gpu()
-    backends = {backend.value: _backend(backend) for backend in Backend}
-    return {
+    facts: Facts = {
         "rsd_edge": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -48,8 +48,16 @@ def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
         "gstreamer": _gstreamer(),
         "pyav": _pyav(nvidia=gpu["name"] is not None or bool(nvidia_driver())),
         "cameras": _cameras(),
+        "engine_folder": _engine_folder(),
+    }
+    # Only now: the trials take seconds, and they would disturb what measures the speed.
+    backends = {backend.value: _backend(problems[backend]) for backend in Backend}
+    looked_at = [facts["engine_folder"]["path"], "engines", *folders]
+    bundles = _bundles(Path(folder) for folder in looked_at if folder is not None)
+    return {
+        **facts,
         "backends": backends,
-        "engines": [_engine(path, backends) for path in sorted(_bundles(folders))],
+        "engines": [_engine(path, backends) for path in sorted(bundles)],
         "speed": _speed() if speed else None,
     }
 
@@ -97,8 +105,8 @@ def _tensorrt() -> Facts:
         return {"version": None, "problem": str(error)}
 
 
-def _backend(backend: Backend) -> Facts:
-    problem = _PROBLEMS[backend]()
+def _backend(find: Callable[[], str | None]) -> Facts:
+    problem = find()
     return {"usable": problem is None, "problem": problem}
 
 
@@ -112,19 +120,11 @@ def _tensorrt_problem() -> str | None:
     return None
 
 
-def _missing(module: str, extra: str) -> str | None:
-    if importlib.util.find_spec(module) is not None:
-        return None
-    return f"'{module}' is not installed; run: pip install 'rsd-edge[{extra}]'"
-
-
 _PROBLEMS: dict[Backend, Callable[[], str | None]] = {
     Backend.ONNXRUNTIME: lambda: None,
-    Backend.OPENVINO: lambda: _missing("openvino", "openvino"),
     Backend.TENSORRT: _tensorrt_problem,
-    Backend.TORCH: lambda: _missing("torch", "export"),
 }
-"""Why a backend cannot run; ONNX Runtime comes with this package."""
+"""Why a backend cannot run, of those that need no trial; ONNX Runtime comes with this package."""
 
 
 def _opencv() -> Facts:
@@ -163,9 +163,16 @@ def _cameras() -> list[Facts]:
     return [{"device": f"/dev/{path.parent.name}", "name": path.read_text(errors="replace").strip()} for path in names]
 
 
+def _engine_folder() -> Facts:
+    try:
+        return {"path": str(engine_folder()), "problem": None}
+    except BackendError as error:
+        return {"path": None, "problem": str(error)}
+
+
 def _bundles(folders: Iterable[Path]) -> set[Path]:
     found = {path.parent for path in ZOO.glob(f"*/*/{MANIFEST}")}
-    for folder in (engine_folder(), Path("engines"), *folders):
+    for folder in folders:
         found |= {path.parent.resolve() for path in (*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"))}
     return {path for path in found if not path.name.startswith(".")}
 

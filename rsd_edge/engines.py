@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rsd_edge.bundle import MANIFEST, ZOO, Bundle, hash_file, load_bundle, read_manifest, shipped_engines
+from rsd_edge.bundle import (
+    MANIFEST,
+    ZOO,
+    Bundle,
+    hash_file,
+    load_bundle,
+    missing_checkpoint,
+    read_manifest,
+    shipped_engines,
+)
 from rsd_edge.errors import BackendError, ModelError, NoEngineError
 from rsd_edge.machine import cache_folder
 from rsd_edge.specs import Backend, Precision
@@ -23,13 +32,23 @@ def engine_folder() -> Path:
         raise BackendError(f"engines cannot be kept ({error}); set XDG_CACHE_HOME to a folder") from error
 
 
-def tensorrt_engine(model: str, precision: Precision | None, folder: Path | None = None) -> Bundle:
+def tensorrt_engine(
+    model: str,
+    precision: Precision | None,
+    folder: Path | None = None,
+    *,
+    tile: int | None = None,
+    batch: int = 1,
+    kernels: bool = False,
+) -> Bundle:
     """The TensorRT engine of a shipped model or a checkpoint for this GPU, the fastest if there are several.
 
     model: a shipped name, or the path of a .safetensors file. precision: None for any. folder: where to look; None for
-    that of `engine_folder`.
-    Raises MissingDependencyError or BackendError without TensorRT or a GPU, and NoEngineError with the command that
-    builds one where there is none.
+    that of `engine_folder`. tile: the side of its tiles, None for any. batch: tiles that it must take at once. kernels:
+    only with those for whole frames.
+    The fastest is that of the least time for each pixel of a tile that is not halo.
+    Raises MissingDependencyError or BackendError without TensorRT or a GPU, ModelError for a checkpoint that cannot be
+    read, and NoEngineError with the command that builds an engine where there is none.
     """
     here = _here()
     found = []
@@ -41,17 +60,35 @@ def tensorrt_engine(model: str, precision: Precision | None, folder: Path | None
             log.info("%s", error)
             continue
         kind, source = str(manifest["engine"].get("precision")), manifest.get("source") or {}
-        against = _against(manifest, here)
         wanted = precision is None or kind == precision.value
-        if wanted and not against and source.get("digest") == digest:
-            found.append((float(manifest["speed"]["median_ms"][kind]), path.parent))
+        if wanted and source.get("digest") == digest and not _against(manifest, here):
+            options = manifest["target"]["options"]
+            serves = tile in (None, options["tile"]) and options["batch"][0] <= batch <= options["batch"][2]
+            if serves and (options.get("kernels") or not kernels):
+                found.append((_ms_per_pixel(manifest), path.parent))
     if not found:
-        kind = "" if precision is None else f" --precision {precision.value}"
-        raise NoEngineError(
-            f"there is no TensorRT engine of '{model}' for this GPU; add --auto-build, or run "
-            f"'rsd-edge build-engine --model {model} --backend tensorrt{kind}' and give its folder as the engine"
-        )
+        raise _no_engine(model, precision, tile, batch)
     return load_bundle(min(found)[1])
+
+
+def _ms_per_pixel(manifest: Mapping[str, Any]) -> float:
+    """Of the result, in LR pixels: what a small tile saves in time, it needs in numbers."""
+    engine, speed = manifest["engine"], manifest["speed"]
+    return float(speed["median_ms"][engine["precision"]]) / int(speed["tile"] - 2 * engine["model"]["halo"]) ** 2
+
+
+def _no_engine(model: str, precision: Precision | None, tile: int | None, batch: int) -> NoEngineError:
+    needs: list[str] = []
+    words = "" if precision is None else f" --precision {precision.value}"
+    if tile is not None:
+        needs, words = [f"tiles of {tile}"], f"{words} --tile {tile}"
+    if batch > 1:
+        needs, words = [*needs, f"batches of {batch}"], f"{words} --batch 1,{batch},{batch}"
+    what = f" with {' and '.join(needs)}" if needs else ""
+    return NoEngineError(
+        f"there is no TensorRT engine of '{model}'{what} for this GPU; add --auto-build, or run "
+        f"'rsd-edge build-engine --model {model} --backend tensorrt{words}' and give its folder as the engine"
+    )
 
 
 def cannot_run(bundle: Bundle) -> list[str]:
@@ -81,4 +118,9 @@ def _digest(model: str) -> str:
     """Of the weights: an engine of others is not one of this model."""
     if model in shipped_engines():
         return str(read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
-    return hash_file(Path(model))
+    try:
+        return hash_file(Path(model))
+    except FileNotFoundError:
+        raise missing_checkpoint(Path(model)) from None
+    except OSError as error:
+        raise ModelError(f"checkpoint {model} cannot be read ({error.strerror}); check its permissions") from error

@@ -90,7 +90,7 @@ class SuperResolver:
             facts = {"device": device or "cpu", "frame_path": engine.frame_path.value}
             resolver._checkpoint = {"digest": hash_file(path), **facts}
             return resolver
-        choice = choose(model, wanted, runtime, threads or usable_cores())
+        choice = choose(model, wanted, runtime, threads or usable_cores(), tile=tile, batch=batch)
         for reason in staleness(choice.candidate.bundle):
             log.warning("%s", reason)
         chosen = replace(choice.candidate.spec, model=with_steps(choice.candidate.spec.model, steps))
@@ -149,9 +149,9 @@ class SuperResolver:
     ) -> Bands:
         """The rows that `__call__` would return, byte for byte, from top to bottom, in bands as they are finished.
 
-        Memory does not grow with the height of the result. A band may be overwritten when the next one is asked for.
-        From the first band until the generator is exhausted or closed, calls from other threads wait, and those from
-        the same one raise InputError.
+        On the CPU, memory does not grow with the height of the result. A band may be overwritten when the next one is
+        asked for. From the first band until the generator is exhausted or closed, calls from other threads wait, and
+        those from the same one raise InputError.
         """
         frame = check_frame(image_bgr)
         height, width = frame.shape[:2]

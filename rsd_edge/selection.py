@@ -83,14 +83,25 @@ class Choice:
         return f"{self.candidate.label} ({times} ms a {TILE}x{TILE} tile, {when})"
 
 
-def choose(model: str | Path, precision: Precision | None, backend: Backend | None, threads: int) -> Choice:
+def choose(
+    model: str | Path,
+    precision: Precision | None,
+    backend: Backend | None,
+    threads: int,
+    *,
+    tile: int | None = None,
+    batch: int = 1,
+) -> Choice:
     """The engine to run: what was asked for, or the fastest of what is there.
 
     model: a shipped name or a bundle folder. precision: None leaves it open for a shipped name; a folder is of one
     precision. backend: None leaves it open where the precision is open, and is the one that the engine was built for
-    where it is not. threads: CPU threads.
+    where it is not. threads: CPU threads. tile, batch: for TensorRT, whose engines of a shipped model differ in them.
     Raises ModelError for an engine that does not exist or would saturate on this processor, BackendError if one fails.
     """
+    if backend is Backend.TENSORRT and shipped_precisions(str(model)):
+        bundle = tensorrt_engine(str(model), precision, tile=tile, batch=batch)
+        return Choice(Candidate(bundle, bundle.spec), {})
     found = _candidates(model, precision, backend)
     if len(found) == 1:
         return Choice(found[0], {})
@@ -129,9 +140,6 @@ def _candidates(model: str | Path, precision: Precision | None, backend: Backend
     shipped = shipped_precisions(str(model))
     open_choice = precision is None and bool(shipped)
     wishes: Sequence[Precision | None] = shipped if open_choice else [precision]
-    if backend is Backend.TENSORRT and shipped:
-        bundle = tensorrt_engine(str(model), precision)
-        return [Candidate(bundle, bundle.spec)]
     bundles = [resolve_engine(model, wish) for wish in wishes]
     safe = [bundle for bundle in bundles if not saturates(bundle.spec)]
     if not safe:
@@ -153,7 +161,7 @@ def _backends(bundle: Bundle, wish: Backend | None, open_choice: bool) -> list[B
         if wish is not own and Backend.TENSORRT in (wish, own):
             raise BackendError(
                 f"{bundle.path} was built for {own.value} and {wish.value} does not run it; leave the backend out, or "
-                f"run 'rsd-edge build-engine --model {bundle.spec.model.name} --backend {wish.value}'"
+                f"run '{rebuild_command(bundle, wish)}'"
             )
         return [wish]
     # Only looked for: importing it takes longer than a remembered choice.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rsd-edge doctor` loads no other runtimes, which takes seconds, and takes them for sound."""
+    monkeypatch.setattr("rsd_edge.doctor.Trial", lambda backend: SimpleNamespace(problem=lambda: None))
 
 
 TOY_DILATION = 7  # receptive radius 1 + 7 + 1, below halo - feather = 12 of the default tiles

@@ -215,7 +215,7 @@ def doctor(*arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.usefixtures("clock")
+@pytest.mark.usefixtures("clock", "no_trials")
 def test_doctor_says_what_to_expect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor() == 0
     lines = capsys.readouterr().out.splitlines()
@@ -239,6 +239,7 @@ def test_doctor_says_what_to_expect(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert found["warning"].startswith("other programs kept 1.4 ")
 
 
+@pytest.mark.usefixtures("no_trials")
 def test_doctor_says_no_number_without_a_measurement(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -249,7 +249,7 @@ def test_resolve_finds_shipped_engines_by_name(zoo: Path, tmp_path: Path, monkey
         resolve_engine("edge-b", Precision.INT8)
     (zoo / "edge-a" / "fp32" / "graph.onnx").unlink()
     assert resolve_engine("edge-a", Precision.INT8).spec.model.name == "edge-a"
-    with pytest.raises(ModelError, match="pip install --force-reinstall"):
+    with pytest.raises(ModelError, match=r"; run 'pip install --force-reinstall --no-deps \.' in a clone of rsd-edge$"):
         resolve_engine("edge-a")
 
 
@@ -312,6 +312,18 @@ def test_an_engine_is_built_again_with_the_options_that_it_had(tmp_path: Path, g
     assert rebuild_command(build(tmp_path, graph, BuildRecord(source=source))) == (
         "rsd-edge build-engine --model 'my runs/w.safetensors' --backend onnxruntime --precision fp32 "
         "--calibration photos"
+    )
+
+
+def test_another_backend_gets_the_same_model_in_its_own_float(tmp_path: Path, graph: Path) -> None:
+    source = {"model": "w.safetensors", "digest": "0f3a", "options": "--tile 128"}
+    bundle = build(tmp_path, graph, BuildRecord(source=source))
+    assert rebuild_command(bundle, Backend.TENSORRT) == (
+        "rsd-edge build-engine --model w.safetensors --backend tensorrt --tile 128"
+    )
+    int8 = build(tmp_path, graph, BuildRecord(source=source), precision=Precision.INT8)
+    assert rebuild_command(int8, Backend.OPENVINO) == (
+        "rsd-edge build-engine --model w.safetensors --backend openvino --precision int8 --tile 128"
     )
 
 

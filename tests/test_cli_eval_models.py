@@ -117,6 +117,17 @@ def test_methods_are_compared_with_the_first(toy_bundle: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_protocol_of_a_preset_can_be_replaced(photo: Photo, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(Path("sr/a.png"), photo(30, 30))
+    arguments = ("--pred", "sr", "--preset", "imagenet-test", "--data", ".", "--metrics", "psnr_y", "--json", "x.json")
+    assert rsd_eval(*arguments, "--rounding", "luma") == 2
+    assert "differ in size (30x30 and 24x24)" in capsys.readouterr().err
+    assert rsd_eval(*arguments, "--rounding", "luma", "--resize", "area") == 0
+    protocol = json_of("x.json")["protocol"]
+    assert (protocol["rounding"], protocol["resize"]) == ("luma", "area")
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_paper_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--pred", "sr", "--preset", "imagenet-test", "--data", ".", "--metrics", "psnr_y,lpips_squeeze")
     assert rsd_eval(*arguments, "--published", "--threads", "1") == 0
@@ -201,6 +212,8 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("--pred sr --ref gt --border -1", "border is -1; it must be at least 0"),
         ("--pred sr --ref gt --border 12", "sr/a.png: a border of 12 leaves nothing of 24x24"),
         ("--pred sr --ref gt --threads 0", "threads is 0"),
+        ("--pred sr --ref gt --device cpu", "--device cpu: for checkpoints (.safetensors) and metrics of pyiqa"),
+        ("--model bicubic --lr lq --ref gt --save new --device cuda", "--device cuda: for checkpoints (.safetensors)"),
         ("--pred sr --pred few --metrics niqe", "1 images of sr have no partner in few (c)"),
         ("--pred sr --limit 1", "--limit counts references or LR images"),
         ("--pred sr --preset realsr --data gt", "gt does not hold realsr: expected HR_x4/* (100 images) and"),
@@ -223,7 +236,7 @@ def test_pyiqa_is_missed_before_anything_is_upscaled(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     arguments = ("--model", str(toy_bundle), "--lr", "lq", "--ref", "gt", "--metrics", "musiq", "--save", "made")
-    assert rsd_eval(*arguments, "--json", "x.json") == 2
+    assert rsd_eval(*arguments, "--json", "x.json", "--device", "cpu") == 2
     err = capsys.readouterr().err
     assert "musiq needs the package pyiqa" in err
     assert "pip install 'rsd-edge[pyiqa]'" in err

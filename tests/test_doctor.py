@@ -18,6 +18,8 @@ from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.live import gstreamer
 from rsd_edge.specs import Backend, EngineSpec, Precision
 
+pytestmark = pytest.mark.usefixtures("no_trials")
+
 Run = Callable[..., tuple[int, str]]
 
 
@@ -112,6 +114,32 @@ def test_engines_that_cannot_run_say_why(run: Run, engine: Path, monkeypatch: py
     assert found["why"] == ["TensorRT was 10.3.0 and is 11.4.0.106"]
     (engine / "graph.plan").write_bytes(b"x")
     assert "graph.plan has 1 bytes where the manifest says" in run(engine)[1]
+
+
+def test_a_user_without_a_home(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr(Path, "home", homeless)
+    problem = "engines cannot be kept (Could not determine home directory.); set XDG_CACHE_HOME to a folder"
+    facts = facts_of(run)
+    assert facts["engine_folder"] == {"path": None, "problem": problem}
+    assert {engine["model"] for engine in facts["engines"]} >= set(shipped_engines())
+    assert f"\nengine      those of --auto-build are not looked at: {problem}\n" in run()[1]
+
+
+def test_engines_of_auto_build_are_looked_at(
+    run: Run, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "rsd-edge" / "engines" / engine.name
+    kept.parent.mkdir(parents=True)
+    engine.rename(kept)
+    facts = facts_of(run)
+    assert facts["engine_folder"] == {"path": str(kept.parent), "problem": None}
+    assert str(kept) in {item["path"] for item in facts["engines"]}
 
 
 def test_cameras_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,11 @@ class Mirror:
         self.status = 200
         self.content_type = "application/octet-stream"
         self.ranges = True
+        self.chunked = False
+        """No Content-Length, but parts that each say how long they are."""
+        self.open = threading.Event()
+        """Until it is set, nothing is sent."""
+        self.open.set()
         self.asked: list[str | None] = []
 
     @property
@@ -65,10 +73,15 @@ def mirror() -> Iterator[tuple[Mirror, Published]]:
             self.send_response(206 if start else 200)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
-            self.send_header("Content-Length", str(state.claims or len(body)))
+            if state.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            else:
+                self.send_header("Content-Length", str(state.claims or len(body)))
             self.send_header("Content-Type", state.content_type)
             self.send_header("ETag", state.etag)
             self.end_headers()
+            state.open.wait(20)
             self.wfile.write(body[: state.cut_after])
 
         def log_message(self, *args: Any) -> None:
@@ -90,7 +103,8 @@ def mirror() -> Iterator[tuple[Mirror, Published]]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """All but the lock, which stays: another process may wait for it."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".weights.pth.lock")
 
 
 def test_a_file_is_downloaded_once_and_pinned(mirror: tuple[Mirror, Published], tmp_path: Path) -> None:
@@ -122,6 +136,47 @@ def test_a_later_command_goes_on_too(mirror: tuple[Mirror, Published], tmp_path:
     assert fetch(published, tmp_path).read_bytes() == CONTENT
     assert state.asked[-1] == "bytes=2500000-"
     assert files(tmp_path) == ["weights.pth", "weights.pth.sha256.json"]
+
+
+@pytest.mark.parametrize("cut", [700_000, 3 << 20, -5])  # within the only part, and in the end mark behind it
+def test_a_cut_download_of_unknown_size_is_not_taken_for_whole(
+    mirror: tuple[Mirror, Published], tmp_path: Path, cut: int
+) -> None:
+    state, published = mirror
+    state.chunked, state.cut_after = True, cut
+    with pytest.raises(FetchError, match=f"was cut {ATTEMPTS} times"):
+        fetch(published, tmp_path)
+    assert "weights.pth" not in files(tmp_path)
+    assert "weights.pth.sha256.json" not in files(tmp_path)
+    state.cut_after = None
+    assert fetch(published, tmp_path).read_bytes() == CONTENT
+
+
+def test_two_at_once_download_once(
+    mirror: tuple[Mirror, Published], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, published = mirror
+    state.open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(fetch, published, tmp_path) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while f"another process fetches {tmp_path / 'weights.pth'}; waiting" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        state.open.set()
+        assert [found.result().read_bytes() for found in both] == [CONTENT] * 2
+    assert state.asked == [None]
+    assert files(tmp_path) == ["weights.pth", "weights.pth.sha256.json"]
+
+
+def test_a_folder_without_locks_is_written_to_all_the_same(
+    mirror: tuple[Mirror, Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert fetch(mirror[1], tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -275,3 +330,15 @@ def test_the_command_prints_the_path(
     assert "weights.pth is under CC BY-NC-SA 4.0: https://creativecommons.org/" in err
     assert run("rsd", "--offline") == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_the_command_takes_a_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "ema (1).pth"
+    source.write_bytes(CONTENT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run("rsd", "--from-file", str(source), "--offline") == 0
+    path = tmp_path / "cache" / "rsd-edge" / "published" / "ema_model_2800.pth"
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.read_bytes() == CONTENT

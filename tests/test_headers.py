@@ -114,6 +114,26 @@ def test_big_endian_tiff() -> None:
         parse_header(data.replace(struct.pack(">HHII", *entries[3]), struct.pack(">HHII", 279, 4, 1, 10**6)))
 
 
+@pytest.mark.parametrize("subsampling", [(), (1, 1), (2, 1), (2, 2), (4, 4)])
+def test_pixels_of_a_tiff_may_share_their_colours(subsampling: tuple[int, ...]) -> None:
+    """8x8 pixels of YCbCr, of which blocks of 2x2 share both values of colour where nothing else is said."""
+
+    def tiff(stored: int) -> bytes:
+        numbers = {256: 8, 257: 8, 258: 8, 259: 1, 262: 6, 277: 3, 278: 8}
+        entries = [(tag, 3, 1, number) for tag, number in numbers.items()] + [(273, 4, 1, 8), (279, 4, 1, stored)]
+        if subsampling:
+            entries.append((530, 3, 2, subsampling[0] | subsampling[1] << 16))
+        table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+        directory = struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
+        return struct.pack("<2sHI", b"II", 42, 8 + stored) + bytes(stored) + directory
+
+    across, down = subsampling or (2, 2)
+    size = 64 // (across * down) * (across * down + 2)
+    assert parse_header(tiff(size)) == ImageHeader("TIFF", 8, 8)
+    with pytest.raises(HeaderError, match="truncated"):
+        parse_header(tiff(size - 1))
+
+
 def test_float_tiff_is_named() -> None:
     with pytest.raises(HeaderError, match="floating-point"):
         # Raw, because OpenCV 4 otherwise writes the logarithms of the values, as integers.

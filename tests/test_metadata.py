@@ -175,6 +175,15 @@ def test_what_jpeg_cannot_hold(tmp_path: Path) -> None:
     assert parse_header((tmp_path / "a.jpg").read_bytes()).metadata == Metadata(icc=profile(size=70000))  # two segments
 
 
+def test_extended_xmp_is_left_out_aloud(tmp_path: Path) -> None:
+    data = written(tmp_path / "a.jpg", COLOUR, Metadata(xmp=XMP))
+    more = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + struct.pack(">II", 4, 0) + b"<x/>"
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(more)) + more + data[2:]
+    plan = plan_result(tmp_path / "b.png", Layout(4, 4), parse_header(data).metadata.for_result(4, 4))
+    assert plan.notes == ("Extended XMP dropped because it is not read",)
+    assert plan.metadata == Metadata(xmp=XMP.replace(b"6", b"1"))
+
+
 def test_damaged_exif_is_dropped_and_said(tmp_path: Path) -> None:
     kept, notes = Metadata(exif=b"nothing of the kind").checked(gray=False)
     assert (kept.exif, notes) == (b"", ("EXIF dropped because it is damaged",))

@@ -97,19 +97,19 @@ def test_another_precision_than_the_bundles_is_refused(toy_bundle: Path) -> None
 def test_load_opens_what_is_chosen(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, wishes: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
-    """The choice is made with the threads that will run it."""
-    asked = []
+    """The choice is made with the threads, tiles and batches that will run it."""
+    asked: list[tuple[Any, ...]] = []
     bundle = load_bundle(toy_bundle)
     spec = EngineSpec(ModelSpec(name="chosen", halo=20, multiple_of=4))
     choice = Choice(Candidate(bundle, spec), {"fp32 on onnxruntime": 1.5})
-    monkeypatch.setattr(resolver_module, "choose", lambda *arguments: asked.append(arguments) or choice)
-    with SuperResolver.load("edge-x", tile=96, **wishes) as resolver:
+    monkeypatch.setattr(resolver_module, "choose", lambda *given, **more: asked.append((*given, more)) or choice)
+    with SuperResolver.load("edge-x", tile=96, batch=2, **wishes) as resolver:
         assert resolver.choice is choice
         assert resolver.engine.spec == spec
-        assert resolver.engine.tile == TileSpec(size=96, halo=20, multiple_of=4)
+        assert resolver.engine.tile == TileSpec(size=96, halo=20, multiple_of=4, batch=2)
         assert isinstance(resolver.engine, OnnxRuntimeEngine)
         assert resolver.engine.threads == expected[2]
-    assert asked == [("edge-x", *expected)]
+    assert asked == [("edge-x", *expected, {"tile": 96, "batch": 2})]
 
 
 def test_load_says_how_it_came_to_its_engine(toy_bundle: Path) -> None:

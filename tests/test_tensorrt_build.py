@@ -280,7 +280,9 @@ def test_another_process_is_waited_for(
         found: list[Bundle] = []
         thread = threading.Thread(target=lambda: found.append(build()))
         thread.start()
+        deadline = time.monotonic() + 20
         while "another process builds" not in caplog.text:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         assert not found
         fcntl.flock(file, fcntl.LOCK_UN)

@@ -49,7 +49,8 @@ def build(toy_graph: Path, toy_spec: EngineSpec, tmp_path: Path) -> Callable[...
     graphs = {"graph.onnx": toy_graph}
 
     def make(options: TensorRtOptions = OPTIONS) -> Bundle:
-        return build_bundle(graphs, spec, tmp_path / "engines", BuildRecord(), reference=graphs, options=options)
+        record = BuildRecord(source={"model": "my/toy.safetensors", "digest": "0f3a"})
+        return build_bundle(graphs, spec, tmp_path / "engines", record, reference=graphs, options=options)
 
     return make
 
@@ -238,7 +239,9 @@ def test_another_gpu_is_refused(
     for name, value in change.items():
         setattr(world.cudart, name, value)
     refused(
-        bundle, f"was built for another device: {message}; run 'rsd-edge build-engine --model toy --backend tensorrt"
+        bundle,
+        f"was built for another device: {message}; run 'rsd-edge build-engine --model my/toy.safetensors --backend "
+        "tensorrt --precision fp16'$",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fake_tensorrt
 import numpy as np
@@ -20,12 +21,13 @@ from rsd_edge.backends.tensorrt import frame_path
 from rsd_edge.backends.tensorrt.frame_path import DeviceFramePath
 from rsd_edge.bundle import BuildRecord, Bundle
 from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.export import tensorrt_judge
 from rsd_edge.export.tensorrt_build import build_bundle
 from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.pipeline import NumpyFramePath
 from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
 Photo = Callable[[int, int], np.ndarray]
 
@@ -86,6 +88,34 @@ def test_the_frame_is_that_of_the_numpy_path(
             frame = photo(height, width + seed % 3)
             wanted = expected(toy_graph, toy_spec, frame, seed=seed, strength=strength)
             same(resolver(frame, seed=seed, strength=strength), wanted)
+
+
+def test_int8_races_fp16_in_its_own_layout(
+    world: World,
+    driver: FakeDriver,
+    toy_graph: Path,
+    toy_spec: EngineSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Planes have to be turned round for the race, rows have not."""
+    opened, open_plans = [], tensorrt_judge.open_plans
+
+    def watched(folder: Path, *rest: Any, **options: Any) -> Any:
+        detail = onnx.load(folder / "graph.onnx").graph.output[0].type.tensor_type
+        opened.append((detail.elem_type, [length.dim_value or length.dim_param for length in detail.shape.dim]))
+        return open_plans(folder, *rest, **options)
+
+    monkeypatch.setattr(tensorrt_judge, "open_plans", watched)
+    monkeypatch.setattr(tensorrt_judge, "median_ms", lambda engines, lq, noise: [2.0, 1.5])
+    spec = replace(toy_spec, backend=Backend.TENSORRT, precision=Precision.INT8)
+    graphs = {"graph.onnx": toy_graph}
+    options = TensorRtOptions(tile=TILE, kernels=write_pack(tmp_path / "kernels"))
+    build_bundle(
+        graphs, spec, tmp_path / "engines", BuildRecord(), reference=graphs, faster_than=graphs, options=options
+    )
+    assert opened[0][1][1] == 3  # planes
+    assert opened == [opened[0]] * 2
 
 
 def test_only_the_frame_and_the_result_cross_the_bus(

@@ -103,6 +103,7 @@ def test_graphs_are_written_with_the_command_that_compiles_them(
     edge_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--onnx-only", "--tile", 64, "--batch", "1,2,4", "--workspace", 512, "-o", tmp_path / "out"]
+    words += ["--engine-flag", "refit", "--engine-flag", "strip-plan"]
     assert run("--model", edge_file, *words) == 0
     (folder,) = (tmp_path / "out").iterdir()
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -124,6 +125,8 @@ def test_graphs_are_written_with_the_command_that_compiles_them(
     assert old[0].split()[:8] == [*start, "--stronglyTyped", *shapes]
     assert new[0].split()[:7] == [*start, *shapes]
     assert "--memPoolSize=workspace:512" in old[0]
+    assert manifest["options"]["flags"] == ["refit", "strip-plan"]
+    assert all({"--refit", "--stripWeights"} <= set(line.split()) for (line,) in lines.values())
     assert not [word for word in new[0].split() if word in ("--stronglyTyped", "--fp16", "--int8")]
     out, err = capsys.readouterr()
     assert err == f"note: {LACKS}\n"

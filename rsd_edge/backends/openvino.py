@@ -168,13 +168,7 @@ class OpenVinoEngine:
         return model
 
     def _check_device(self) -> None:
-        try:
-            capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-        except Exception as error:
-            raise BackendError(
-                f"OpenVINO {_version(self._openvino)} has no {_DEVICE} device ({_last_line(error)}); "
-                "run 'pip install --force-reinstall openvino'"
-            ) from error
+        capabilities = _capabilities(self._openvino, self._core)
         if self.arithmetic == "bf16" and "BF16" not in capabilities:
             raise BackendError(f"this CPU does not compute in bf16 (it has {', '.join(capabilities)}); use f32")
 
@@ -199,6 +193,22 @@ class OpenVinoEngine:
         return BackendError(f"{self._graph_path} failed on {run.what}: {_last_line(error)}")
 
 
+def check_openvino() -> None:
+    """Raise BackendError, in one line, if OpenVINO cannot be imported or has no device to run on."""
+    openvino = _import_openvino()
+    _capabilities(openvino, openvino.Core())
+
+
+def _capabilities(openvino: Any, core: Any) -> Any:
+    try:
+        return core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    except Exception as error:
+        raise BackendError(
+            f"OpenVINO {_version(openvino)} has no {_DEVICE} device ({_last_line(error)}); "
+            "run 'pip install --force-reinstall openvino'"
+        ) from error
+
+
 def _import_openvino() -> Any:
     """The package without its telemetry, which reports every import to a web service and writes into the home folder.
 
@@ -209,8 +219,10 @@ def _import_openvino() -> Any:
     modules[_TELEMETRY] = None
     try:
         import openvino
-    except ImportError as error:
-        raise BackendError(f"OpenVINO cannot be imported ({error}); run: pip install 'rsd-edge[openvino]'") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
+        cure = "'rsd-edge[openvino]'" if missing else "--force-reinstall openvino"
+        raise BackendError(f"OpenVINO cannot be imported ({_last_line(error)}); run: pip install {cure}") from error
     finally:
         del modules[_TELEMETRY]
         if was_imported:

@@ -23,6 +23,7 @@ from rsd_edge.specs import Backend
 def command(folders: tuple[Path, ...], backend: str | None, no_speed: bool, as_json: bool) -> int:
     """Tell what this machine has: GPU, TensorRT, video, cameras; which engines can run, and why others cannot.
 
+    Every runtime that is installed is loaded to see whether it works, which takes seconds where torch is one of them.
     FOLDERs with engines are looked at besides those of the package, of --auto-build and ./engines. With --backend, the
     exit code is 2 if that backend cannot run here. The frames a second to expect come from the last report of
     `rsd-edge bench`, or from a few small frames enlarged now.
@@ -59,6 +60,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"cameras     {', '.join(cameras) or 'none'}"
     for name, backend in facts["backends"].items():
         yield f"backend     {name}: {'usable' if backend['usable'] else backend['problem']}"
+    if facts["engine_folder"]["problem"]:
+        yield f"engine      those of --auto-build are not looked at: {facts['engine_folder']['problem']}"
     for engine in facts["engines"]:
         yield f"engine      {_engine(engine)}"
     if facts["speed"] is not None:

@@ -124,6 +124,7 @@ def command(
     test_set = _test_set(options)
     outputs = _Outputs(json_path, csv_path, sheet_path, worst, worst_by)
     settings = _settings(test_set, options)
+    _check_device(models, settings.metrics, options["device"])
     _check_outputs(outputs, settings.metrics)
     with ExitStack() as stack:
         for path in outputs.files:
@@ -192,6 +193,16 @@ def _settings(test_set: TestSet, options: dict[str, Any]) -> EvaluationSettings:
     return EvaluationSettings(
         metrics, protocol, options["threads"], device, options["force_fid"], subset=options["limit"] is not None
     )
+
+
+def _check_device(models: Sequence[str], metrics: Sequence[str], device: str | None) -> None:
+    """Raises InputError for a device that nothing would run on: graphs have that of their backend."""
+    checkpoints = any(model.endswith(CHECKPOINT_SUFFIX) for model in models)
+    if device is not None and not checkpoints and not any(CATALOGUE[name].pyiqa for name in metrics):
+        raise InputError(
+            f"--device {device}: for checkpoints ({CHECKPOINT_SUFFIX}) and metrics of pyiqa, and there is neither; "
+            "leave it out"
+        )
 
 
 def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:

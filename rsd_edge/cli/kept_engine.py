@@ -23,8 +23,8 @@ _KEY_LENGTH = 16
 def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Path:
     """The bundle that `build-engine` makes of a checkpoint in fp32, from the cache or built now, which is told.
 
-    It is kept under a hash of the checkpoint, of what it was built for and of this program's version. Raises ModelError
-    or BackendError for what cannot be built, OutputError where there is no room for it.
+    It is kept under a hash of the checkpoint, of what it was built for and of what builds it. Raises ModelError or
+    BackendError for what cannot be built, OutputError where there is no room for it.
     """
     command = f"rsd-edge build-engine --model {checkpoint} --backend {backend.value}"
     if settings.precision not in (None, Precision.FP32.value):
@@ -44,8 +44,7 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
     # Graphs of a published model are made for one size of tiles, those of an edge model take any.
     options = PartsOptions(settings.tile or DEFAULT_TILE) if spec.family != EDGE_FAMILY else None
     sha256 = hash_file(checkpoint)
-    question = [sha256, backend.value, options.words if options else "", FORMAT, __version__]
-    key = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:_KEY_LENGTH]
+    key = _key(sha256, backend.value, options.words if options else "")
     folder = _engines() / f"{checkpoint.stem}-{backend.value}-{key}"
     if _usable(folder):
         return folder
@@ -58,6 +57,17 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
         str(checkpoint), folder.parent, backend=backend, threads=settings.threads, name=folder.name, published=options
     )
     return built.path
+
+
+def _key(*question: str) -> str:
+    """With the sources that make graphs, because clones of one version may differ in them."""
+    from rsd_edge import export, models, sampling, schedule
+
+    files = [Path(str(module.__file__)) for module in (sampling, schedule)]
+    for package in (export, models):
+        files += [file for folder in package.__path__ for file in sorted(Path(folder).glob("*.py"))]
+    facts = [*question, FORMAT, __version__, *map(hash_file, files)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _engines() -> Path:

@@ -12,7 +12,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from rsd_edge.bundle import hash_file
 from rsd_edge.errors import FetchError
 from rsd_edge.machine import cache_folder
 from rsd_edge.stream.atomic import atomic_file, make_folder, output_error, write_json
+from rsd_edge.stream.locking import locked
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes there, bytes in all)."""
@@ -105,7 +106,9 @@ def _get(published: Published, target: Path, offline: bool, progress: Progress) 
     if offline:
         raise FetchError(f"{target} is not there and --offline was given; leave that out, or {by_hand}")
     try:
-        _download(published, target, progress)
+        with locked(target.parent, target.name, "fetches"):
+            if not target.is_file():
+                _download(published, target, progress)
     except urllib.error.HTTPError as error:
         error.close()
         refusal = f"{error.code} {error.reason}"
@@ -174,7 +177,7 @@ def _append(response: Any, partial: Path, start: int, total: int, progress: Prog
     done = start
     try:
         with partial.open("ab" if start else "wb") as file:
-            while block := _read(response, done, total):
+            for block in _blocks(response):
                 if not done and not block.startswith(_MAGIC):
                     raise FetchError(f"{response.url} sent no checkpoint (it begins with {block[:12]!r})")
                 file.write(block)
@@ -183,6 +186,8 @@ def _append(response: Any, partial: Path, start: int, total: int, progress: Prog
     except FetchError:
         partial.unlink()
         raise
+    except _CutError as error:
+        raise _CutError(f"{done}{f' of {total}' if total else ''} bytes came, then: {error}") from error
     except OSError as error:
         raise output_error(partial, error) from error
     if total and done != total:
@@ -191,14 +196,17 @@ def _append(response: Any, partial: Path, start: int, total: int, progress: Prog
         raise _CutError(f"{done} of {total} bytes came")
 
 
-def _read(response: Any, done: int, total: int) -> bytes:
+def _blocks(response: Any) -> Iterator[bytes]:
+    """What comes. Raises _CutError once all is handed on that came before the end, where that was too early."""
     try:
-        block: bytes = response.read(_BLOCK)
+        while block := response.read(_BLOCK):
+            yield block
     except http.client.IncompleteRead as error:
-        return error.partial
+        if error.partial:
+            yield error.partial
+        raise _CutError("the connection ended") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _CutError(f"{done} of {total} bytes came, then: {error}") from error
-    return block
+        raise _CutError(str(error)) from error
 
 
 def _refuse_pages(content_type: str, published: Published) -> None:

@@ -36,15 +36,6 @@ _MARKS = {GENERATOR: "input_blocks.0.0.weight", AUTOENCODER: "quantize.embedding
 """A name that only this part has."""
 
 
-def read_official(path: Path) -> State:
-    """The bare state dict of a file, fp32, without prefixes and without entries that follow from sizes.
-
-    Nothing in the file is executed. Raises ModelError if it cannot be read, holds no state dict, or one with tensors
-    that are no floats.
-    """
-    return _weights(path, _read(path), NAMED)
-
-
 def _read(path: Path) -> State:
     """All tensors of a file as they are, without prefixes."""
     found = _load(path)
@@ -98,11 +89,11 @@ def _weights(path: Path, state: State, named: int | None) -> State:
 
 
 def read_parts(paths: Sequence[Path], arch: PublishedArchitecture, named: int | None = NAMED) -> dict[str, State]:
-    """Generator and autoencoder from files that hold one of them each.
+    """Generator and autoencoder from files that hold one of them each: fp32, without what follows from sizes.
 
-    Raises ModelError for a file that is neither, a part that comes twice or not at all, and, name by name, for missing,
-    unknown and misshapen tensors, and for values that are not finite. named: how many names a message lists; None for
-    all.
+    Nothing in the files is executed. Raises ModelError for one that is neither, a part that comes twice or not at all,
+    and, name by name, for missing, unknown and misshapen tensors, for those that are no floats, and for values that are
+    not finite. named: how many names a message lists; None for all.
     """
     parts: dict[str, State] = {}
     for path in paths:

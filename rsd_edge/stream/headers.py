@@ -51,6 +51,7 @@ _JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_SCAN = 0xDA
 _JPEG_YCCK = b"\2"
 _JPEG_EXIF, _JPEG_XMP, _JPEG_ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+_JPEG_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
 _PNG_COLOURS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Channels of each colour type."""
@@ -60,11 +61,12 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
 _TIFF_COMPRESSION = 259
 _TIFF_STRIPS, _TIFF_STRIP_SIZES, _TIFF_TILES, _TIFF_TILE_SIZES = 273, 279, 324, 325
 _TIFF_COLOUR, _TIFF_SAMPLES, _TIFF_EXTRA, _TIFF_SAMPLE_FORMAT = 262, 277, 338, 339
+_TIFF_SUBSAMPLING = 530
 _TIFF_XMP, _TIFF_ICC = 700, 34675
 _TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 6: 3}
 """Channels of gray (0 is white, 0 is black), RGB, palette and YCbCr. What a pixel has beyond is alpha."""
 _TIFF_OTHER_COLOURS = {4: "mask", 5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab", 32803: "raw camera", 34892: "raw camera"}
-_TIFF_WHITE_IS_ZERO, _TIFF_PALETTE = 0, 3
+_TIFF_WHITE_IS_ZERO, _TIFF_PALETTE, _TIFF_YCBCR = 0, 3, 6
 _TIFF_PREMULTIPLIED = 1
 _TIFF_DEPTHS = (1, 2, 4, 8, 16)
 _TIFF_RATIOS = {1: 1, 5: 2800, 8: 1040, 32773: 64, 32946: 1040}
@@ -240,7 +242,9 @@ def _jpeg_metadata(wrapped: list[tuple[int, bytes]]) -> Metadata:
     numbered = sorted((part[0], part[2:]) for part in parts if len(part) > 2)
     complete = bool(numbered) and [number for number, _ in numbered] == list(range(1, parts[0][1] + 1))
     icc = b"".join(content for _, content in numbered) if complete else b""
-    return Metadata(first(_JPEG_EXIF), first(_JPEG_XMP), icc, () if complete or not parts else ("ICC profile",))
+    damaged = () if complete or not parts else ("ICC profile",)
+    more = any(content.startswith(_JPEG_MORE_XMP) for marker, content in wrapped if marker == 0xE1)
+    return Metadata(first(_JPEG_EXIF), first(_JPEG_XMP), icc, damaged, ("Extended XMP",) if more else ())
 
 
 def _webp(data: bytes) -> ImageHeader:
@@ -303,7 +307,11 @@ def _tiff(data: bytes) -> ImageHeader:
     colour = main.number(_TIFF_COLOUR, 2 if samples >= 3 else 1)
     bits = max(main.numbers(_TIFF_BITS, (1,)))
     _check_tiff(main, colour, samples, bits)
-    _check_tiff_data(main, width * height * samples * bits // 8)
+    values = width * height * samples
+    if colour == _TIFF_YCBCR:  # a block of pixels shares its two values of colour
+        across, down = (*main.numbers(_TIFF_SUBSAMPLING), 2, 2)[:2]
+        values -= 2 * (width * height - (width // max(across, 1)) * (height // max(down, 1)))
+    _check_tiff_data(main, values * bits // 8)
     alpha = samples > _TIFF_CHANNELS[colour]
     return ImageHeader(
         "TIFF",

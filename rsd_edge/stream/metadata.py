@@ -36,6 +36,8 @@ class Metadata:
     """A colour profile."""
     unreadable: tuple[str, ...] = ()
     """The names of what is there but cannot be unwrapped."""
+    unread: tuple[str, ...] = ()
+    """The names of what is there but not looked into."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -57,8 +59,9 @@ class Metadata:
 
         gray: whether the pixels that it will travel with are gray.
         """
-        kept = replace(self, unreadable=())
+        kept = replace(self, unreadable=(), unread=())
         notes = [f"{name} dropped because it is damaged" for name in self.unreadable]
+        notes += [f"{name} dropped because it is not read" for name in self.unread]
         if self.exif and not _is_tiff(self.exif):
             kept = replace(kept, exif=b"")
             notes.append("EXIF dropped because it is damaged")

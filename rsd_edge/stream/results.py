@@ -52,7 +52,7 @@ class ResultPlan:
         encoded in memory. The file appears at once when it is complete; its folder must exist. Raises OutputError for a
         full disk or an unwritable folder, and what `bands` raises; then `path` is as it was before.
         """
-        suffix = _suffix(self.path)
+        suffix = usual_suffix(self.path)
         fitted = (fit_band(band, self.made, self.layout) for band in bands)
         with atomic_file(self.path) as file:
             if suffix in _STREAMED:
@@ -70,7 +70,7 @@ def plan_result(path: Path, made: Layout, metadata: Metadata | None = None) -> R
     Bits, transparency and metadata that the format cannot hold are given up, and the notes say so. Raises OutputError
     for another suffix, and for an image that the format or the memory cannot hold.
     """
-    suffix = _suffix(path)
+    suffix = usual_suffix(path)
     name, layout, notes = _NAMES[suffix], made, []
     if made.bits > 8 and suffix not in _DEEP:
         layout = replace(layout, bits=8)
@@ -111,6 +111,12 @@ def check_suffix(path: Path) -> str:
     return suffix
 
 
+def usual_suffix(path: Path) -> str:
+    """As `check_suffix`, in the spelling that each format is known by here: .jpg and .tif."""
+    suffix = check_suffix(path)
+    return _SPELLINGS.get(suffix, suffix)
+
+
 def to_bytes(pixels: Pixels) -> Pixels:
     """uint16 rounded to the nearest of the 256 levels of uint8, which is returned as it is."""
     return np.rint(pixels * np.float32(1 / 257)).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
@@ -126,7 +132,9 @@ def fit_band(band: npt.NDArray[Any], made: Layout, layout: Layout) -> npt.NDArra
     if layout.bits < made.bits:
         band = to_bytes(band)
     if made.channels < 3 <= layout.channels:
-        band = np.dstack([band.reshape(*band.shape[:2], -1)[..., :1]] * 3 + [band[..., 1]] * (layout.channels == 4))
+        planes = band.reshape(*band.shape[:2], -1)
+        alpha = [planes[..., 1:]] if layout.channels == 4 else []
+        band = np.dstack([planes[..., :1]] * 3 + alpha)
     return band
 
 
@@ -138,8 +146,3 @@ def _joined(bands: Iterable[Pixels], layout: Layout) -> npt.NDArray[np.uint8]:
         image[done : done + len(band)] = band
         done += len(band)
     return image
-
-
-def _suffix(path: Path) -> str:
-    suffix = check_suffix(path)
-    return _SPELLINGS.get(suffix, suffix)

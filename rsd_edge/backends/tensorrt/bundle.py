@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rsd_edge.backends.base import TileEngine
 from rsd_edge.backends.tensorrt.cuda import Cuda
@@ -14,10 +13,10 @@ from rsd_edge.backends.tensorrt.engine import TensorRtEngine
 from rsd_edge.backends.tensorrt.frame_path import DeviceFramePath
 from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.backends.tensorrt.parts import TensorRtPartsEngine
-from rsd_edge.bundle import GRAPH, KERNELS, plan_name, read_manifest
+from rsd_edge.bundle import GRAPH, KERNELS, Bundle, plan_name, read_manifest, rebuild_command
 from rsd_edge.errors import ModelError
 from rsd_edge.kernels.manifest import MANIFEST as KERNEL_MANIFEST
-from rsd_edge.specs import EDGE_FAMILY, EngineSpec, Precision, TileSpec
+from rsd_edge.specs import EDGE_FAMILY, EngineSpec, TileSpec
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +32,20 @@ def open_tensorrt(
     version or GPU, with the command that builds it for this one.
     """
     trt = load_tensorrt()
-    target = _target(folder)
+    manifest = read_manifest(folder)
+    target = manifest.get("target")
+    if not isinstance(target, dict) or not target:
+        raise ModelError(f"{folder} does not say what it was built for; build it again with 'rsd-edge build-engine'")
+    again = rebuild_command(Bundle(folder, spec, folder, str(manifest.get("digest")), manifest))
     cuda = Cuda()
     try:
         against, stale = reasons_against(target, target_of(trt, cuda))
     finally:
         cuda.close()
     if against:
-        raise ModelError(f"{folder} was built for another device: {', '.join(against)}; run '{build_command(spec)}'")
+        raise ModelError(f"{folder} was built for another device: {', '.join(against)}; run '{again}'")
     if stale:
-        log.warning("%s may not be the fastest any more: %s; run '%s'", folder, ", ".join(stale), build_command(spec))
+        log.warning("%s may not be the fastest any more: %s; run '%s'", folder, ", ".join(stale), again)
     flags = target.get("flags")
     stripped = STRIPPED in (flags.get("set", ()) if isinstance(flags, Mapping) else ())
     if spec.model.family != EDGE_FAMILY:
@@ -57,16 +60,3 @@ def device_frame_path(engine: TileEngine) -> DeviceFramePath | None:
         return None
     kernels = engine.path.parent / KERNELS
     return DeviceFramePath(engine, kernels) if (kernels / KERNEL_MANIFEST).is_file() else None
-
-
-def build_command(spec: EngineSpec) -> str:
-    """What builds an engine like this one here."""
-    precision = spec.precision if spec.precision is Precision.INT8 else Precision.FP16
-    return f"rsd-edge build-engine --model {spec.model.name} --backend tensorrt --precision {precision.value}"
-
-
-def _target(folder: Path) -> dict[str, Any]:
-    target = read_manifest(folder).get("target")
-    if not isinstance(target, dict) or not target:
-        raise ModelError(f"{folder} does not say what it was built for; build it again with 'rsd-edge build-engine'")
-    return target
