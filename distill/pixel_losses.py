@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rsd_edge.distill.data import Batch
 from rsd_edge.distill.perceptual import perceptual_distance
 from rsd_edge.distill.pixel_objectives import (
     chroma_loss,
@@ -25,7 +26,9 @@ from rsd_edge.distill.pixel_objectives import (
 )
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage import Part
 from rsd_edge.distill.stage_config import StageConfig
+from rsd_edge.models.published import bicubic_up
 
 PIXEL_WEIGHTS = (
     "lpips_weight",
@@ -42,8 +45,6 @@ SHARED_WEIGHTS = "lattice_weight", "grid_weight", "direction_weight"
 SHIFT = 16
 """Pixels of random shift of the LPIPS window."""
 LARGEST_ZOOM = 2.0
-
-PartT = TypeVar("PartT")
 
 
 def zoom_window(image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -74,14 +75,6 @@ def random_window(side: int, images: tuple[Tensor, ...], generator: torch.Genera
     return tuple(image[..., top : top + side, left : left + side] for image in images)
 
 
-class Images(NamedTuple):
-    """Of a part of a batch: the image is base + detail."""
-
-    detail: Tensor
-    base: Tensor
-    target: Tensor
-
-
 class BatchStatistics(NamedTuple):
     """Of a batch: `phase_moments`, `gradient_phases` and `spectrum_directions`."""
 
@@ -90,8 +83,8 @@ class BatchStatistics(NamedTuple):
     directions: Tensor
 
 
-def _statistics(detail: Tensor, base: Tensor, target: Tensor) -> BatchStatistics:
-    image = base + detail
+def _statistics(detail: Tensor, batch: Batch) -> BatchStatistics:
+    image, target = bicubic_up(batch.y0) + detail, batch.x0
     return BatchStatistics(phase_moments(detail), gradient_phases(image, target), spectrum_directions(image, target))
 
 
@@ -106,7 +99,7 @@ class PixelCriterion:
             self.lpips = perceptual_distance(stage.lpips).to(next(squeeze.parameters()).device)
 
     @torch.no_grad()
-    def survey(self, parts: Sequence[PartT], images_of: Callable[[PartT], Images]) -> BatchStatistics | None:
+    def survey(self, parts: Sequence[Part], detail_of: Callable[[Part], Tensor]) -> BatchStatistics | None:
         """What the parts of a batch have to know of each other: its statistics, over all parts and processes.
 
         None if no term asks for them or there is one part, whose own `__call__` has anyway. For several parts it costs
@@ -115,7 +108,7 @@ class PixelCriterion:
         if len(parts) == 1 or not any(getattr(self.stage, name) for name in SHARED_WEIGHTS):
             return None
         with self.runtime.autocast():
-            found = [_statistics(*images_of(part)) for part in parts]
+            found = [_statistics(detail_of(part), part.batch) for part in parts]
         return BatchStatistics(
             *(self.runtime.mean(torch.stack(values).mean(dim=0)) for values in zip(*found, strict=True))
         )

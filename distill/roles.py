@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -41,6 +41,8 @@ class Roles:
     student: nn.Module
     parts: dict[str, nn.Module]
     """What goes into the stage's checkpoint beside the student, by part name."""
+    given: dict[str, str] = field(default_factory=dict)
+    """Digests of the weights that they came from, by role."""
 
 
 def stage_weights(config: DistillConfig, stage: str) -> Path:
@@ -126,7 +128,10 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
     network = load_part(teacher, teacher_part(teacher.spec))
     if teacher.spec.family == EDGE_FAMILY and teacher.spec.architecture == config.model.architecture:
         parts["teacher"] = network
-    return Roles(latent, network, channels_last(_newborn(config, teacher, network)), parts)
+    born = _load_role("student", config.roles.student) if config.roles.student.weights else None
+    sources = {"teacher": teacher, "autoencoder": latent_from if role.weights else None, "student": born}
+    given = {name: source.digest() for name, source in sources.items() if source is not None}
+    return Roles(latent, network, channels_last(_newborn(config, teacher, network, born)), parts, given)
 
 
 def _check_latent(model: ModelSpec, source: Checkpoint, path: str) -> None:
@@ -219,12 +224,12 @@ def _network(model: ModelSpec, part: str) -> nn.Module:
     return EdgeGenerator(model.edge, noise_channel=part == "student")
 
 
-def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module) -> nn.Module:
+def _newborn(config: DistillConfig, teacher: Checkpoint, network: nn.Module, source: Checkpoint | None) -> nn.Module:
     """The student: from its role's file, or the teacher with a silent noise channel, or, of other sizes, random."""
-    part, role = student_part(config.model), config.roles.student
+    part = student_part(config.model)
     student = _network(config.model, part)
-    if role.weights:
-        _born(_load_role("student", role), part, config.model, role.weights).load_into(part, student)
+    if source is not None:
+        _born(source, part, config.model, config.roles.student.weights).load_into(part, student)
     elif isinstance(network, EdgeGenerator) and teacher.spec.architecture == config.model.architecture:
         assert isinstance(config.model.architecture, EdgeArchitecture)
         student = student_from_teacher(network, config.model.architecture)

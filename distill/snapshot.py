@@ -54,6 +54,7 @@ def save_state(stage: Stage, folder: Path, done: int, elapsed: float, changed: S
         "config": plain(stage.config),
         "changes": [list(change) for change in changed],
         "origin": stage.origin,
+        "given": stage.given,
         "networks": networks,
         "averages": averages,
         "ema_updates": {name: ema.updates for name, ema in stage.averages.items()},
@@ -93,12 +94,14 @@ def resume(stage: Stage, path: Path) -> Resumed:
         _check_alone(path)
         return Resumed()
     state = read_state(path)
-    if not isinstance(state.get("config"), dict):
-        raise ModelError(
-            f"{path} was written by an earlier version, without its settings; finish it with that version, or choose "
-            "another run_dir"
-        )
+    for what, key in (("its settings", "config"), ("what it was built from", "given")):
+        if not isinstance(state.get(key), dict):
+            raise ModelError(
+                f"{path} was written by an earlier version, without {what}; finish it with that version, or choose "
+                "another run_dir"
+            )
     _check_origin(stage, state.get("origin", {}))
+    _check_given(stage, state["given"])
     try:
         done, elapsed = int(state["iteration"]), float(state["seconds"])
         before = [Change(*change) for change in state["changes"]]
@@ -123,6 +126,16 @@ def _check_origin(stage: Stage, begun: dict[str, str]) -> None:
             f"stage {stage.name} began with {then or 'the stages before it'}, and finetune_from says "
             f"{now or 'nothing'} now; give it what it began with, or choose another run_dir for a new run"
         )
+
+
+def _check_given(stage: Stage, begun: dict[str, str]) -> None:
+    """Raise ModelError if weights that the stage was built from are others now: what was trained belongs to those."""
+    for role in sorted({*begun, *stage.given}):
+        if begun.get(role) != stage.given.get(role):
+            raise ModelError(
+                f"stage {stage.name} was begun with other weights of '{role}' than there are now; put those back to go "
+                "on with it, or choose another run_dir for a new run"
+            )
 
 
 def _check_alone(path: Path) -> None:

@@ -85,6 +85,8 @@ class Stage(ABC):
         """Parts handed on unchanged."""
         self.origin: dict[str, str] = {}
         """What its networks began as, where that is no stage of the run; part of the record."""
+        self.given: dict[str, str] = {}
+        """Digests of the weights that it was built from, by role or stage."""
         self._updates: dict[str, tuple[str, ...]] = {}
 
     @functools.cached_property

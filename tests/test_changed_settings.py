@@ -15,8 +15,10 @@ from torch import nn
 
 from rsd_edge.distill.config import DistillConfig, load_config
 from rsd_edge.distill.loop import CONFIG_FILE, train
+from rsd_edge.distill.roles import stage_weights
+from rsd_edge.distill.stages import STAGES
 from rsd_edge.errors import ModelError
-from rsd_edge.models.checkpoint import load_checkpoint
+from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 MakeConfig = Callable[..., DistillConfig]
 
@@ -92,6 +94,26 @@ def test_an_edited_configuration_file_does_not_hide_a_change(tiny_config: MakeCo
     file.write_text(file.read_text().replace("seed: 7", "seed: 8"))
     with pytest.raises(ModelError, match=r"seed=7 \(now 8\)"):
         train(OneWeight(load_config(file)))
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [("teacher", "autoencoder"), ("student", "teacher"), ("finetune", "student")]
+)
+def test_a_stage_belongs_to_the_weights_that_it_was_built_from(
+    prepared: MakeConfig, tiny_weights: Checkpoint, name: str, role: str
+) -> None:
+    """Otherwise a finished generator would be handed on with a latent space that it was not trained in."""
+    config = prepared(iterations=1)
+    weights = train(STAGES[name](config, None))
+    save_checkpoint(stage_weights(config, role), replace(tiny_weights, record={"stage": role, "seconds": 9}))
+    train(STAGES[name](config, None))  # the same weights with another record
+    other = {part: dict(state) for part, state in tiny_weights.parts.items()}
+    other["decoder"] = {key: tensor + 0.5 for key, tensor in other["decoder"].items()}
+    save_checkpoint(stage_weights(config, role), replace(tiny_weights, parts=other))
+    before = weights.read_bytes()
+    with pytest.raises(ModelError, match=f"stage {name} was begun with other weights of '{role}' than there are now"):
+        train(STAGES[name](config, None))
+    assert weights.read_bytes() == before
 
 
 def test_a_state_without_settings_is_named(tiny_config: MakeConfig) -> None:

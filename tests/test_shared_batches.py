@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.data import training_batches
+from rsd_edge.distill.data import Batch, training_batches
 from rsd_edge.distill.discriminators import PatchDiscriminator
 from rsd_edge.distill.loop import draws
-from rsd_edge.distill.pixel_losses import BatchStatistics, Images, PixelCriterion
+from rsd_edge.distill.pixel_losses import BatchStatistics, PixelCriterion
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
+from rsd_edge.distill.stage import Part
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stages import STAGES
 from rsd_edge.distill.stages.student import FinetuneStage
@@ -86,23 +87,27 @@ def test_statistics_are_the_whole_batchs() -> None:
     stage = StageConfig(lattice_weight=1.0, grid_weight=1.0, direction_weight=1.0)
     criterion = PixelCriterion(stage, torch.nn.Identity(), Runtime("cpu"))
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    halves = [Images(noise.clone(), torch.zeros_like(noise), noise) for _ in range(2)]
-    halves[0].detail[..., ::8, ::8] += 3
-    halves[1].detail[..., ::8, ::8] -= 3
-    shared = criterion.survey(halves, lambda half: half)
+    halves = [noise.clone(), noise.clone()]
+    halves[0][..., ::8, ::8] += 3
+    halves[1][..., ::8, ::8] -= 3
+    random = Randomness("test", 0, 1)
+    parts = [Part(Batch(noise, noise.new_zeros(1, 3, 16, 16)), random) for _ in halves]
+    details = iter(halves)
+    shared = criterion.survey(parts, lambda _: next(details))
 
-    def terms(images: Images, shared: BatchStatistics | None) -> tuple[float, ...]:
-        scalars: dict[str, torch.Tensor] = {}
-        criterion(*images, Randomness("test", 0, 1), scalars, shared)
+    def terms(image: Tensor, shared: BatchStatistics | None) -> tuple[float, ...]:
+        scalars: dict[str, Tensor] = {}
+        base, target = torch.zeros_like(image), noise.expand_as(image)
+        criterion(image, base, target, random, scalars, shared)
         return tuple(float(scalars[name]) for name in ("lattice", "grid", "direction"))
 
-    whole = terms(Images(*(torch.cat(pair) for pair in zip(*halves, strict=True))), None)
+    whole = terms(torch.cat(halves), None)
     for half in halves:
         assert terms(half, shared) == pytest.approx(whole, rel=1e-5)  # float32
     alone = terms(halves[0], None)
     assert whole[0] < alone[0] - 0.02  # the pattern still widens its phase
     assert whole[2] < 0.8 * alone[2]  # what differs by chance is less in more windows
-    assert criterion.survey(halves[:1], lambda half: half) is None  # nothing is computed twice without need
+    assert criterion.survey(parts[:1], lambda _: halves[0]) is None  # nothing is computed twice without need
 
 
 def test_spectral_norms_are_refined_when_asked_and_in_no_pass() -> None:

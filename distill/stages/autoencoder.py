@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import BatchStatistics, Images, PixelCriterion
+from rsd_edge.distill.pixel_losses import BatchStatistics, PixelCriterion
 from rsd_edge.distill.roles import channels_last, published_encoder, teacher_checkpoint
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Draw, Part, Scalars, Stage, Validation
@@ -38,7 +38,9 @@ class AutoencoderStage(Stage):
         if config.teacher_model.family == EDGE_FAMILY:
             self.encoder: nn.Module = self._own_encoder()
         else:
-            self.encoder = published_encoder(teacher_checkpoint(config)).to(self.runtime.device)
+            teacher = teacher_checkpoint(config)
+            self.given = {"teacher": teacher.digest()}
+            self.encoder = published_encoder(teacher).to(self.runtime.device)
         self.train_network("stem", channels_last(EdgeStem(arch)), average=True)
         self.train_network("decoder", channels_last(EdgeDecoder(arch)), average=True)
         self.add_optimizer("autoencoder", self.networks, self.stage.lr)
@@ -58,12 +60,9 @@ class AutoencoderStage(Stage):
     def step(self, iteration: int, draw: Draw) -> Scalars:
         del iteration
         parts = draw()
-        shared = self.criterion.survey(parts, self._images)
+        shared = self.criterion.survey(parts, self._detail)
         norm, scalars = self.update("autoencoder", parts, lambda part: self._terms(part, shared))
         return scalars | {"gradient": norm}
-
-    def _images(self, part: Part) -> Images:
-        return Images(self._detail(part), bicubic_up(part.batch.y0), part.batch.x0)
 
     def _detail(self, part: Part) -> Tensor:
         z0 = self.encoder(part.batch.x0)

@@ -28,7 +28,7 @@ from rsd_edge.distill.objectives import (
     weighted_mean,
 )
 from rsd_edge.distill.perceptual import LpipsSqueeze
-from rsd_edge.distill.pixel_losses import BatchStatistics, Images, PixelCriterion, random_window
+from rsd_edge.distill.pixel_losses import BatchStatistics, PixelCriterion, random_window
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.roles import (
     Roles,
@@ -70,6 +70,7 @@ class StudentStage(Stage):
         torch.manual_seed(config.seed + 2)
         device = self.runtime.device
         roles = self._roles(teacher)
+        self.given = roles.given
         self.latent, self.teacher = roles.latent.to(device), roles.teacher.to(device)
         self.diffusion = ResidualDiffusion(config.model.schedule, device)
         self.step_weights = self.diffusion.step_weights(self.stage.step_weights)
@@ -131,7 +132,7 @@ class StudentStage(Stage):
         if self.stage.pixel_gan:
             self.discriminator.refine()
         parts = draw()
-        shared = self.criterion.survey(parts, self._images)
+        shared = self.criterion.survey(parts, self._detail)
         norm, terms = self.update("student", parts, lambda part: self._student_terms(part, iteration, seen, shared))
         if self.stage.needs_fake:
             self.fake.requires_grad_(True)
@@ -195,9 +196,6 @@ class StudentStage(Stage):
             seen.append((fake.detach(), real, under))
             loss = loss + self._patch_gan(iteration, fake, under, scalars)
         return loss, scalars
-
-    def _images(self, part: Part) -> Images:
-        return Images(self._detail(part), bicubic_up(part.batch.y0), part.batch.x0)
 
     def _detail(self, part: Part) -> Tensor:
         """Dec(G(z_T, T, eps)) of a part, as its terms will have it."""
@@ -318,6 +316,7 @@ class FinetuneStage(StudentStage):
         crop = self.config.crop_of(self.stage)
         own_teacher = "teacher" in finished.parts
         roles = build_roles(self.config, finished if own_teacher else teacher or teacher_checkpoint(self.config), crop)
+        roles.given["student"] = finished.digest()
         finished.load_into(student_part(finished.spec), roles.student)
         for name in finished.parts.keys() & roles.parts.keys():
             finished.load_into(name, roles.parts[name])

@@ -31,6 +31,7 @@ class TeacherStage(Stage):
         super().__init__(config, config.teacher, runtime)
         torch.manual_seed(config.seed + 1)
         autoencoder = autoencoder_checkpoint(config)
+        self.given = {"autoencoder": autoencoder.digest()}
         self.frozen = {part: load_part(autoencoder, part) for part in EDGE_LATENT}
         self.latent = EdgeLatentSpace(*self.frozen.values()).to(self.runtime.device)
         self.teacher = channels_last(EdgeGenerator(config.model.edge, noise_channel=False))

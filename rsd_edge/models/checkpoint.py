@@ -5,6 +5,7 @@ A checkpoint holds named parts ("stem", "generator", ...). Tensor names are `par
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rsd_edge.bundle import missing_checkpoint
 from rsd_edge.errors import ModelError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
 from rsd_edge.stream.atomic import atomic_file, make_folder
@@ -32,6 +34,15 @@ class Checkpoint:
     spec: ModelSpec
     parts: dict[str, dict[str, Tensor]]
     record: dict[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """SHA-256 of the weights alone: training that ended again with the same ones writes another record."""
+        found = hashlib.sha256()
+        for part, state in sorted(self.parts.items()):
+            for name, tensor in sorted(state.items()):
+                found.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def load_into(self, part: str, module: nn.Module) -> None:
         """Load one part strictly. Raises ModelError naming missing, unknown or misshapen tensors."""
@@ -76,10 +87,7 @@ def read_spec(path: Path) -> ModelSpec:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise ModelError(
-            f"checkpoint {path} does not exist; make it with `rsd-edge distill` or `rsd-edge import-weights`, or give "
-            "another path"
-        )
+        raise missing_checkpoint(path)
     try:
         with safe_open(path, framework="pt") as handle:
             yield handle
