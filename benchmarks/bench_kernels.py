@@ -23,6 +23,7 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
+from rsd_edge.bundle import resolve_engine
 from rsd_edge.kernels import reference_frames, traffic
 from rsd_edge.kernels.frame_ops import frame_tiles, merge_tiles
 from rsd_edge.kernels.noise_field import noise_field, seed_tensor
@@ -32,7 +33,7 @@ from rsd_edge.kernels.rsd import rsd_terms
 from rsd_edge.kernels.tables import StepTables
 from rsd_edge.kernels.traffic import Traffic
 from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem, EdgeTile
-from rsd_edge.specs import ModelSpec, TileSpec
+from rsd_edge.specs import TileSpec
 from rsd_edge.tiling import TilePlan, plan_tiles
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -286,9 +287,9 @@ def bench_small(benchmark: Any, name: str, tiles: int, dry: bool) -> None:
 @pytest.mark.parametrize("tiles", [1, 4, 16, 64])
 def bench_frame(benchmark: Any, tiles: int, dry: bool) -> None:
     """Our three launches of a frame of that many 64 x 64 tiles, and their share of it beside edge-s in float16."""
-    side, spec = (0.03125 if dry else round(tiles**0.5)), ModelSpec(name="edge-s")
+    side, spec = (0.03125 if dry else round(tiles**0.5)), resolve_engine("edge-s").spec.model
     plan = plan_tiles(int(32 * side), int(32 * side), TileSpec(size=64, halo=16, fixed=True))
-    cases, arch = frame_cases(plan, device(dry)).values(), spec.architecture
+    cases, arch = frame_cases(plan, device(dry)).values(), spec.edge
     parts = EdgeStem(arch), EdgeGenerator(arch, noise_channel=True), EdgeDecoder(arch)
     network = EdgeTile(spec, *parts).eval().requires_grad_(False).to(device(dry), torch.float16)
     lq, noise = (

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 from made_from import configuration
-from origin import origin
+from origin import begun_report, origin
 from score_engine import TestSet, score
 
 from rsd_edge import SuperResolver
@@ -131,7 +131,7 @@ def main(
     """Train and score each row, and store it."""
     lengths = dict(zip(STAGES, iterations, strict=True))
     shared = common(train, val, lengths)
-    known = json.loads(json_path.read_text(encoding="utf-8"))["rows"] if json_path.is_file() else {}
+    known = begun_report(json_path).get("rows", {})
     document: dict[str, Any] = {
         **origin(),
         "model": model,

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 from made_from import configuration
-from origin import origin
+from origin import begun_report, origin
 from score_engine import TestSet, score
 
 from rsd_edge import SuperResolver
@@ -69,7 +69,7 @@ def main(
     json_path: Path,
 ) -> None:
     """Train and score each row, and store it."""
-    known = json.loads(json_path.read_text(encoding="utf-8"))["rows"] if json_path.is_file() else {}
+    known = begun_report(json_path).get("rows", {})
     document: dict[str, Any] = {
         **origin(),
         "model": model,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rsd_edge.distill.latent_space import EdgeLatentSpace, VqLatentSpace
 from rsd_edge.distill.objectives import discriminator_loss, fake_loss, generator_gan_loss, rsd_loss
+from rsd_edge.distill.pixel_losses import BatchStatistics
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.stage import Part, Scalars
 from rsd_edge.distill.stages.student import StudentStage
@@ -35,7 +36,7 @@ class PlainStage(StudentStage):
         return fake + self.stage.gan_weight * critic, {"fake": fake, "discriminator": critic}
 
     def _student_terms(
-        self, part: Part, iteration: int, seen: list[Any], moments: Tensor | None = None
+        self, part: Part, iteration: int, seen: list[Any], shared: BatchStatistics | None = None
     ) -> tuple[Tensor, Scalars]:
         lq, noise = part.batch.y0, part.noise
         z0, z_y = self._encodings(part)
@@ -50,7 +51,7 @@ class PlainStage(StudentStage):
         eps = noise.normal("eps_T", 1, *lq.shape[2:])
         x0_hat = self.latent.detail(self.student(self._scaled(z_last, last), last, lq, eps).float(), lq)
         scalars: Scalars = {}
-        pixels = self.criterion(x0_hat, bicubic_up(lq), part.batch.x0, noise, scalars, moments)
+        pixels = self.criterion(x0_hat, bicubic_up(lq), part.batch.x0, noise, scalars, shared)
         scalars |= {"distill": distill, "gan": gan}
         return pixels + self.stage.distill_weight * distill + self.stage.gan_weight * gan, scalars
 

@@ -7,12 +7,12 @@ The file has the whole command.
 
 Bicubic is the first engine at strength 0. With --seeds, `seed_std` is the standard deviation in grey
 levels that another seed makes.
-Rows that the JSON file holds already, of the same engine, are kept: a long run can be taken up again.
+Rows that the JSON file holds already, of the same engine and images, are kept: a long run can be taken up again.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from origin import origin
+from origin import begun_report, origin
 
 from rsd_edge import SuperResolver
 from rsd_edge.bench.peer import NcnnPeer, peer_identity, peer_name
 from rsd_edge.bench.quality import BICUBIC, BICUBIC_IDENTITY, identity_of
-from rsd_edge.bundle import resolve_engine
+from rsd_edge.bundle import hash_file, resolve_engine
 from rsd_edge.evaluate.catalogue import METRICS
 from rsd_edge.evaluate.folder import evaluate_folders
 from rsd_edge.specs import Precision
@@ -55,6 +55,14 @@ def score(enlarge: Enlarge, lq: Path, ref: Path, other_seed: Enlarge | None = No
     return row | ({"seed_std": float(np.mean(deviations))} if deviations else {})
 
 
+def digest_of(*folders: Path) -> str:
+    """SHA-256 of the images of some folders, with their names."""
+    found = hashlib.sha256()
+    for path in (path for folder in folders for path in images_in(folder)):
+        found.update(f"{path.name} {hash_file(path)}\n".encode())
+    return found.hexdigest()
+
+
 def markdown(name: str, row: Scores) -> str:
     """One line of a table: METRICS in their order, empty where no image has a value."""
     cells = ["" if (value := row[key]) is None else f"{value:.{2 if key == 'psnr_y' else 3}f}" for key in METRICS]
@@ -66,8 +74,7 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.document |= origin()
+        self.document: dict[str, Any] = begun_report(path) | origin()
 
     def add(
         self, test_set: TestSet, method: str, identity: str, enlarge: Enlarge, other: Enlarge | None = None
@@ -75,9 +82,10 @@ class Report:
         """Score one method on one set, unless that is known, with another seed if there is one."""
         name, lq, ref = test_set
         rows = self.document.setdefault("sets", {}).setdefault(name, {})
+        made_from = {"identity": identity, "images": digest_of(lq, ref)}
         row = rows.get(method, {})
-        if row.get("identity") != identity or (other is not None and "seed_std" not in row):
-            rows[method] = {"identity": identity, **score(enlarge, lq, ref, other)}
+        if any(row.get(key) != value for key, value in made_from.items()) or (other and "seed_std" not in row):
+            rows[method] = {**made_from, **score(enlarge, lq, ref, other)}
             write_json(self._path, self.document)
         click.echo(markdown(f"{name}: {method}", rows[method]))
 

@@ -28,7 +28,7 @@ import av
 import click
 import numpy as np
 from numpy.typing import NDArray
-from origin import origin
+from origin import begun_report, origin
 
 from rsd_edge import SuperResolver
 from rsd_edge.bench.peer import NcnnPeer
@@ -180,7 +180,7 @@ def main(
     json_path: Path,
 ) -> None:
     """Measure, print and store."""
-    known = json.loads(json_path.read_text(encoding="utf-8")) if json_path.is_file() else {}
+    known = begun_report(json_path)
     settings = {
         "engine": f"{engine} {precision} onnxruntime",
         "digest": resolve_engine(engine, Precision(precision)).digest,

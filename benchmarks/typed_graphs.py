@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from origin import origin
 
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.export.calibration import calibration_samples, held_out_samples
@@ -21,7 +22,6 @@ from rsd_edge.export.gate import closeness
 from rsd_edge.export.quantize import BATCH, batches_of
 from rsd_edge.export.rounding import run_graph
 from rsd_edge.export.typed import typed_graph
-from rsd_edge.machine import cpu_name
 from rsd_edge.ort import ort
 from rsd_edge.stream.atomic import write_json
 
@@ -53,9 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    versions = {name: importlib.metadata.version(name) for name in ("onnx", "onnx-ir", "onnxruntime", "numpy")}
+    about = origin()
+    about["versions"] |= {name: importlib.metadata.version(name) for name in ("onnx", "onnx-ir")}
     models = {name: measure(name) for name in ("edge-s", "edge-n")}
-    write_json(arguments.json, {"cpu": cpu_name(), "versions": versions, "models": models})
+    write_json(arguments.json, {**about, "models": models})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -19,9 +21,10 @@ from rsd_edge.bench.cost import convolution_flops
 from rsd_edge.bench.memory import peak_megabytes
 from rsd_edge.bench.peaks import convolution_peak, copy_peak, peaks, product_peak
 from rsd_edge.bench.peer import NcnnPeer, bicubic_run, check_peer, peer_run, peers_of
+from rsd_edge.bench.subjects import picture
 from rsd_edge.bench.timing import Effort, Times, take_turns
 from rsd_edge.bundle import resolve_engine
-from rsd_edge.errors import InputError, MissingDependencyError
+from rsd_edge.errors import InputError, MissingDependencyError, ModelError
 
 if TYPE_CHECKING:
     from rsd_edge.models.checkpoint import Checkpoint
@@ -81,6 +84,14 @@ def test_a_copy_counts_bytes_read_and_written() -> None:
     peak.run()
     assert peak.amount == 2 * (64 << 20)
     assert peak.rate(0.5) == pytest.approx(2 * 2 * (64 << 20) / 1e9)
+
+
+def test_a_copy_reads_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros that were never written have no memory of their own: they are read from the cache."""
+    written: list[bool] = []
+    monkeypatch.setattr(np, "copyto", lambda to, origin: written.append(bool(origin.all())))
+    copy_peak(2).run()
+    assert written == [True, True]
 
 
 def test_without_onnx_the_peaks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +167,62 @@ def test_without_ncnn_the_peer_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(builtins, "__import__", blocked)
     with pytest.raises(MissingDependencyError, match=r"pip install .rsd-edge\[peers\]"):
         NcnnPeer(tmp_path / "a.param", tmp_path / "a.bin", 1)
+
+
+class FakeNet:
+    """Repeats pixels and inverts channel 0 alone: colours the wrong way round before and after would show, too."""
+
+    def __init__(self) -> None:
+        self.opt = SimpleNamespace(num_threads=0)
+
+    def load_param(self, path: str) -> int:
+        return 0 if path.endswith(".param") else -1
+
+    def load_model(self, path: str) -> int:
+        return 0 if path.endswith(".bin") else -1
+
+    def create_extractor(self) -> FakeNet:
+        return self
+
+    def input(self, name: str, mat: np.ndarray) -> None:
+        assert name == "data"
+        self.source = mat
+
+    def extract(self, name: str) -> tuple[int, np.ndarray]:
+        assert name == "output"
+        large = self.source.repeat(4, axis=1).repeat(4, axis=2)
+        large[0] = 1 - large[0]
+        return 0, large
+
+
+@pytest.fixture
+def nets(monkeypatch: pytest.MonkeyPatch) -> list[FakeNet]:
+    """The networks that were opened; ncnn itself does not run here."""
+    made: list[FakeNet] = []
+
+    def opened() -> FakeNet:
+        made.append(FakeNet())
+        return made[-1]
+
+    module = ModuleType("ncnn")
+    module.Net, module.Mat = opened, np.array  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ncnn", module)
+    return made
+
+
+def test_an_ncnn_network_is_given_rgb_between_0_and_1(nets: list[FakeNet], tmp_path: Path) -> None:
+    result = peer_run(tmp_path / "general.param", 5, 3, 7)()
+    expected = picture(5, 3).repeat(4, axis=0).repeat(4, axis=1)
+    expected[..., 2] = 255 - expected[..., 2]
+    assert np.array_equal(result, expected)
+    assert nets[0].opt.num_threads == 7
+
+
+@pytest.mark.usefixtures("nets")
+def test_files_that_ncnn_cannot_load_are_named(tmp_path: Path) -> None:
+    for names in (("a.bin", "a.bin"), ("a.param", "a.param")):
+        with pytest.raises(ModelError, match=r"ncnn cannot load .*a\.\w+ with .*a\.\w+; give a \.param and its \.bin"):
+            NcnnPeer(tmp_path / names[0], tmp_path / names[1], 1)
 
 
 def test_bicubic_gives_back_the_threads_of_opencv() -> None:
