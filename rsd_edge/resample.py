@@ -21,14 +21,19 @@ _CHUNK_BYTES = 1 << 22
 """Of float32 rows at once."""
 
 
+def check_scale(scale: float) -> None:
+    """Raises InputError if a scale is not between 1 and 4."""
+    if not 1.0 <= scale <= SCALE:
+        raise InputError(f"scale is {scale:g}; it must lie between 1 and {SCALE}")
+
+
 def result_size(size: Size, scale: float = 4.0, wanted: Size | None = None) -> Size:
     """(width, height) of the result for an image of that (width, height): `wanted` itself, or the rounded multiple.
 
     Raises InputError for a scale outside 1 to 4, and for a wanted size below that of the image or above four times it.
     """
     if wanted is None:
-        if not 1.0 <= scale <= SCALE:
-            raise InputError(f"scale is {scale}; it must lie between 1 and {SCALE}")
+        check_scale(scale)
         return round(size[0] * scale), round(size[1] * scale)
     width, height = size
     if wanted[0] < width or wanted[1] < height:

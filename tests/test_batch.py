@@ -13,13 +13,17 @@ import numpy.typing as npt
 import pytest
 
 from rsd_edge.errors import InputError
+from rsd_edge.live.settings import StreamSettings
+from rsd_edge.pipeline import check_strength
+from rsd_edge.resample import result_size
 from rsd_edge.stream.atomic import output_error, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, report, run_jobs
 from rsd_edge.stream.discovery import Job
 from rsd_edge.stream.encoders import Layout
-from rsd_edge.stream.images import read_image, write_image
+from rsd_edge.stream.images import MAX_PIXELS, read_image, write_image
 from rsd_edge.stream.metadata import Metadata
 from rsd_edge.stream.results import ResultPlan, plan_result
+from rsd_edge.video.settings import VideoSettings
 
 Image = npt.NDArray[np.uint8]
 
@@ -259,3 +263,23 @@ def test_report_of_names_that_are_no_unicode(tmp_path: Path) -> None:
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RunSettings(**options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"scale": 5.0}, {"scale": 0.99}, {"strength": 1.25}, {"strength": -0.5}, {"strength": float("nan")}],
+    ids=str,
+)
+def test_all_settings_refuse_alike(values: dict[str, float]) -> None:
+    messages = set()
+    for settings in (RunSettings, VideoSettings, StreamSettings):
+        with pytest.raises(InputError) as raised:
+            settings(**values)  # type: ignore[arg-type]
+        messages.add(str(raised.value))
+    with pytest.raises(InputError) as raised:
+        check_strength(values["strength"]) if "strength" in values else result_size((3, 2), values["scale"])
+    assert messages == {str(raised.value)}
+
+
+def test_all_limits_are_one() -> None:
+    assert RunSettings().max_pixels == VideoSettings().max_pixels == MAX_PIXELS

@@ -19,7 +19,7 @@ from rsd_edge.stream import encoders
 from rsd_edge.stream.encoders import Layout
 from rsd_edge.stream.enlarge import enlarge, enlarge_rows, plan_enlarged, spread_colours
 from rsd_edge.stream.images import load_image, read_image, write_image
-from rsd_edge.stream.results import plan_result
+from rsd_edge.stream.results import fit_band, plan_result
 
 Photo = Callable[[int, int], np.ndarray]
 LOSSLESS = [".png", ".tif", ".bmp"]
@@ -64,6 +64,16 @@ def test_gray_stays_gray(tmp_path: Path, photo: Photo, suffix: str) -> None:
     assert (made.shape, made.dtype) == ((120, 160), np.uint8)
     expected = cv2.resize(gray, (160, 120), interpolation=cv2.INTER_CUBIC)
     assert np.abs(made.astype(int) - expected).mean() < (2 if suffix == ".jpg" else 0.01)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_gray_of_one_column_in_three_channels(tmp_path: Path, channels: int) -> None:
+    image = np.array([[[10, 255]], [[90, 128]], [[200, 1]]], np.uint8)[..., :channels]
+    pixels = image[..., 0] if channels == 1 else image
+    found = fit_band(pixels, Layout(1, 3, channels), Layout(1, 3, channels + 2))
+    np.testing.assert_array_equal(found, image[..., [0, 0, 0, 1][: channels + 2]])
+    plan_result(tmp_path / "a.webp", Layout.of(pixels)).write([pixels])
+    assert load_image(tmp_path / "a.webp").size == (1, 3)
 
 
 def test_gray_through_a_network_is_its_luma(tmp_path: Path, photo: Photo, toy_bundle: Path) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from rsd_edge.cli import main
 from rsd_edge.errors import ImageReadError
 from rsd_edge.stream.encoders import Layout
 from rsd_edge.stream.images import load_image, read_image
@@ -187,13 +191,61 @@ def test_bombs_of_pixels_are_refused_by_their_header(tmp_path: Path, monkeypatch
 
 
 def test_what_a_decoder_remarks_becomes_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    jpeg = seeds(tmp_path)["colour.jpg"]
-    path = tmp_path / "a.jpg"
-    middle = jpeg.index(b"\xff\xda") + 60
-    path.write_bytes(jpeg[:middle] + b"\xff\xd9")  # cut, and made to look whole
+    path = damaged(tmp_path)
     (note,) = load_image(path).losses()
     assert note.startswith("its data is damaged (Corrupt JPEG data")
-    path.write_bytes(jpeg)
+    path.write_bytes(seeds(tmp_path)["colour.jpg"])
     assert load_image(path).losses() == ()
     os.write(2, b"still there\n")
     assert capfd.readouterr().err == "still there\n"
+
+
+def damaged(folder: Path) -> Path:
+    """A JPEG file, cut and made to look whole."""
+    jpeg, path = seeds(folder)["colour.jpg"], folder / "cut.jpg"
+    path.write_bytes(jpeg[: jpeg.index(b"\xff\xda") + 60] + b"\xff\xd9")
+    return path
+
+
+def test_what_else_is_drawn_meanwhile_is_no_remark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Such as the progress bar of a program that calls this as a library."""
+
+    def beside_a_bar(*arguments: Any) -> Any:
+        os.write(2, b"\r\x1b[2Kphotos \x1b[36m 12%\x1b[0m\n\n")
+        return decode(*arguments)
+
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", beside_a_bar)
+    (note,) = load_image(damaged(tmp_path)).losses()
+    assert note.startswith("its data is damaged (Corrupt JPEG data")
+    (tmp_path / "whole.jpg").write_bytes(seeds(tmp_path)["colour.jpg"])
+    assert load_image(tmp_path / "whole.jpg").losses() == ()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_terminal_is_told_of_damage_that_takes_long_to_find(
+    tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            return os.write(2, text.encode())
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.3)  # a large image; rich draws ten times a second by itself
+        return decode(*arguments)
+
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", slow)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    path = damaged(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(path), "-o", str(tmp_path / "out.png"), "--engine", str(toy_bundle), "--threads", "1"])
+    assert ended.value.code == 0
+    assert f"warning: {path}: its data is damaged (Corrupt JPEG data" in capfd.readouterr().err

@@ -18,12 +18,16 @@ from pathlib import Path
 import av
 import pytest
 from click.testing import CliRunner
+from live_doubles import WholeTileEngine
 from rich.console import Console
 from x11_window import ask_to_close
 
 from rsd_edge.cli import cli, main
-from rsd_edge.cli.live_options import table
+from rsd_edge.cli import run as run_command
+from rsd_edge.cli.live_options import _check_batch, _parse_capture, table
+from rsd_edge.errors import InputError, ModelError
 from rsd_edge.live.statistics import Statistics
+from rsd_edge.specs import TileSpec
 
 TEST = "test:32x24@60"
 
@@ -81,6 +85,26 @@ def test_a_bounded_run_reports_what_it_did(
     assert all(run["stages_ms"][name]["p50"] >= 0 for name in ("capture", "pre", "engine", "post", "sink"))
     assert frames_in(target) == 6
     assert re.search(rf"{TEST}: 6 of \d+ frames at [\d.]+ fps, 0 dropped, latency p50", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", {"reuse": True, "reuse_threshold": 0, "refresh": 60, "temporal": "fixed", "seed": 0, "strength": 1}),
+        ("--no-reuse", {"reuse": False}),
+        (
+            "--reuse-threshold 3 --reuse-refresh 7 --temporal blend --seed 5 --strength 0.5",
+            {"reuse": True, "reuse_threshold": 3, "refresh": 7, "temporal": "blend", "seed": 5, "strength": 0.5},
+        ),
+    ],
+)
+def test_the_report_has_the_settings_of_the_run(
+    toy_bundle: Path, tmp_path: Path, given: str, found: dict[str, object]
+) -> None:
+    report = tmp_path / "report.json"
+    assert run_here(*words(toy_bundle, "-o", "null", "--max-frames", "2", "--report", str(report), *given.split())) == 0
+    settings = json.loads(report.read_text())["settings"]
+    assert {name: settings[name] for name in found} == found
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -178,7 +202,12 @@ def test_mistakes_are_told_in_one_line(toy_bundle: Path, tmp_path: Path, capsys:
         ("--camera", "test"): "nowhere to put the frames",
         ("--camera", "test", "-o", str(tmp_path / "x.avi")): "whose frames have times",
         ("--camera", "/dev/video99", "-o", "null"): "/dev/video99 does not exist",
-        ("--camera", "test", "--capture", "big", "-o", "null"): "give WxH or WxH@FPS",
+        ("--camera", "test", "--capture", "big", "-o", "null"): "give WxH, WxH@FPS or @FPS",
+        ("--camera", "rtsp://me:pw@h/x", "--capture", "9x9", "-o", "null"): "capture 9x9 is not for rtsp://me:***@h/x",
+        ("--camera", "test", "--batch", "4", "-o", "null"): "--batch 4: cameras give toy tiles one by one; leave it",
+        ("--camera", "test", "--frame-path", "triton", "-o", "null"): "--frame-path triton: frames of cameras are cut",
+        ("--camera", "test", "--frame-path", "reference", "-o", "null"): "and merged by numpy; leave it out",
+        ("--camera", "test", "--reuse-refresh", "9", "-o", "null"): "--reuse-refresh needs --reuse-threshold, such as",
         ("--camera", "test", "photo.png", "-o", "null"): "exclude each other",
         ("--camera", "test", "--max-outage", "0", "-o", "null"): "max-outage is 0",
         ("--camera", "test", "--serve", "x", "-o", "null"): "serve is 'x'",
@@ -194,6 +223,38 @@ def test_mistakes_are_told_in_one_line(toy_bundle: Path, tmp_path: Path, capsys:
         told = capsys.readouterr().err
         assert message in told
         assert len(told.strip().splitlines()) == 1
+
+
+def test_sizes_and_rates_are_asked_for_together_or_alone() -> None:
+    assert _parse_capture("1280x720@30") == ((1280, 720), 30.0)
+    assert _parse_capture("1280X720") == ((1280, 720), None)
+    assert _parse_capture("@12.5") == (None, 12.5)
+    for text in ("", "@", "1280", "0x9", "9x0", "@0", "@-1", "@inf", "9x9@nan", "9x9@x"):
+        with pytest.raises(InputError, match=r"capture is '.*'; (give WxH|sizes and rates are more than 0)"):
+            _parse_capture(text)
+
+
+def test_batches_are_for_engines_that_are_made_for_them() -> None:
+    _check_batch(4, WholeTileEngine(TileSpec(size=56, batch=4, fixed=True)))
+    _check_batch(1, WholeTileEngine(TileSpec(size=56)))
+    with pytest.raises(InputError, match="--batch 4: cameras give double tiles one by one; leave it out"):
+        _check_batch(4, WholeTileEngine(TileSpec(size=56, batch=4)))
+
+
+def test_a_checkpoint_is_opened_and_reported_with_the_frame_path_of_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    class Recorder:
+        @staticmethod
+        def load(_model: str, **options: str | None) -> None:
+            asked.append(options["frame_path"])
+            raise ModelError("enough")
+
+    monkeypatch.setattr(run_command, "SuperResolver", Recorder)
+    on_torch = ("--engine", "x.safetensors", "--device", "cuda")
+    for engine in (on_torch, (*on_torch, "--backend", "torch"), ("--engine", "edge-n")):
+        assert run_here("run", "--camera", "test", "-o", "null", *engine) == 2
+    assert asked == ["numpy", "numpy", None]  # None would be Triton's for an edge model on a GPU
 
 
 def test_help_names_the_sources() -> None:
@@ -213,7 +274,7 @@ def test_the_table_shows_rates_and_times() -> None:
         statistics.delivered(clock[0] - 0.04, (640, 360))
     console = Console(width=100, force_terminal=False)
     with console.capture() as captured:
-        console.print(table("test", statistics.now()))
+        console.print(table(statistics.now()))
     told = captured.get()
     assert "live  160x90 to 640x360  in 20.0 fps, out 20.0 fps" in told
     assert re.search(r"latency\s+. 40\.0 . 40\.0 . 40\.0", told)

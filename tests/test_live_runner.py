@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
+import time
 from typing import Any
 
+import numpy as np
 import pytest
-from live_doubles import RecordingSink, ScriptedSource, TimedStages
+from live_doubles import RecordingSink, ScriptedCapture, ScriptedSource, TimedStages
 from virtual_clock import VirtualClock
 
 from rsd_edge.errors import CameraError, InputError
+from rsd_edge.live.clock import SystemClock
+from rsd_edge.live.frames import Picture
 from rsd_edge.live.receiver import Reconnection
 from rsd_edge.live.runner import LiveRunner, RunLimits
 from rsd_edge.live.statistics import Statistics
@@ -120,6 +125,20 @@ def test_an_outage_ends_the_run_at_its_limit_after_everything_was_delivered() ->
     assert (run.sink.closed, run.source.open_now) == (1, 0)
 
 
+def test_stopping_while_a_source_is_asked_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run([2, None], RunLimits(reconnection=Reconnection(max_outage=7.0)))
+
+    def ask_slowly() -> ScriptedCapture:
+        if run.source.attempts:
+            run.clock.spend(5.0)
+        return ScriptedSource.open(run.source)
+
+    monkeypatch.setattr(run.source, "open", ask_slowly)
+    run.runner.run(lambda: run.clock.now() < 6.5)
+    # Lost in the third period, asked a quarter of a second later, and again half a second after that had failed.
+    assert run.clock.now() == pytest.approx(3 * PERIOD + 0.25 + 5.0 + 0.5 + 5.0, abs=1e-9)
+
+
 def test_a_source_that_opens_and_sends_nothing_is_away_too() -> None:
     run = Run([5, 0], RunLimits(reconnection=Reconnection(max_outage=3.0)), engine=0.01)
     with pytest.raises(CameraError, match=r"no signal for 3 s \(it opens and sends nothing\)"):
@@ -188,6 +207,59 @@ def test_a_failure_anywhere_ends_all_threads_and_closes_all_sinks(part: str) -> 
             break
         threading.Event().wait(0.01)
     assert threading.active_count() == before
+
+
+class StuckSource:
+    """One picture, and then a read that nothing interrupts, as OpenCV's are."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self._given = False
+
+    def open(self) -> StuckSource:
+        return self
+
+    def read(self) -> Picture | None:
+        if self._given:
+            self.free.wait(60)
+            return None
+        self._given = True
+        return np.zeros((8, 12, 3), np.uint8)
+
+    def interrupt(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_signal_while_a_read_is_waited_for_closes_the_sinks_all_the_same() -> None:
+    clock, source = SystemClock(), StuckSource()
+    sink = RecordingSink(clock)
+    runner = LiveRunner(source, TimedStages(time.sleep), [sink], clock, Statistics(clock.now))
+    main = threading.get_ident()
+
+    def signal_in_the_end() -> None:
+        while not sink.indices or runner._running:  # then only the capture is left
+            time.sleep(0.01)
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    # It may be ignored here, and inherited so, where the tests run in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=signal_in_the_end, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(lambda: not sink.indices)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        source.free.set()
+        for thread in threading.enumerate():
+            if thread.name == "rsd-edge-capture":
+                thread.join()
+    assert sink.closed == 1
 
 
 def test_what_a_sink_fails_with_at_its_end_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import socket
@@ -11,7 +12,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,17 +86,19 @@ def get(url: str, **headers: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
+def levels_in(answer: Any) -> Iterator[int]:
+    """The grey level of each JPEG of an MJPEG stream."""
+    while line := answer.readline():
+        if line.lower().startswith(b"content-length"):
+            answer.readline()
+            data = answer.read(int(line.split(b":")[1]))
+            yield int(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[5, 5, 0])
+
+
 def frames_of(url: str, count: int) -> list[int]:
-    """The grey levels of so many JPEGs of an MJPEG stream."""
-    found = []
+    """So many of these levels."""
     with urllib.request.urlopen(url, timeout=10) as answer:
-        while len(found) < count:
-            line = answer.readline()
-            if line.lower().startswith(b"content-length"):
-                answer.readline()
-                data = answer.read(int(line.split(b":")[1]))
-                found.append(int(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[5, 5, 0]))
-    return found
+        return list(islice(levels_in(answer), count))
 
 
 def test_addresses_are_this_machine_unless_told_otherwise() -> None:
@@ -156,12 +161,20 @@ def test_the_page_and_its_numbers_are_served(page: PageSink) -> None:
     assert get(page.url, Host="evil.example")[0] == 403
 
 
-def test_other_programs_get_mjpeg(page: PageSink) -> None:
-    levels = frames_of(page.url + "stream.mjpg", 5)
-    steps = np.diff(levels) % 256
-    # Newest frames in order; JPEG keeps a flat grey to a level. Each step is a multiple of 37.
-    assert all(min(abs(int(step) - 37 * k % 256) for k in range(1, 40)) <= 2 for step in steps)
-    assert len(set(levels)) > 1
+def test_other_programs_get_mjpeg(statistics: Statistics) -> None:
+    sink = PageSink(Address.parse("0"), "test", statistics)
+    indices = (0, 1, 2, 9, 10)
+    try:
+        sink.write(make_result(indices[0]))
+        with urllib.request.urlopen(sink.url + "stream.mjpg", timeout=10) as answer:
+            levels = levels_in(answer)
+            shown = [next(levels)]
+            for index in indices[1:]:
+                sink.write(make_result(index))
+                shown.append(next(levels))
+    finally:
+        sink.close()
+    assert shown == pytest.approx([37 * index % 256 for index in indices], abs=1)  # JPEG keeps a flat grey to a level
 
 
 def test_a_token_opens_everything_and_nothing_opens_without(statistics: Statistics) -> None:
@@ -187,6 +200,22 @@ def test_an_address_in_use_is_told(statistics: Statistics) -> None:
             PageSink(Address("127.0.0.1", taken.getsockname()[1], None), "test", statistics)
 
 
+@pytest.mark.parametrize("host", ["cam..lan", f"{'x' * 64}.lan"])
+def test_a_host_that_is_no_name_is_told(statistics: Statistics, host: str) -> None:
+    with pytest.raises(OutputError, match=rf"cannot serve on {host}:8080 \(.*label.*\); choose another address"):
+        PageSink(Address(host, 8080, "right-token"), "test", statistics)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_that_ends_before_it_serves_is_told(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(site: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(server.web.TCPSite, "start", broken)
+    with pytest.raises(OutputError, match=r"cannot serve on 127\.0\.0\.1:0 \(it does not start\); choose another"):
+        PageSink(Address.parse("0"), "test", statistics)
+
+
 def test_clients_that_take_nothing_slow_nobody_and_are_let_go(
     statistics: Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +234,7 @@ def test_clients_that_take_nothing_slow_nobody_and_are_let_go(
         while sink.watching < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert len(frames_of(sink.url + "stream.mjpg", 12)) == 12  # who takes frames gets them
+        deadline = time.monotonic() + 10
         while sink.watching > 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         with urllib.request.urlopen(sink.url + "stream.mjpg", timeout=10):
@@ -218,8 +248,8 @@ def test_clients_that_take_nothing_slow_nobody_and_are_let_go(
         for client in lazy:
             client.close()
         sink.close()
-    # Leaving a result there is a call into another thread; tens of milliseconds are what a busy machine adds to it.
-    assert feed.slowest < 0.2
+    # Whoever waited for the lazy ones would wait for three seconds; the rest is left to a busy machine.
+    assert feed.slowest < 1.5
     assert not sink._thread.is_alive()
 
 
@@ -314,3 +344,14 @@ def test_a_browser_shows_frames_and_its_slider_moves(page: PageSink, tmp_path: P
         browser.run("document.getElementById('pause').click()")
         browser.wait_for(f"return window.shown.index > {stopped} + 3")
         assert [entry for entry in browser.console() if entry["level"] == "SEVERE"] == []
+
+
+def test_eight_may_watch_unless_told_otherwise(statistics: Statistics) -> None:
+    sink = PageSink(Address.parse("0"), "test", statistics)
+    try:
+        with contextlib.ExitStack() as watchers:
+            for _ in range(8):
+                watchers.enter_context(urllib.request.urlopen(sink.url + "stream.mjpg", timeout=10))
+            assert get(sink.url + "stream.mjpg")[0] == 503
+    finally:
+        sink.close()

@@ -95,6 +95,9 @@ def test_what_cannot_be_recorded_is_told_before_the_first_frame(tmp_path: Path) 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="it is a file"):
         VideoSink(tmp_path / "file" / "out.mkv", VideoSettings(), "test")
+    (tmp_path / "folder.mkv").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*folder\.mkv: it is a folder; give a name for the file"):
+        VideoSink(tmp_path / "folder.mkv", VideoSettings(), "test")
 
 
 class FullDisk:
@@ -180,6 +183,43 @@ def test_a_signal_while_a_recording_ends_keeps_it(tmp_path: Path, monkeypatch: p
         sink.close()
     assert len(frames_of(path)) == 60
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("end", ["whole", "full", "signal"])
+def test_a_recording_that_cannot_get_its_name_is_kept_and_told(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that has taken the name stands for one that became read-only, which root would not notice."""
+    path = tmp_path / "out.mkv"
+    sink = VideoSink(path, VideoSettings(), "test", 25.0)
+    path.mkdir()
+    if end == "full":
+        leave_room(monkeypatch, 150000)
+        with pytest.raises(OutputError, match=r"the disk is full.*; the first \d\.\d s are kept in") as raised:
+            record_noise(sink, 25.0)
+        told = str(raised.value)
+    else:
+        for index in range(30):
+            sink.write(result(index, index / 25))
+        if end == "signal":
+            monkeypatch.setattr("rsd_edge.live.recording.os.fsync", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                sink.close()
+            told = caplog.text.strip()
+        else:
+            with pytest.raises(OutputError, match=r"cannot write .*out\.mkv: Is a directory; .* is kept in") as raised:
+                sink.close()
+            assert raised.value.errno == errno.EISDIR
+            told = str(raised.value)
+    sink.close()  # does nothing more
+    monkeypatch.undo()
+    kept = Path(told.rpartition(" in ")[2])
+    assert kept.parent == tmp_path
+    assert len(frames_of(kept)) >= 25
+
+
+def _interrupted(_descriptor: int) -> None:
+    raise KeyboardInterrupt
 
 
 def test_keyframes_come_by_the_time_of_capture(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import types
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from virtual_clock import VirtualClock
 from rsd_edge.errors import CameraError, InputError
 from rsd_edge.live import devices, gstreamer
 from rsd_edge.live.clock import SystemClock
-from rsd_edge.live.devices import StreamSource, V4l2Source, fourcc, without_password
+from rsd_edge.live.devices import StreamSource, V4l2Source, fourcc
 from rsd_edge.live.pattern import PatternSource
 from rsd_edge.live.sources import CaptureRequest, open_source
+from rsd_edge.stream.passwords import without_password
 
 
 def test_sources_are_told_apart() -> None:
@@ -53,12 +55,71 @@ def test_sources_are_told_apart() -> None:
             open_source(text, clock)
 
 
-def test_passwords_are_not_shown() -> None:
-    assert (
-        without_password("rtsp://me:secret@10.0.0.2:554/a?token=abc&x=1")
-        == "rtsp://me:***@10.0.0.2:554/a?token=***&x=1"
-    )
+def test_a_size_is_not_asked_of_what_has_its_own() -> None:
+    clock = VirtualClock()
+    for text in ("rtsp://host/x", "http://host/x.mjpg", "gst:videotestsrc", "test:64x48"):
+        with pytest.raises(InputError, match=rf"^capture 640x480 is not for {text}.*leave it out, or give @FPS alone"):
+            open_source(text, clock, CaptureRequest((640, 480), 10))
+    assert isinstance(open_source("rtsp://host/x", clock, CaptureRequest(None, 10)), StreamSource)
+    assert open_source("test:64x48", clock, CaptureRequest(None, 10)).name == "test:64x48@10"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://me:secret@10.0.0.2:554/a?token=abc&x=1", "rtsp://me:***@10.0.0.2:554/a?token=***&x=1"),
+        ("rtsp://me@mail:p@ss:w'rd@host/", "rtsp://me@mail:***@host/"),
+        ("http://cam/video?user=me&pwd=it's&size=2", "http://cam/video?user=me&pwd=***&size=2"),
+        ("rtspsrc location=rtsp://me:secret@cam ! x", "rtspsrc location=rtsp://me:***@cam ! x"),
+        ('gst:"rtspsrc user-id=me user-pw=se&c=ret"', 'gst:"rtspsrc user-id=me user-pw=***"'),
+        ('"souphttpsrc location=http://cam/?pwd=secret" ! x', '"souphttpsrc location=http://cam/?pwd=***" ! x'),
+        ("souphttpsrc user-pw = 'two words' ! x", "souphttpsrc user-pw = *** ! x"),
+        ('rtmp2src password="never closed ! x', "rtmp2src password=***"),
+    ],
+)
+def test_passwords_are_not_shown(text: str, shown: str) -> None:
+    assert without_password(text) == shown
+    assert without_password(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://[::1]:554/a@b",
+        "rtsp://me@host:554/live",
+        "udp://@:1234",
+        "/dev/video0",
+        "videotestsrc pattern=smpte ! x",
+    ],
+)
+def test_what_holds_no_password_is_shown_as_it_is(text: str) -> None:
+    assert without_password(text) == text
+
+
+def test_sources_and_their_errors_tell_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualClock()
+    told: list[Exception] = []
     assert StreamSource("rtsp://me:secret@host/").name == "rtsp://me:***@host/"
+    monkeypatch.setattr(gstreamer, "opencv_has_gstreamer", lambda: False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    _launcher(tmp_path, "exit 1")
+    pipeline = 'gst:"rtspsrc location=rtsp://me:secret@cam user-pw=secret ! decodebin"'
+    source = open_source(pipeline, clock)
+    assert source.name == 'gst:"rtspsrc location=rtsp://me:***@cam user-pw=*** ! decodebin"'
+    with pytest.raises(CameraError, match=r"gives no pictures; try it with 'gst-launch-1\.0 rtspsrc") as raised:
+        source.open()
+    told.append(raised.value)
+    for text in ('gst:rtspsrc user-pw="secret', "ftp://me:secret@host/x"):
+        with pytest.raises(InputError) as refused:
+            open_source(text, clock)
+        told.append(refused.value)
+    monkeypatch.setattr(gstreamer, "opencv_has_gstreamer", lambda: True)
+    shut = types.SimpleNamespace(isOpened=lambda: False, release=lambda: None)
+    monkeypatch.setattr(gstreamer.cv2, "VideoCapture", lambda *given: shut)
+    with pytest.raises(CameraError, match=r"does not start; try it with 'gst-launch-1\.0 rtspsrc") as raised:
+        open_source(pipeline, clock).open()
+    told.append(raised.value)
+    assert not [error for error in told if "secret" in str(error)]
 
 
 def test_the_pattern_comes_at_its_times_moves_and_waits_for_a_late_reader() -> None:
@@ -154,13 +215,16 @@ def test_csi_cameras_are_asked_in_the_words_of_a_jetson(tmp_path: Path, monkeypa
     words = told.read_text().split("\n")
     assert "sensor-id=1" in words
     assert "video/x-raw(memory:NVMM),width=1920,height=1080,framerate=30/1" in words
+    # What PyAV takes pictures for that do not say; GStreamer itself would take BT.709 for these.
+    assert "video/x-raw,format=I420,colorimetry=bt601" in words
     assert words[-3:-1] == ["fd=1", "sync=false"]
 
 
 @pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="gst-launch-1.0 is not installed")
-def test_a_pipeline_comes_through_a_pipe_and_ends_with_its_process() -> None:
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (1280, 720)])
+def test_a_pipeline_comes_through_a_pipe_and_ends_with_its_process(width: int, height: int) -> None:
     source = open_source(
-        'gst:"videotestsrc pattern=smpte ! video/x-raw,width=64,height=48,framerate=30/1"', SystemClock()
+        f'gst:"videotestsrc pattern=smpte ! video/x-raw,width={width},height={height},framerate=30/1"', SystemClock()
     )
     capture = source.open()
     try:
@@ -169,10 +233,12 @@ def test_a_pipeline_comes_through_a_pipe_and_ends_with_its_process() -> None:
         capture.close()
     first = pictures[0]
     assert first is not None
-    assert first.shape == (48, 64, 3)
-    # The first two of seven bars: white and yellow, BGR, to what limited range and 4:2:0 leave of them.
-    assert first[5, 3].min() > 230
-    assert first[5, 13, 0] < 40 < 200 < first[5, 13, 1:].min()
+    assert first.shape == (height, width, 3)
+    bars = np.array([first[height // 10, (2 * bar + 1) * width // 14] for bar in range(7)], int)
+    # White, yellow, cyan, green, magenta, red, blue in BGR, to what limited range and swscale's tables leave of them;
+    # with the matrix of BT.709 read as that of BT.601, green, magenta and red are off by 20.
+    drawn = [(255, 255, 255), (0, 255, 255), (255, 255, 0), (0, 255, 0), (255, 0, 255), (0, 0, 255), (255, 0, 0)]
+    assert np.abs(bars - drawn).max() <= 10
     assert capture._process.poll() is not None  # type: ignore[attr-defined]
 
 

@@ -325,7 +325,7 @@ def test_threads_share_a_path_one_after_the_other(photo: Photo) -> None:
 
 @pytest.mark.parametrize("strength", [-0.01, 1.01, float("nan"), float("inf")])
 def test_strength_outside_0_to_1_is_refused(photo: Photo, strength: float) -> None:
-    with pytest.raises(InputError, match=r"strength is .*between 0 and 1"):
+    with pytest.raises(InputError, match=r"strength is .*between 0 \(bicubic\) and 1"):
         NumpyFramePath(NearestEngine(TileSpec(size=64)))(photo(4, 4), strength=strength)
 
 

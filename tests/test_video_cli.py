@@ -178,6 +178,7 @@ def test_options_of_videos() -> None:
         ("in/clip.mp4 -o new/out.mp4 --video-io opencv --start 9", "error: in/clip.mp4 has no frame after 9 s; lower"),
         ("in/clip.mp4 -o out.mp4 --video-io opencv --max-pixels 9", "error: in/clip.mp4 has frames of 64x48 = 0.0 meg"),
         ("rtsp://nowhere.invalid/a -o out.mp4", "error: rtsp://nowhere.invalid/a is a device or a stream; add --vid"),
+        ("rtsp://me:pw@nowhere.invalid/a -o out.mp4", "error: rtsp://me:***@nowhere.invalid/a is a device or a stre"),
         ("/dev/null -o out.mp4", "error: /dev/null is a device or a stream; add --video-io opencv"),
         ("/dev/null -o new/out.mp4 --video-io opencv", "error: /dev/null cannot be opened by OpenCV; check that it is"),
         ("/dev/null -o out.png --video-io opencv", "error: /dev/null becomes a video, and out.png is none; end -o in"),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,9 +17,12 @@ import click
 
 from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
+from rsd_edge.resolver import CHECKPOINT_SUFFIX
+from rsd_edge.specs import Backend, FramePathKind
 from rsd_edge.stream.atomic import check_target, make_folder, write_json
 
 if TYPE_CHECKING:
+    from rsd_edge.backends.base import TileEngine
     from rsd_edge.live.clock import Clock
     from rsd_edge.live.runner import RunLimits, Sink
     from rsd_edge.live.settings import StreamSettings
@@ -35,7 +38,7 @@ _SHOWN_EVERY = 0.5
 
 _OPTIONS = (
     click.option("--camera", metavar="SOURCE", help="0, /dev/video0, csi://0, rtsp://, http://, gst:\"...\", test."),
-    click.option("--capture", metavar="WxH[@FPS]", help="What to ask the camera for."),
+    click.option("--capture", metavar="[WxH][@FPS]", help="What to ask the camera for; of streams, @FPS alone."),
     click.option(
         "--drop", default="newest", show_default=True, type=click.Choice(["newest", "none"]), help="Of camera frames."
     ),
@@ -80,6 +83,23 @@ def check_live_options(context: click.Context, output: Path | None) -> None:
         raise InputError(f"{given}: for videos; end -o in .mkv or .mp4, or leave it out")
     if (given := given_options(context, ("serve_token",))) and context.params["serve"] is None:
         raise InputError(f"{given} needs --serve; add it, or leave the token out")
+    if (given := given_options(context, ("reuse_refresh",))) and not context.params["reuse_threshold"]:
+        raise InputError(f"{given} needs --reuse-threshold, such as 3; add it, or leave the refresh out")
+    if context.params["frame_path"] not in (None, FramePathKind.NUMPY.value):
+        path = context.params["frame_path"]
+        raise InputError(f"--frame-path {path}: frames of cameras are cut and merged by numpy; leave it out")
+
+
+def over_numpy(settings: RunSettings) -> RunSettings:
+    """The settings with the frame path of cameras, where there is a choice: for checkpoints on torch."""
+    on_torch = settings.engine.endswith(CHECKPOINT_SUFFIX) and settings.backend in (None, Backend.TORCH.value)
+    return replace(settings, frame_path=FramePathKind.NUMPY.value) if on_torch else settings
+
+
+def _check_batch(batch: int, engine: TileEngine) -> None:
+    """Only an engine that is made for batches gets any."""
+    if batch > 1 and not engine.tile.fixed:
+        raise InputError(f"--batch {batch}: cameras give {engine.spec.model.name} tiles one by one; leave it out")
 
 
 def take_live_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -114,9 +134,10 @@ def run_live(
         make_folder(report_path.parent)
         check_target(report_path)
     with load(settings) as resolver, _signals() as ended:
+        _check_batch(settings.batch, resolver.engine)
         sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)
         runner = LiveRunner(source, LivePath(resolver.engine, stream), sinks, clock, statistics, limits)
-        with _Display(source.name, statistics) as display:
+        with _Display(statistics) as display:
             window = next((sink for sink in sinks if isinstance(sink, WindowSink)), None)
 
             def watch() -> bool:
@@ -189,17 +210,17 @@ def _sinks(
 
 
 def _parse_capture(text: str | None) -> tuple[tuple[int, int] | None, float | None]:
-    """Size and rate of WxH[@FPS]."""
+    """Size and rate of [WxH][@FPS]."""
     if text is None:
         return None, None
     size, _, rate = text.lower().partition("@")
     width, _, height = size.partition("x")
     try:
-        wanted = int(width), int(height)
+        wanted = (int(width), int(height)) if size or not rate else None
         frames = float(rate) if rate else None
     except ValueError:
-        raise InputError(f"capture is '{text}'; give WxH or WxH@FPS, such as 1280x720@30") from None
-    if min(wanted) < 1 or (frames is not None and not (math.isfinite(frames) and frames > 0)):
+        raise InputError(f"capture is '{text}'; give WxH, WxH@FPS or @FPS, such as 1280x720@30") from None
+    if min(wanted or (1,)) < 1 or (frames is not None and not (math.isfinite(frames) and frames > 0)):
         raise InputError(f"capture is '{text}'; sizes and rates are more than 0")
     return wanted, frames
 
@@ -259,11 +280,11 @@ def _summary(source: str, statistics: Statistics) -> str:
 class _Display:
     """On a terminal, a table that is drawn anew twice a second."""
 
-    def __init__(self, source: str, statistics: Statistics) -> None:
+    def __init__(self, statistics: Statistics) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._source, self._statistics = source, statistics
+        self._statistics = statistics
         # Not left to rich: it also takes a pipe for a terminal where an environment variable says so.
         self._shown = sys.stderr.isatty()
         console = Console(stderr=True, force_terminal=self._shown)
@@ -284,10 +305,10 @@ class _Display:
         now = time.monotonic()
         if self._shown and now >= self._next:
             self._next = now + _SHOWN_EVERY
-            self._live.update(table(self._source, self._statistics.now()), refresh=True)
+            self._live.update(table(self._statistics.now()), refresh=True)
 
 
-def table(source: str, found: Mapping[str, Any]) -> Any:
+def table(found: Mapping[str, Any]) -> Any:
     """What a terminal shows of `Statistics.now`."""
     from rich.console import Group
     from rich.table import Table

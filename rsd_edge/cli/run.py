@@ -20,7 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rsd_edge.cli import FAILED
 from rsd_edge.cli.auto_build import with_engine
 from rsd_edge.cli.kept_engine import kept_engine
-from rsd_edge.cli.live_options import LIVE_OPTIONS, check_live_options, live_options, run_live, take_live_options
+from rsd_edge.cli.live_options import (
+    LIVE_OPTIONS,
+    check_live_options,
+    live_options,
+    over_numpy,
+    run_live,
+    take_live_options,
+)
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -37,13 +44,16 @@ from rsd_edge.stream.atomic import check_target, folder_for, write_json
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
+from rsd_edge.stream.passwords import without_password
+from rsd_edge.stream.results import usual_suffix
 from rsd_edge.video.formats import is_live, is_video
 from rsd_edge.video.settings import VideoSettings
 
 _FORMATS = ("png", "jpg", "webp", "bmp", "tif")
-_SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
 _DEFAULTS = RunSettings()
 _SIZES = ("scale", "size", "max_side")
+_DRAWN_EVERY = 0.1
+"""Seconds between two drawings of a terminal."""
 
 
 def _parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -147,11 +157,12 @@ def command(
     settings = RunSettings(**options)
 
     def load(settings: RunSettings) -> SuperResolver:
-        return load_resolver(with_engine(settings) if auto_build or _compiles(settings) else settings)
+        found = with_engine(settings) if auto_build else settings
+        return load_resolver(found if for_cameras["camera"] is None else over_numpy(found))
 
     if for_cameras["camera"] is not None:
         if inputs:
-            raise InputError(f"--camera and {inputs[0]} exclude each other; give one of them")
+            raise InputError(f"--camera and {without_password(inputs[0])} exclude each other; give one of them")
         check_live_options(context, output)
         return run_live(for_cameras, output, settings, for_videos, load, report_path)
     if not inputs or output is None:
@@ -177,13 +188,10 @@ def command(
     return FAILED if failed else 0
 
 
-def _compiles(settings: RunSettings) -> bool:
-    """A checkpoint for TensorRT, which has no engine until one is built."""
-    return settings.engine.endswith(CHECKPOINT_SUFFIX) and settings.backend == Backend.TENSORRT.value
-
-
 def load_resolver(settings: RunSettings) -> SuperResolver:
     """The engine that the settings ask for, for other commands too; how it was chosen is told."""
+    if settings.engine.endswith(CHECKPOINT_SUFFIX) and settings.backend == Backend.TENSORRT.value:
+        settings = with_engine(settings)  # there is no engine of a checkpoint until one is built
     engine, backend = settings.engine, settings.backend
     if engine.endswith(CHECKPOINT_SUFFIX) and backend not in (None, Backend.TORCH.value):
         engine, backend = str(kept_engine(Path(engine), Backend(backend), settings)), None
@@ -251,8 +259,8 @@ def _interrupted(left: Sequence[Job], message: str) -> list[FileResult]:
 def _check_format(jobs: Sequence[Job], suffix: str) -> None:
     """Only the name of a single output file can contradict the format; results in a folder are named by it."""
     for job in jobs:
-        given = job.target.suffix.lower()
-        if _SPELLINGS.get(given, given) != f".{suffix}":
+        if usual_suffix(job.target) != f".{suffix}":
+            given = job.target.suffix.lower()
             raise InputError(
                 f"{job.target} ends in '{given}' but --format is {suffix}; drop --format, or end the name in .{suffix}"
             )
@@ -273,11 +281,13 @@ class _Display(Observer):
             TimeRemainingColumn(),
         )
         console = Console(stderr=True, force_terminal=terminal)
-        self._progress = Progress(*columns, console=console, disable=not terminal, transient=True)
+        # No thread of its own may draw: while a file is decoded, what is written to stderr is taken for the decoder's.
+        self._progress = Progress(*columns, console=console, auto_refresh=False, disable=not terminal, transient=True)
         self._task = self._progress.add_task("", total=files, rate="")
         self._index = 0
         self._finished = self._current = 0.0  # output megapixels
         self._begin = time.perf_counter()
+        self._next = 0.0
 
     def __enter__(self) -> _Display:
         self._progress.start()
@@ -291,26 +301,35 @@ class _Display(Observer):
     def start(self, index: int, job: Job) -> None:
         """See Observer."""
         self._index, self._current = index, 0.0
-        self._progress.update(self._task, description=job.source.name, completed=index)
+        self._update(description=job.source.name, completed=index)
 
     def load(self, output_pixels: int) -> None:
         """See Observer."""
         self._current = output_pixels / 1e6
+        self._update()
 
     def advance(self, done: int, total: int) -> None:
         """See Observer."""
         rate = (self._finished + self._current * done / total) / (time.perf_counter() - self._begin)
-        self._progress.update(self._task, completed=self._index + done / total, rate=f"{rate:.2f} Mpx/s")
+        self._update(completed=self._index + done / total, rate=f"{rate:.2f} Mpx/s")
 
     def show(self, result: FileResult) -> None:
         """Report one finished file."""
         if result.status is Status.DONE:
             self._finished += self._current
-        self._progress.update(self._task, completed=self._index + 1)
+        self._update(completed=self._index + 1)
         if result.status is Status.FAILED:
             self._line(f"error: {result.error}")
         for note in result.notes:
             self._line(f"warning: {result.job.source}: {note}")
+
+    def _update(self, **changes: Any) -> None:
+        """Change the bar, and draw it if it is time."""
+        now = time.perf_counter()
+        due = now >= self._next
+        if due:
+            self._next = now + _DRAWN_EVERY
+        self._progress.update(self._task, refresh=due, **changes)
 
     def _line(self, text: str) -> None:
         self._progress.console.print(" ".join(text.split()), markup=False, highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from rsd_edge.errors import InputError, OutputError, RsdEdgeError, VideoInterrup
 from rsd_edge.stream.atomic import is_disk_full
 from rsd_edge.stream.batch import FileResult, RunSettings, Status
 from rsd_edge.stream.discovery import Job
+from rsd_edge.stream.passwords import without_password
 from rsd_edge.video.formats import CONTAINERS, is_live
 from rsd_edge.video.settings import Forecast, FrameResolver, VideoResult, VideoSettings
 
@@ -91,13 +92,14 @@ def video_settings(settings: RunSettings, options: Mapping[str, Any]) -> VideoSe
 def live_job(inputs: Sequence[str], output: Path, settings: VideoSettings) -> Job:
     """The job for a camera or a stream. Raises InputError if it is not alone or not for OpenCV, OutputError."""
     live = next(name for name in inputs if is_live(name))
+    shown = without_password(live)
     if len(inputs) > 1:
-        raise InputError(f"{live} is a device or a stream, which goes alone; give it a command of its own")
+        raise InputError(f"{shown} is a device or a stream, which goes alone; give it a command of its own")
     if settings.io != "opencv":
-        raise InputError(f"{live} is a device or a stream; add --video-io opencv")
+        raise InputError(f"{shown} is a device or a stream; add --video-io opencv")
     if output.suffix.lower() not in CONTAINERS:
-        raise OutputError(f"{live} becomes a video, and {output} is none; end -o in {', '.join(CONTAINERS)}")
-    return Job(Path(live), output, address=live)
+        raise OutputError(f"{shown} becomes a video, and {output} is none; end -o in {', '.join(CONTAINERS)}")
+    return Job(Path(shown), output, address=live)
 
 
 def run_videos(
@@ -204,7 +206,7 @@ class _Display:
         self._progress = Progress(
             *columns, console=console, disable=not terminal, transient=True, refresh_per_second=_REFRESH
         )
-        self._task = self._progress.add_task(job.source.name, total=None, frames="", rate="")
+        self._task = self._progress.add_task(Path(job.name).name, total=None, frames="", rate="")
         self._source = job.name
         self._first: tuple[int, float] | None = None
         self.forecast: Forecast | None = None

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from rsd_edge.errors import CameraError
 from rsd_edge.live.frames import Picture
 from rsd_edge.opencv import cv2, quiet
+from rsd_edge.stream.passwords import without_password
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +131,3 @@ def _open(target: str, api: int, options: Sequence[int]) -> Any | None:
 def fourcc(code: float) -> str:
     """Four letters of OpenCV's number; empty for 0."""
     return "".join(chr((int(code) >> shift) & 0xFF) for shift in (0, 8, 16, 24)).strip("\0 ")
-
-
-def without_password(url: str) -> str:
-    """An address that may be shown and logged."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        password = None
-    hidden = url.replace(f":{password}@", ":***@", 1) if password else url
-    return re.sub(r"((?:token|password|key)=)[^&]+", r"\1***", hidden)

@@ -22,6 +22,7 @@ from rsd_edge.live.devices import OpenCvCapture
 from rsd_edge.live.frames import Picture
 from rsd_edge.live.receiver import Capture, Source
 from rsd_edge.opencv import cv2, quiet
+from rsd_edge.stream.passwords import without_password
 
 _LAUNCHER = "gst-launch-1.0"
 NO_GSTREAMER = (
@@ -29,7 +30,9 @@ NO_GSTREAMER = (
     "run 'apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good'"
 )
 _NEWEST = "videoconvert ! video/x-raw,format=BGR ! appsink max-buffers=1 drop=true sync=false"
-_TO_PIPE = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1 sync=false"
+_TO_PIPE = "videoconvert ! video/x-raw,format=I420,colorimetry=bt601 ! y4menc ! fdsink fd=1 sync=false"
+"""BT.601 is what pictures without a tag count as where they are read, and Y4M has none for the matrix; GStreamer itself
+takes BT.709 above 576 lines."""
 _SECONDS_TO_END = 2.0
 _SECONDS_OF_SILENCE = 8.0
 """After which a pipeline counts as lost; a CSI camera may take some to start."""
@@ -85,7 +88,8 @@ class OpenCvGstreamerSource:
             capture = cv2.VideoCapture(self._pipeline, cv2.CAP_GSTREAMER)
         if not capture.isOpened():
             capture.release()
-            raise CameraError(f"{self.name}: the pipeline does not start; try it with '{_LAUNCHER} {self._pipeline}'")
+            tried = without_password(self._pipeline)
+            raise CameraError(f"{self.name}: the pipeline does not start; try it with '{_LAUNCHER} {tried}'")
         return OpenCvCapture(capture)
 
 
@@ -115,8 +119,9 @@ class PipeSource:
             container = av.open(_Pictures(process), format="yuv4mpegpipe")
         except (av.FFmpegError, OSError):
             _end(process)
+            tried = without_password(self._pipeline)
             raise CameraError(
-                f"{self.name}: the pipeline gives no pictures; try it with '{_LAUNCHER} {self._pipeline} ! fakesink'"
+                f"{self.name}: the pipeline gives no pictures; try it with '{_LAUNCHER} {tried} ! fakesink'"
             ) from None
         return _PipeCapture(process, container)
 

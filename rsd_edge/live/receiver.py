@@ -118,6 +118,8 @@ class Receiver:
     def _reopen(self) -> Capture | None:
         """The source once it opens again; None after `stop`. Raises CameraError at the end of the longest outage."""
         while True:
+            if self._stopped:  # who stops while the source is being asked has not lost it
+                return None
             outage = self._clock.now() - self._last
             if outage >= self._rules.max_outage:
                 raise CameraError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import struct
@@ -11,19 +12,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import av
-import numpy as np
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from rsd_edge.errors import OutputError
 from rsd_edge.live.frames import LiveResult, Picture
-from rsd_edge.opencv import cv2
-from rsd_edge.stream.atomic import make_folder, output_error
+from rsd_edge.stream.atomic import check_target, make_folder, output_error
 from rsd_edge.video.colour import Colour, FromBgr
-from rsd_edge.video.encoder import Encoder, choose_encoder
+from rsd_edge.video.encoder import Encoder, choose_encoder, fitted
 from rsd_edge.video.formats import CONTAINERS
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import Clip, Orientation
+
+log = logging.getLogger(__name__)
 
 _TICKS = Fraction(1, 90000)
 _BT709 = 1
@@ -43,12 +44,13 @@ class VideoSink:
 
     def __init__(self, target: Path, settings: VideoSettings, source: str, rate: float = 25.0) -> None:
         """rate: frames per second to expect, for the encoder's planning. Raises OutputError for a format that cannot
-        be written frame by frame."""
+        be written frame by frame, and for a target that cannot be written."""
         container = CONTAINERS.get(target.suffix.lower())
         if container is None or container.fixed_rate:
             known = ", ".join(suffix for suffix, kind in CONTAINERS.items() if not kind.fixed_rate)
             raise OutputError(f"cannot write {target} from a camera, whose frames have times; use one of {known}")
         make_folder(target.parent)
+        check_target(target)
         self.name = str(target)
         self._target, self._settings, self._source, self._rate = target, settings, source, rate
         self._partial = target.with_name(f".rsd-edge-{secrets.token_hex(8)}.part{target.suffix}")
@@ -72,11 +74,14 @@ class VideoSink:
         except (av.FFmpegError, OSError) as error:
             raise self._broken(error) from None
         except BaseException:  # a second signal: what is there is kept all the same
-            self._keep()
+            kept = self._keep()
+            if self._partial.exists():  # and nobody else says where
+                log.warning("%s%s", self._target, kept)
             raise
         self._film.abandon()
         self._film = None
-        os.replace(self._partial, self._target)
+        if (failure := self._publish()) is not None:
+            raise failure
 
     def _broken(self, error: Exception) -> OutputError:
         """End the recording with what can be played of it, and say what that is."""
@@ -95,10 +100,22 @@ class VideoSink:
             cut_torn_fragment(self._partial)
         seconds = playable_seconds(self._partial)
         if seconds is None:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be what broke
+                self._partial.unlink(missing_ok=True)
             return "; nothing of the recording can be played, and none is kept"
-        os.replace(self._partial, self._target)
-        return f"; the first {seconds:.1f} s are kept there"
+        where = "there" if self._publish() is None else f"in {self._partial}"
+        return f"; the first {seconds:.1f} s are kept {where}"
+
+    def _publish(self) -> OutputError | None:
+        """Give the recording its name; what to raise, with the place where it lies, if that cannot be."""
+        try:
+            os.replace(self._partial, self._target)
+        except OSError as error:
+            cause = output_error(self._target, error)
+            failure = OutputError(f"{cause}; the recording is kept in {self._partial}")
+            failure.errno = cause.errno
+            return failure
+        return None
 
     def _begin(self, result: LiveResult) -> _Film:
         encoder = self._encoder(result.pixels)
@@ -164,7 +181,7 @@ class _Film:
 
     def add(self, result: LiveResult) -> None:
         """Encode one frame. Raises FFmpegError, OSError."""
-        frame = self._convert(_fitted(result.pixels, self._encoder.width, self._encoder.height))
+        frame = self._convert(fitted(result.pixels, self._encoder.width, self._encoder.height))
         ticks = round(Fraction(result.frame.captured - self._began) / self._encoder.time_base)
         frame.pts = self._last = max(ticks, self._last + 1)
         frame.time_base = self._encoder.time_base
@@ -220,13 +237,3 @@ def playable_seconds(path: Path) -> float | None:
             return last
     except (av.FFmpegError, IndexError, OSError):
         return None
-
-
-def _fitted(picture: Picture, width: int, height: int) -> Picture:
-    """Of the size of the film: with an edge doubled to be even, or resized where the source has changed."""
-    h, w = picture.shape[:2]
-    if (w + w % 2, h + h % 2) != (width, height):
-        return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    if (w, h) == (width, height):
-        return picture
-    return np.asarray(cv2.copyMakeBorder(picture, 0, height - h, 0, width - w, cv2.BORDER_REPLICATE), np.uint8)

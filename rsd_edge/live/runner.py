@@ -137,8 +137,10 @@ class LiveRunner:
             self._abort()
             raise
         finally:
-            self._join(tasks)
-            self._close_sinks()
+            try:
+                self._join(tasks)
+            finally:  # a further signal may come while a read that nothing ends is waited for
+                self._close_sinks()
         if self._errors:
             raise self._errors[0]
 
@@ -186,7 +188,8 @@ class LiveRunner:
 
     def _join(self, tasks: Sequence[Task]) -> None:
         self.stop()
-        for task in tasks:
+        # The capture last: who stops waiting for it then closes sinks that nothing is written to any more.
+        for task in reversed(tasks):
             task.join(_LONGEST_READ)
 
     def _close_sinks(self) -> None:

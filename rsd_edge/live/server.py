@@ -53,7 +53,7 @@ class PageSink:
     def __init__(
         self, address: Address, source: str, statistics: Statistics, most_clients: int = _MOST_CLIENTS
     ) -> None:
-        """most_clients: that watch at once. Raises OutputError if the address cannot be had, MissingDependencyError
+        """most_clients: that watch at once. Raises OutputError if nothing can be served there, MissingDependencyError
         without aiohttp."""
         if not _AVAILABLE:
             raise MissingDependencyError("--serve needs 'aiohttp'; run: pip install 'rsd-edge[serve]'")
@@ -64,18 +64,18 @@ class PageSink:
         self._broadcast = Broadcast(self._loop, statistics)
         self._started = threading.Event()
         self._stop = asyncio.Event()
-        self._failures: list[OSError] = []
+        self._failures: list[OSError | UnicodeError] = []
+        self._serving = False
         self._snapshots = 0
         self._port = address.port
         self._thread = threading.Thread(target=self._work, name="rsd-edge-serve", daemon=True)
         self._thread.start()
         self._started.wait(_SECONDS_TO_START)
-        if self._failures:
-            self._thread.join(_SECONDS_TO_STOP)
-            raise OutputError(
-                f"cannot serve on {address.host}:{address.port} ({self._failures[0].strerror or self._failures[0]}); "
-                "choose another address or port"
-            )
+        if not self._serving:
+            self.close()
+            reason = next((getattr(error, "strerror", None) or error for error in self._failures), "it does not start")
+            where = f"{address.host}:{address.port}"
+            raise OutputError(f"cannot serve on {where} ({reason}); choose another address or port")
 
     @property
     def url(self) -> str:
@@ -89,7 +89,8 @@ class PageSink:
     def close(self) -> None:
         """See Sink."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(_SECONDS_TO_STOP)
 
     def _work(self) -> None:
@@ -113,10 +114,11 @@ class PageSink:
         try:
             await site.start()
             self._port = runner.addresses[0][1]
+            self._serving = True
             self._started.set()
             await self._stop.wait()
             await self._broadcast.close()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a name with an empty part, or one that is too long
             self._failures.append(error)
         finally:
             await runner.cleanup()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rsd_edge.errors import InputError
 from rsd_edge.noise import NoiseField
-from rsd_edge.resample import result_size
+from rsd_edge.pipeline import check_strength
+from rsd_edge.resample import check_scale
 
 TEMPORAL = ("fixed", "flow", "blend")
 DROP = ("newest", "none")
@@ -33,9 +34,8 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         NoiseField(self.seed)
-        result_size((1, 1), self.scale)
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
+        check_scale(self.scale)
+        check_strength(self.strength)
         if self.temporal not in TEMPORAL:
             raise InputError(f"temporal is '{self.temporal}'; it must be one of {', '.join(TEMPORAL)}")
         if not 0 <= self.reuse_threshold <= 255:

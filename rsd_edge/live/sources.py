@@ -11,6 +11,7 @@ from rsd_edge.live.devices import StreamSource, V4l2Source
 from rsd_edge.live.gstreamer import csi_pipeline, gstreamer_source
 from rsd_edge.live.pattern import PatternSource
 from rsd_edge.live.receiver import Source
+from rsd_edge.stream.passwords import without_password
 
 _TEST = re.compile(r"test(?::(\d{1,5})x(\d{1,5}))?(?:@(\d+(?:\.\d+)?))?")
 _STREAMS = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtmp", "srt", "rtp")
@@ -30,7 +31,8 @@ class CaptureRequest:
 def open_source(text: str, clock: Clock, request: CaptureRequest | None = None) -> Source:
     """The source that `--camera` names; it is not opened yet.
 
-    Raises InputError for anything that is no source, CameraError where something that it needs is not installed.
+    Raises InputError for anything that is no source and for a size that is asked of one that has its own, CameraError
+    where something that it needs is not installed.
     """
     request = request or CaptureRequest()
     test = _TEST.fullmatch(text)
@@ -41,19 +43,23 @@ def open_source(text: str, clock: Clock, request: CaptureRequest | None = None) 
     if text.startswith("/dev/"):
         return V4l2Source(text, request.size, request.rate)
     scheme, separator, rest = text.partition(":")
-    if scheme == "gst" and rest.strip():
-        quoted = re.fullmatch(r'\s*"([^"]*)"\s*', rest)
-        return gstreamer_source(text, quoted[1] if quoted else rest.strip())
     if scheme == "csi" and re.fullmatch(r"//\d{1,2}", rest):
         return gstreamer_source(text, csi_pipeline(int(rest[2:]), request.size, request.rate))
+    name = without_password(text)
+    if scheme == "gst" and rest.strip():
+        _check_no_size(name, request)
+        quoted = re.fullmatch(r'\s*"([^"]*)"\s*', rest)
+        return gstreamer_source(name, quoted[1] if quoted else rest.strip())
     if scheme.lower() in _STREAMS and separator and rest.startswith("//") and len(rest) > 2:
+        _check_no_size(name, request)
         return StreamSource(text)
-    raise InputError(f"camera '{text}' is none of {_FORMS}")
+    raise InputError(f"camera '{name}' is none of {_FORMS}")
 
 
 def _pattern(match: re.Match[str], clock: Clock, request: CaptureRequest) -> PatternSource:
     width, height = request.size or (160, 90)
     if match[1]:
+        _check_no_size(match[0], request)
         width, height = int(match[1]), int(match[2])
     rate = float(match[3]) if match[3] else request.rate or 24.0
     if not (min(width, height) >= _SMALLEST and max(width, height) <= _LARGEST and 0 < rate <= 1000):
@@ -62,3 +68,11 @@ def _pattern(match: re.Match[str], clock: Clock, request: CaptureRequest) -> Pat
             f"sides go from {_SMALLEST} to {_LARGEST}, rates up to 1000"
         )
     return PatternSource(clock, width, height, rate)
+
+
+def _check_no_size(name: str, request: CaptureRequest) -> None:
+    if request.size is not None:
+        width, height = request.size
+        raise InputError(
+            f"capture {width}x{height} is not for {name}, which has a size of its own; leave it out, or give @FPS alone"
+        )

@@ -14,7 +14,8 @@ from typing import Any
 from rsd_edge import __version__
 from rsd_edge.errors import InputError, OutputError, RsdEdgeError
 from rsd_edge.frames import SCALE
-from rsd_edge.resample import Size, result_size
+from rsd_edge.pipeline import check_strength
+from rsd_edge.resample import Size, check_scale, result_size
 from rsd_edge.stream.atomic import folder_for, is_disk_full
 from rsd_edge.stream.discovery import Job
 from rsd_edge.stream.enlarge import Resolver, enlarge, plan_enlarged
@@ -49,10 +50,8 @@ class RunSettings:
     """Leave EXIF, XMP and colour profiles out."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scale <= 4:
-            raise InputError(f"scale is {self.scale:g}; it must lie between 1 and 4")
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
+        check_scale(self.scale)
+        check_strength(self.strength)
         if not 0 <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}; use 0 to 2^64 - 1")
         for name in ("tile", "batch", "threads", "max_pixels", "max_side", "steps"):

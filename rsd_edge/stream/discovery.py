@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsd_edge.errors import ImageReadError, InputError, OutputError
+from rsd_edge.stream.passwords import without_password
 from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 from rsd_edge.video.formats import CONTAINERS, VIDEO_SUFFIXES, is_video, result_suffix
 
@@ -39,8 +40,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What to call the source."""
-        return self.address or str(self.source)
+        """What to call the source; no password is in it."""
+        return without_password(self.address) if self.address else str(self.source)
 
 
 def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, suffix: str = ".png") -> list[Job]:

@@ -33,6 +33,7 @@ _WITHOUT_SIGNATURE = {".tga": "TGA"}
 _STDERR = 2
 _HEARING = threading.Lock()
 """Only one thread at a time may take stderr."""
+_ESCAPE = "\x1b"
 _USUAL_DPI = (0, 1, 72, 96)
 """What programs write where nobody said anything."""
 _ROWS_AT_ONCE = 256
@@ -217,7 +218,8 @@ def _cure(reason: str) -> str:
 def _overheard() -> Iterator[list[str]]:
     """What the libraries below OpenCV write to stderr by themselves while this is open; known when it is closed.
 
-    Nothing else keeps libjpeg from doing so, and what it says is worth a warning with the name of the file.
+    Nothing else keeps libjpeg from doing so, and what it says is worth a warning with the name of the file. A caller's
+    progress bar, which another thread may draw meanwhile, is no remark.
     """
     remarks: list[str] = []
     with _HEARING, tempfile.TemporaryFile() as heard:
@@ -233,4 +235,5 @@ def _overheard() -> Iterator[list[str]]:
             os.dup2(terminal, _STDERR)
             os.close(terminal)
             heard.seek(0)
-            remarks += heard.read().decode(errors="replace").splitlines()
+            lines = heard.read().decode(errors="replace").splitlines()
+            remarks += [line for line in lines if line.strip() and _ESCAPE not in line]

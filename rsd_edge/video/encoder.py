@@ -6,13 +6,16 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
+from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError
 from rsd_edge.machine import usable_cores
+from rsd_edge.opencv import cv2
 from rsd_edge.video.colour import Colour, FromBgr, for_players_that_guess, is_deep, is_hdr
 from rsd_edge.video.formats import CONTAINERS, Container
 from rsd_edge.video.settings import VideoSettings
@@ -286,3 +289,13 @@ def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
             f"AVI has one fixed frame rate and {clip.path} a variable one; write .mkv or .mp4 to keep the times"
         )
     return tuple(notes)
+
+
+def fitted(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+    """Of the size of a film, which is even: with an edge doubled, or resized where the source has changed."""
+    h, w = image.shape[:2]
+    if (w + w % 2, h + h % 2) != (width, height):
+        return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+    if (w, h) == (width, height):
+        return image
+    return np.asarray(cv2.copyMakeBorder(image, 0, height - h, 0, width - w, cv2.BORDER_REPLICATE))

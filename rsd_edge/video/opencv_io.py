@@ -6,19 +6,23 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError, OutputError, VideoInterrupted, VideoReadError
 from rsd_edge.frames import SCALE
-from rsd_edge.opencv import cv2
+from rsd_edge.opencv import cv2, quiet
 from rsd_edge.stream.atomic import folder_for, output_error
+from rsd_edge.stream.passwords import without_password
+from rsd_edge.video.encoder import fitted
 from rsd_edge.video.journal import free_partial
 from rsd_edge.video.settings import FrameResolver, Progress, VideoResult, VideoSettings, check_pixels
+from rsd_edge.video.source import opened
 from rsd_edge.video.steady import Steadier
 
 _CODES = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
@@ -41,14 +45,12 @@ def upscale_with_opencv(
     """Like `VideoUpscaler`, with OpenCV's reader and writer.
 
     source: a file, a camera's device, or the address of a stream as text. After Ctrl-C what there is becomes a file:
-    the target where the source is live, its beginning otherwise. Raises VideoReadError, InputError, OutputError,
-    VideoInterrupted.
+    the target where the source is live, its beginning otherwise. A source whose size changes on the way becomes a film
+    of the size that it began with. Raises VideoReadError, InputError, OutputError, VideoInterrupted.
     """
     began = time.perf_counter()
-    _check_settings(settings)
-    code = _CODES.get(target.suffix.lower())
-    if code is None:
-        raise OutputError(f"cannot write {target}: OpenCV writes {', '.join(_CODES)}")
+    code = _checked_code(settings, target)
+    name = _name(source)
     with _reader(source) as capture, folder_for(target):
         rate = float(capture.get(cv2.CAP_PROP_FPS))
         rate = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
@@ -58,17 +60,18 @@ def upscale_with_opencv(
         with _Writer(target, code, rate) as writer:
             try:
                 for frame in frames:
-                    check_pixels(source, frame.shape[1], frame.shape[0], settings.max_pixels)
+                    check_pixels(name, frame.shape[1], frame.shape[0], settings.max_pixels)
                     result = resolver(frame, seed=settings.seed, strength=settings.strength, scale=scale)
+                    if not writer.frames:
+                        size = (frame.shape[1], frame.shape[0])
                     writer.write(steady(frame, result) if settings.blends else result)
-                    size = (frame.shape[1], frame.shape[0])
                     if progress is not None:
                         progress(writer.frames, expected, time.perf_counter() - began)
+                if not writer.frames:
+                    raise _nothing(source, capture, settings)
+                writer.publish(target)
             except KeyboardInterrupt:
                 raise _interrupted(writer, source, target) from None
-            if not writer.frames:
-                raise _nothing(source, capture, settings)
-            writer.publish(target)
     return VideoResult(
         source=Path(source),
         target=target,
@@ -80,16 +83,26 @@ def upscale_with_opencv(
         bytes=target.stat().st_size,
         seconds=time.perf_counter() - began,
         new_frames=writer.frames,
-        notes=(_NOTE,),
+        notes=(_NOTE, *writer.notes),
     )
 
 
-def _check_settings(settings: VideoSettings) -> None:
+def _checked_code(settings: VideoSettings, target: Path) -> str:
+    """Of the encoder for the target. Raises OutputError and InputError for what OpenCV cannot do."""
     for name in ("codec", "crf", "preset"):
         if getattr(settings, name) is not None:
             raise OutputError(f"--{name} does not go with --video-io opencv, which has one encoder; leave it out")
     if settings.hdr != "refuse":
         raise InputError("--hdr does not go with --video-io opencv, which knows no HDR; leave it out")
+    code = _CODES.get(target.suffix.lower())
+    if code is None:
+        raise OutputError(f"cannot write {target}: OpenCV writes {', '.join(_CODES)}")
+    return code
+
+
+def _name(source: Path | str) -> str:
+    """What may be shown of a source."""
+    return str(source) if isinstance(source, Path) else without_password(source)
 
 
 @contextmanager
@@ -101,12 +114,14 @@ def _reader(source: Path | str) -> Iterator[Any]:
     # OpenCV's own FFmpeg writes to stderr, and only this variable, read when it first starts, makes it quiet.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        capture = cv2.VideoCapture(str(source.absolute()) if isinstance(source, Path) else source)
+        with quiet():
+            capture = cv2.VideoCapture(str(source.absolute()) if isinstance(source, Path) else source)
     except cv2.error as error:
-        raise VideoReadError(f"{source} cannot be opened by OpenCV ({error.err}); {_cure(source)}") from None
+        reason = without_password(error.err)
+        raise VideoReadError(f"{_name(source)} cannot be opened by OpenCV ({reason}); {_cure(source)}") from None
     try:
         if not capture.isOpened():
-            raise VideoReadError(f"{source} cannot be opened by OpenCV; {_cure(source)}")
+            raise VideoReadError(f"{_name(source)} cannot be opened by OpenCV; {_cure(source)}")
         yield capture
     finally:
         capture.release()
@@ -143,18 +158,31 @@ def _frames(capture: Any, first: int, last: int | None, most: int | None) -> Ite
 def _nothing(source: Path | str, capture: Any, settings: VideoSettings) -> InputError:
     """Why there was no frame."""
     if settings.start and capture.get(cv2.CAP_PROP_POS_FRAMES) > 0:
-        return InputError(f"{source} has no frame after {settings.start:g} s; lower --start")
-    return VideoReadError(f"{source} holds no frame that OpenCV can decode; {_cure(source)}")
+        return InputError(f"{_name(source)} has no frame after {settings.start:g} s; lower --start")
+    return VideoReadError(f"{_name(source)} holds no frame that OpenCV can decode; {_cure(source)}")
 
 
 def _interrupted(writer: _Writer, source: Path | str, target: Path) -> KeyboardInterrupt:
     if not writer.frames:
-        return VideoInterrupted(f"{source}: interrupted before the first frame was done")
+        return VideoInterrupted(f"{_name(source)}: interrupted before the first frame was done")
     live = isinstance(source, str)
     path = target if live else free_partial(target)
     writer.publish(path)
     rest = "" if live else "; with --video-io opencv no run goes on from there"
-    return VideoInterrupted(f"{source}: the first {writer.frames} frames are in {path}{rest}")
+    return VideoInterrupted(f"{_name(source)}: the first {writer.frames} frames are in {path}{rest}")
+
+
+def _whole_frames(path: Path) -> int:
+    """How many frames are in a film that may be torn.
+
+    Counted by packets, which takes no decoding: what the header says was written without regard to what arrived, and
+    not every container has it.
+    """
+    whole = 0
+    with suppress(VideoReadError, av.FFmpegError, IndexError), opened(path) as film:
+        for packet in film.demux(video=0):
+            whole += packet.size > 0 and not packet.is_corrupt
+    return whole
 
 
 class _Writer:
@@ -168,24 +196,46 @@ class _Writer:
         self.frames = 0
         self.size = (0, 0)
         """(width, height) of frames as written."""
+        self.notes: tuple[str, ...] = ()
+        """What became of frames on the way."""
 
     def write(self, image: NDArray[Any]) -> None:
-        """uint8 BGR (h, w, 3). Raises OutputError."""
-        height, width = (side + side % 2 for side in image.shape[:2])
+        """uint8 BGR (h, w, 3); what has not the size of the first one is resized to it. Raises OutputError."""
+        size = (image.shape[1] + image.shape[1] % 2, image.shape[0] + image.shape[0] % 2)
         if self._writer is None:
-            self.size = (width, height)
+            self.size = size
             self._writer = cv2.VideoWriter(str(self._partial.absolute()), self._code, self._rate, self.size)
             if not self._writer.isOpened():
                 raise OutputError(f"cannot write {self._target}: OpenCV has no encoder for it; try --video-io av")
-        bottom, right = height - image.shape[0], width - image.shape[1]
-        self._writer.write(cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE))
+        if size != self.size and not self.notes:
+            width, height = self.size
+            self.notes = (f"its size changes on the way; the result keeps {width}x{height}, frames are resized",)
+        with quiet():  # what fails here is counted at the end, and told once
+            self._writer.write(fitted(image, *self.size))
         self.frames += 1
 
     def publish(self, path: Path) -> None:
-        """Finish the file and put it there. Raises OutputError."""
-        self._writer.release()
-        if not self._partial.is_file() or self._partial.stat().st_size == 0:
-            raise OutputError(f"cannot write {path}: OpenCV wrote nothing; try --video-io av")
+        """Finish the file and put it there.
+
+        Raises OutputError, also if frames are missing in it: OpenCV does not say when it fails to write. Those that can
+        be played are then kept under a name of their own.
+        """
+        with quiet():
+            self._writer.release()
+        whole = _whole_frames(self._partial)
+        if whole != self.frames:
+            kept = ""
+            if whole:
+                beginning = free_partial(self._target)
+                self._move(beginning)
+                kept = f"; those are in {beginning}"
+            raise OutputError(
+                f"cannot write {path}: {whole} of {self.frames} frames arrived in the file, as when the disk is full"
+                f"{kept}; free some space or choose another folder, or try --video-io av"
+            )
+        self._move(path)
+
+    def _move(self, path: Path) -> None:
         try:
             os.replace(self._partial, path)
         except OSError as error:

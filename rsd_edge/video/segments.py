@@ -13,16 +13,14 @@ from fractions import Fraction
 from typing import IO, Any
 
 import av
-import numpy as np
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError
-from rsd_edge.opencv import cv2
 from rsd_edge.stream.atomic import output_error
 from rsd_edge.video.colour import FromBgr
-from rsd_edge.video.encoder import Encoder
+from rsd_edge.video.encoder import Encoder, fitted
 from rsd_edge.video.journal import Segment, WorkFolder
 
 
@@ -60,7 +58,7 @@ class SegmentWriter:
             time = max(time, self._last + 1)  # two times may round to one tick
         self._last = time
         self._end = time + max(1, round(frame.duration / self._encoder.time_base))
-        converted = self._convert(_even(frame.pixels))
+        converted = self._convert(fitted(frame.pixels, self._encoder.width, self._encoder.height))
         frame.release()
         converted.pts, converted.time_base = time, self._encoder.time_base
         if self._context is None:
@@ -123,11 +121,3 @@ class SegmentWriter:
         segment = Segment(self._work.next_file().name, self._count, size, packets, self._end)
         self._context, self._file, self._packets, self._count = None, None, [], 0
         return segment
-
-
-def _even(image: NDArray[Any]) -> NDArray[Any]:
-    """With the last row or column doubled where 4:2:0 needs one more."""
-    height, width = image.shape[:2]
-    if height % 2 == 0 and width % 2 == 0:
-        return image
-    return np.asarray(cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))

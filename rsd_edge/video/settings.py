@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError, VideoReadError
 from rsd_edge.frames import PixelT
-
-MAX_PIXELS = 50_000_000
+from rsd_edge.pipeline import check_strength
+from rsd_edge.resample import check_scale
+from rsd_edge.stream.images import MAX_PIXELS
 
 Progress = Callable[[int, int | None, float], None]
 """Called with frames done, frames expected (None where the file does not tell) and seconds since the start."""
@@ -67,10 +68,8 @@ class VideoSettings:
     """Frames between two points from which an interrupted run can go on."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scale <= 4:
-            raise InputError(f"scale is {self.scale:g}; it must lie between 1 and 4")
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"strength is {self.strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
+        check_scale(self.scale)
+        check_strength(self.strength)
         if not (math.isfinite(self.start) and self.start >= 0):
             raise InputError(f"start is {self.start:g}; give seconds, 0 or more")
         if self.duration is not None and not (math.isfinite(self.duration) and self.duration > 0):

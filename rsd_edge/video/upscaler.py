@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rsd_edge.errors import OutputError, VideoInterrupted, VideoReadError
 from rsd_edge.frames import SCALE
 from rsd_edge.stream.atomic import folder_for
+from rsd_edge.stream.passwords import without_password
 from rsd_edge.video.colour import is_deep
 from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
 from rsd_edge.video.encoder import Encoder, choose_encoder
@@ -123,7 +124,8 @@ class VideoUpscaler:
         if self.settings.io == "opencv":
             return upscale_with_opencv(self.resolver, self.settings, address, target, progress)
         if live:
-            raise VideoReadError(f"{address} is a device or a stream; read it with --video-io opencv")
+            shown = without_password(str(address))
+            raise VideoReadError(f"{shown} is a device or a stream; read it with --video-io opencv")
         plan = self._plan(source, target)
         if forecast is not None:
             size = (plan.encoder.width, plan.encoder.height)
