@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,7 +57,19 @@ def test_versions_are_those_installed() -> None:
     found = environment.versions()
     assert found["rsd-edge"] == __version__
     assert {"numpy", "onnxruntime"} <= set(found)
-    assert "onnxruntime-gpu" not in found or found["onnxruntime-gpu"]
+
+
+def test_what_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"numpy": "2.1.3", "onnxruntime-gpu": "1.20.0"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    found = SimpleNamespace(version=version, PackageNotFoundError=metadata.PackageNotFoundError)
+    monkeypatch.setattr(environment, "metadata", found)
+    assert environment.versions() == {"rsd-edge": __version__, **installed}
 
 
 def test_load_is_none_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,12 +82,21 @@ def test_a_sample_depends_on_seed_and_index(config: DataConfig) -> None:
     assert not np.array_equal(first[7][0], other[7][0])
 
 
-def test_degradations_are_drawn_by_their_shares(config: DataConfig) -> None:
-    """A preset with share 0 is never drawn, one with all shares always."""
+def test_degradations_are_drawn_by_their_shares(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset with share 0 is never drawn, one with all shares always, others in proportion."""
     clean = dataset(replace(config, degradations={"real": 0.0, "bicubic": 2.0}))
     for sample in range(6):
         hr, lq, _ = clean[sample]
         assert np.array_equal(lq, degrade(np.random.default_rng(0), hr, Bicubic()))
+    mixed = dataset(replace(config, degradations={"real": 3.0, "bicubic": 1.0}))
+    assert mixed.shares == (0.75, 0.25)
+    drawn: list[str] = []
+    monkeypatch.setattr("rsd_edge.distill.data.degrade", lambda rng, hr, preset: drawn.append(type(preset).__name__))
+    for sample in range(400):
+        mixed[sample]
+    counts = Counter(drawn)
+    assert set(counts) == {"SecondOrder", "Bicubic"}
+    assert counts["SecondOrder"] == pytest.approx(300, abs=26)  # three standard deviations
 
 
 def test_a_small_memory_changes_no_sample(config: DataConfig) -> None:

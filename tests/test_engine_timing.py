@@ -38,12 +38,12 @@ class ClockedEngine:
         self._clock[0] += next(self._seconds)
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, budget: float, **seconds: Sequence[float]) -> tuple[list[float], list[str]]:
+def timed(monkeypatch: pytest.MonkeyPatch, *budget: float, **seconds: Sequence[float]) -> tuple[list[float], list[str]]:
     """What median_seconds gives for engines that take these seconds, and the order in which they ran."""
     clock, order = [100.0], list[str]()
     monkeypatch.setattr(selection, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     engines: list[Any] = [ClockedEngine(name, clock, order, given) for name, given in seconds.items()]
-    return median_seconds(engines, budget), order
+    return median_seconds(engines, *budget), order
 
 
 def test_engines_are_timed_in_turns_each_after_a_run_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +59,9 @@ def test_slow_machines_take_three_turns_and_fast_ones_fill_the_budget(monkeypatc
     assert order.count("a") == 2 * 5  # the fifth turn ends at 10 seconds
     _, order = timed(monkeypatch, 0.5, a=[0.001] * 100)
     assert order.count("a") == 2 * 16
+
+
+def test_half_a_second_is_the_usual_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seconds, turns in ((0.0624, 5), (0.0626, 4)):  # the fourth turn ends at 0.4992 seconds, or at 0.5008
+        _, order = timed(monkeypatch, a=[seconds] * 100)
+        assert order.count("a") == 2 * turns

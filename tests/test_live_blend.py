@@ -56,7 +56,7 @@ def test_texture_that_moves_along_flickers_much_less(resolver: SuperResolver, ph
     film = panned(photo, 12)
     fixed, blended = (flicker(film, list(resolver.stream(film, temporal=name))) for name in ("fixed", "blend"))
     assert fixed > 2  # the detail of this engine answers to noise that stays while the picture moves
-    # Of an average over a dozen frames about a tenth changes with each; flow and rounding add as much again.
+    # Of an average over some twenty frames a twentieth changes with each; flow and rounding add as much again.
     assert blended < 0.3 * fixed
 
 

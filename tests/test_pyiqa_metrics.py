@@ -14,7 +14,7 @@ import pytest
 from rsd_edge.errors import FetchError, InputError, MissingDependencyError
 from rsd_edge.evaluate.image_sets import Pair
 from rsd_edge.evaluate.protocol import Protocol
-from rsd_edge.evaluate.pyiqa_metrics import FID_IMAGES, PyiqaMetric, check_fid, pyiqa_version
+from rsd_edge.evaluate.pyiqa_metrics import PyiqaMetric, check_fid, pyiqa_version
 from rsd_edge.evaluate.report import Evaluation
 from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
 from rsd_edge.stream.images import write_image
@@ -130,10 +130,10 @@ def test_a_missing_package_is_one_clear_error(error: Exception, monkeypatch: pyt
 
 
 def test_fid_is_refused_for_small_sets() -> None:
-    with pytest.raises(InputError, match=r"FID of 100 images means little.*--force-fid"):
-        check_fid(100, force=False)
+    with pytest.raises(InputError, match=r"FID of 2047 images means little.*--force-fid"):
+        check_fid(2047, force=False)
     check_fid(100, force=True)
-    check_fid(FID_IMAGES, force=False)
+    check_fid(2048, force=False)
 
 
 @pytest.fixture

@@ -56,16 +56,29 @@ def whole(frame: Image) -> Image:
         return resolver(frame, seed=1)
 
 
-@pytest.mark.parametrize("tile", [64, 128, 192])
+@pytest.mark.parametrize(("tile", "share", "levels"), [(64, 0.062, 4), (128, 0.018, 3), (208, 0.012, 3)])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_tiles_and_batches_do_not_show(frame: Image, whole: Image, tile: int, batch: int) -> None:
-    """The bounds are the promise made in the documentation."""
+def test_tiles_and_batches_do_not_show(
+    frame: Image, whole: Image, tile: int, batch: int, share: float, levels: int
+) -> None:
+    """The bounds are the promise made in the documentation, and what was measured (0.0605, 0.0172, 0.0118)."""
     with SuperResolver.load(ENGINE, tile=tile, batch=batch, **FP32) as resolver:
-        tiled = resolver(frame, seed=1)
-    moved = np.abs(tiled.astype(int) - whole).max(axis=-1)
-    assert moved.max() <= 4
+        moved = np.abs(resolver(frame, seed=1).astype(int) - whole).max(axis=-1)
+    assert np.mean(moved > 0) <= share
+    assert moved.max() <= levels
     assert np.mean(moved > 2) < 4e-5  # measured 2e-5, beside one light
-    assert psnr(tiled, whole) >= 50
+
+
+@pytest.mark.skipif(int8_weight_bits() < 8, reason="the shipped INT8 engine would saturate on this processor")
+def test_tiles_hardly_show_in_int8(frame: Image) -> None:
+    """Rounding magnifies what a border changes; the share is the documentation's, measured 0.140 and 0.149."""
+    results = []
+    for tile in (208, WHOLE):
+        with SuperResolver.load(ENGINE, tile=tile, precision="int8", backend="onnxruntime") as resolver:
+            results.append(resolver(frame, seed=1).astype(int))
+    moved = np.abs(results[0] - results[1]).max(axis=-1)
+    assert np.mean(moved > 0) <= 0.15
+    assert moved.max() <= 8
 
 
 def test_tiles_of_the_small_model_do_not_show() -> None:

@@ -44,14 +44,11 @@ class Work:
 
     frame: LiveFrame
     film: Film
+    tiles: int
+    """Tiles of the frame; none where it goes through no network."""
     batches: list[Batch] = field(default_factory=list)
     anew: bool = False
     """It has nothing to do with the frame before."""
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of the frame."""
-        return self.film.plan.count
 
     @property
     def computed(self) -> int:
@@ -131,9 +128,9 @@ class LivePath:
         if self._film is None or anew:
             self._film = Film(height, width, self.engine, self.settings)
         film = self._film
-        work = Work(frame, film, anew=anew or frame.epoch != self._epoch)
         if self.settings.strength == 0:
-            return work
+            return Work(frame, film, tiles=0)
+        work = Work(frame, film, film.plan.count, anew=anew or frame.epoch != self._epoch)
         self._epoch = frame.epoch
         film.noise.advance(pixels, anew=work.anew)
         film.reader.load(pixels)
