@@ -19,6 +19,7 @@ that is as sharp can be expected to be steadier. LPIPS and PSNR-Y are of every f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
@@ -123,13 +124,14 @@ class Motion:
 
 
 def closeness(results: list[Image], originals: list[Image], lpips: LpipsMetric) -> dict[str, float | None]:
-    """To what the film was reduced from; None of the original itself."""
+    """To what the film was reduced from; None of the original itself. Frames that are equal have no PSNR."""
     if results is originals:
         return {"lpips_squeeze": None, "psnr_y": None}
     pairs = list(zip(results[_COMPARED], originals[_COMPARED], strict=True))
+    finite = [value for value in (psnr_y(*pair) for pair in pairs) if math.isfinite(value)]
     return {
         "lpips_squeeze": round(float(np.mean([lpips(*pair) for pair in pairs])), 4),
-        "psnr_y": round(float(np.mean([psnr_y(*pair) for pair in pairs])), 3),
+        "psnr_y": round(float(np.mean(finite)), 3) if finite else None,
     }
 
 

@@ -57,7 +57,9 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
 
 def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, str]:
     if name != "student":
-        return STAGES[name](config, runtime), f"weights of {config.finetune_from or 'the stages before it'}: loaded"
+        stage = STAGES[name](config, runtime)
+        begun_from = config.finetune_from or ("the stages before it" if stage.given else "")
+        return stage, f"weights of {begun_from}: loaded" if begun_from else "weights of other stages: none are needed"
     path = Path(config.roles.teacher.weights) if config.roles.teacher.weights else stage_weights(config, "teacher")
     if path.is_file():
         return StudentStage(config, runtime, teacher_checkpoint(config)), f"teacher: loaded from {path}"

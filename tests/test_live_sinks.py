@@ -254,6 +254,10 @@ def test_images_are_numbered(tmp_path: Path) -> None:
         ImageSequenceSink(tmp_path / "frames")
     with pytest.raises(OutputError, match=r"no room for all frames; .* such as one_%06d\.png"):
         ImageSequenceSink(tmp_path / "one.png")
+    with pytest.raises(OutputError, match=r"notes\.txt: it ends in '\.txt' and is no folder; end it in \.mkv"):
+        ImageSequenceSink(tmp_path / "notes.txt")
+    (tmp_path / "run.2").mkdir()
+    ImageSequenceSink(tmp_path / "run.2")
     with pytest.raises(OutputError, match=r"\.txt"):
         ImageSequenceSink(tmp_path / "x_%d.txt")
 

@@ -40,12 +40,18 @@ class ImageSequenceSink:
     def __init__(self, target: Path) -> None:
         """target: a folder, which gets 000000.png and so on, or a path with a number in printf's form such as %06d.
 
-        Raises OutputError for a name without a number or of no image format, and where a sequence of that name is.
+        Raises OutputError for a name without a number or of no image format, for one with a suffix that is no folder,
+        and where a sequence of that name is.
         """
         if "%" not in target.name and target.suffix.lower() in IMAGE_SUFFIXES and not target.is_dir():
             raise OutputError(
                 f"cannot write {target}: one file has no room for all frames; give a folder, or a name with a number "
                 f"such as {target.stem}_%06d{target.suffix}"
+            )
+        if "%" not in target.name and target.suffix and not target.is_dir():
+            raise OutputError(
+                f"cannot write {target}: it ends in '{target.suffix}' and is no folder; end it in .mkv or .mp4 for a "
+                "film, or give numbered images such as x_%06d.png, or make the folder first"
             )
         self._pattern = str(target if "%" in target.name else target / _DEFAULT_NAME)
         check_suffix(Path(self._pattern))
