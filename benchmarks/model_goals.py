@@ -14,8 +14,7 @@ CONTROLS = ("regression", "vsd", "sinsr")
 MADE_OF_PHOTOS = ("pan", "creep", "still")
 """Films that are not."""
 STRETCHES = "", "-60", "-0", "-120", "-280"
-"""Of the films, by the ends of their reports' names. What averages along motion are made with was chosen on the first
-two."""
+"""Of the films, by the ends of their reports' names. Averages along motion were tuned on the first two."""
 
 
 class Goal(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -230,7 +231,7 @@ class TrainingData(Iterator[Batch]):
             # A forked worker inherits OpenCV's thread pool without its threads and waits for them for ever.
             multiprocessing_context="spawn" if workers else None,
         )
-        with withheld_from_children():
+        with withheld_from_children() if workers else nullcontext():
             self._batches = iter(loader)
 
     def __next__(self) -> Batch:

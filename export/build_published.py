@@ -95,7 +95,7 @@ def _speed(folder: Path, spec: EngineSpec, options: PartsOptions) -> dict[str, A
     detail = np.empty((1, 4 * side, 4 * side, 3), np.float32)
     with OnnxPartsEngine(folder, spec, options.threads) as engine:
         seconds = []
-        for _ in range(1 + 3):
+        for _ in range(1 + 3):  # the first run is slower and does not count; each takes seconds
             began = time.perf_counter()
             engine.collect(engine.submit(lq, noise, detail))
             seconds.append(time.perf_counter() - began)

@@ -316,7 +316,7 @@ class FinetuneStage(StudentStage):
         crop = self.config.crop_of(self.stage)
         own_teacher = "teacher" in finished.parts
         roles = build_roles(self.config, finished if own_teacher else teacher or teacher_checkpoint(self.config), crop)
-        roles.given["student"] = finished.digest()
+        roles.given["student"] = roles.given["teacher"] if own_teacher else finished.digest()
         finished.load_into(student_part(finished.spec), roles.student)
         for name in finished.parts.keys() & roles.parts.keys():
             finished.load_into(name, roles.parts[name])
