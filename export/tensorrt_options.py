@@ -72,6 +72,18 @@ class TensorRtOptions:
         side = self.tile or (TileSpec.size if model.family == EDGE_FAMILY else _PUBLISHED_TILE)
         return TileSpec.of(model, side, self.batch[1]).size
 
+    @property
+    def words(self) -> list[str]:
+        """Those that are not the usual ones, as the command line takes them; of paths, from where it was given."""
+        usual = TensorRtOptions()
+        single = {"tile": "tile", "workspace_mib": "workspace", "level": "level", "timing_cache": "timing-cache"}
+        single |= {"compiler": "compiler", "kernels": "kernels", "threads": "threads"}
+        words = [] if self.batch == usual.batch else ["--batch", ",".join(map(str, self.batch))]
+        for name, option in single.items():
+            if getattr(self, name) != getattr(usual, name):
+                words += [f"--{option}", str(getattr(self, name))]
+        return [*words, *(word for flag in self.flags for word in ("--engine-flag", flag))]
+
     def identity(self) -> dict[str, Any]:
         """What distinguishes engines; where the cache is and how many threads judge it do not."""
         kept = asdict(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -74,7 +75,10 @@ def build_tensorrt(
         folder = Path(scratch)
         source = model_parts(model, folder, options, lookup=lookup, calibration=calibration)
         graphs, reports = _saved(source, precision, folder / precision.value)
-        record = replace(source.record, versions=_versions(), parity=_worst(reports))
+        again = _again(options, lookup=lookup, calibration=calibration)
+        record = replace(
+            source.record, versions=_versions(), parity=_worst(reports), source={**source.record.source, **again}
+        )
         spec = EngineSpec(source.model, Backend.TENSORRT, precision)
         if onnx_only:
             reference = made_by_float({name: part.graph for name, part in source.parts.items()}, spec, options)
@@ -108,6 +112,13 @@ def _typed(name: str, part: Part, precision: Precision) -> TypedGraph:
                 f"TensorRT {version} would not take {name}: {found[0]}; report this with the model's name"
             )
     return replace(graph, model=model, report=graph.report | {"lint": findings})
+
+
+def _again(options: TensorRtOptions, *, lookup: bool, calibration: Path | None) -> dict[str, str]:
+    """What the command that builds the engine again needs, apart for TensorRT and for any backend."""
+    words = [*(() if lookup else ("--no-lookup",)), *(("--calibration", str(calibration)) if calibration else ())]
+    known = {"options": shlex.join(words), "tensorrt": shlex.join(options.words)}
+    return {name: value for name, value in known.items() if value}
 
 
 def _versions() -> dict[str, str]:

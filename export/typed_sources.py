@@ -109,7 +109,7 @@ def _published(path: Path, folder: Path, options: TensorRtOptions, lookup: bool,
         name: Part(graph, seen[name], judged[name], _IMAGE_SPAN if name == DECODER else None, {}, judged[name])
         for name, graph in graphs.items()
     }
-    origin = {"model": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+    origin = {"model": str(path), "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
     licence = str(checkpoint.record.get("licence", "not stated"))
     return Parts(spec, parts, BuildRecord(licence=licence, training=checkpoint.record, source=origin))
 

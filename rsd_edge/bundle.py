@@ -55,8 +55,8 @@ class BuildRecord:
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: a training record, or a reference to one."""
     source: dict[str, str] = field(default_factory=dict)
-    """What the engine was built from: `model`, as it was asked for, the `digest` of that, and the further `options` of
-    the command that builds it again, if there were any."""
+    """What the engine was built from: `model`, as it was asked for, the `digest` of that, and, of the command that
+    builds it again, further `options` and those that only `tensorrt` takes, if there were any."""
     target: dict[str, Any] = field(default_factory=dict)
     """Of a TensorRT engine: the only library and GPU that it runs on, and how it was compiled."""
 
@@ -131,7 +131,8 @@ def staleness(bundle: Bundle) -> list[str]:
     if _ships(bundle.path):
         return []
     reasons = []
-    model, digest, _ = _source(bundle)
+    source = _source(bundle)
+    model, digest = source.get("model", ""), source.get("digest")
     if digest and Precision.FP32 in shipped_precisions(model):
         now = str(read_manifest(ZOO / model / Precision.FP32.value).get("digest"))
         if now != digest:
@@ -153,18 +154,19 @@ def staleness(bundle: Bundle) -> list[str]:
 def rebuild_command(bundle: Bundle, backend: Backend | None = None) -> str:
     """What builds an engine again, on this machine and from what is here now. backend: for this one instead."""
     spec = bundle.spec
-    model = spec.model.name if _ships(bundle.path) else _source(bundle)[0] or "MODEL"
-    words = ["rsd-edge", "build-engine", "--model", model, "--backend", (backend or spec.backend).value]
-    if backend in (None, spec.backend) or spec.precision is Precision.INT8:  # of floats, each backend has its own
+    source = {"model": spec.model.name} if _ships(bundle.path) else _source(bundle)
+    runtime = backend or spec.backend
+    words = ["rsd-edge", "build-engine", "--model", source.get("model") or "MODEL", "--backend", runtime.value]
+    if runtime is spec.backend or spec.precision is Precision.INT8:  # of floats, each backend has its own
         words += ["--precision", spec.precision.value]
-    return f"{shlex.join(words)} {_source(bundle)[2]}".rstrip()
+    kinds = ("options", "tensorrt") if runtime is Backend.TENSORRT else ("options",)
+    return " ".join([shlex.join(words), *(source[kind] for kind in kinds if source.get(kind))])
 
 
-def _source(bundle: Bundle) -> tuple[str, str, str]:
-    """Name and digest of what a bundle was built from, and the options; empty where its manifest does not say."""
+def _source(bundle: Bundle) -> dict[str, str]:
+    """What a bundle was built from, and with which options; empty where its manifest does not say."""
     source = bundle.manifest.get("source")
-    known = source if isinstance(source, dict) else {}
-    return str(known.get("model", "")), str(known.get("digest", "")), str(known.get("options", ""))
+    return {name: str(value) for name, value in source.items()} if isinstance(source, dict) else {}
 
 
 def _ships(folder: Path) -> bool:

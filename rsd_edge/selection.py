@@ -159,9 +159,10 @@ def _backends(bundle: Bundle, wish: Backend | None, open_choice: bool) -> list[B
     own = bundle.spec.backend
     if wish is not None:
         if wish is not own and Backend.TENSORRT in (wish, own):
+            cure = "give a checkpoint" if wish is Backend.TORCH else f"run '{rebuild_command(bundle, wish)}'"
             raise BackendError(
                 f"{bundle.path} was built for {own.value} and {wish.value} does not run it; leave the backend out, or "
-                f"run '{rebuild_command(bundle, wish)}'"
+                f"{cure}"
             )
         return [wish]
     # Only looked for: importing it takes longer than a remembered choice.

@@ -248,6 +248,8 @@ def test_engines_keep_to_their_runtime(builds: list[str], run: Callable[..., int
     (folder,) = engine_folder().glob("edge-n*")
     with pytest.raises(BackendError, match="was built for tensorrt and onnxruntime does not run it"):
         SuperResolver.load(folder, backend="onnxruntime")
+    with pytest.raises(BackendError, match=r"torch does not run it; leave the backend out, or give a checkpoint$"):
+        SuperResolver.load(folder, backend="torch")
     with pytest.raises(BackendError, match="was built for onnxruntime and tensorrt does not run it"):
         SuperResolver.load(toy_bundle, backend="tensorrt")
 

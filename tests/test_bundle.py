@@ -327,6 +327,14 @@ def test_another_backend_gets_the_same_model_in_its_own_float(tmp_path: Path, gr
     )
 
 
+def test_options_of_tensorrt_are_for_tensorrt(tmp_path: Path, graph: Path) -> None:
+    source = {"model": "w.safetensors", "options": "--calibration photos", "tensorrt": "--batch 1,2,4"}
+    bundle = build(tmp_path, graph, BuildRecord(source=source), precision=Precision.INT8)
+    told = "rsd-edge build-engine --model w.safetensors --backend {} --precision int8 --calibration photos"
+    assert rebuild_command(bundle, Backend.TENSORRT) == told.format("tensorrt") + " --batch 1,2,4"
+    assert rebuild_command(bundle, Backend.OPENVINO) == told.format("openvino")
+
+
 @pytest.mark.parametrize("source", [None, {}, [], "edge-a", {"model": "edge-a"}, {"model": 1, "digest": 2}])
 def test_a_manifest_that_does_not_say_its_source(zoo: Path, tmp_path: Path, graph: Path, source: Any) -> None:
     bundle = build(tmp_path, graph, RECORD)

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from fake_tensorrt.trtexec import settings_of
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.tensorrt.library import make_logger
 from rsd_edge.bundle import BuildRecord, Bundle, load_bundle
+from rsd_edge.cli.build_engine import command as build_engine
+from rsd_edge.cli.tensorrt_options import take_tensorrt_options
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError, ModelError
 from rsd_edge.export import tensorrt_judge
 from rsd_edge.export.tensorrt_build import build_bundle
@@ -331,6 +333,27 @@ def test_without_tensorrt_the_graphs_are_offered(
     fake_tensorrt.install(monkeypatch, "10.3.0")
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     refused(build, tmp_path, "need cuda-python", MissingDependencyError)
+
+
+def test_options_as_the_command_line_takes_them(tmp_path: Path) -> None:
+    """Every field has its word: one that is added must not be forgotten where an engine is built again."""
+    assert TensorRtOptions().words == []
+    options = TensorRtOptions(
+        tile=128,
+        batch=(1, 2, 4),
+        workspace_mib=512,
+        level=5,
+        timing_cache=Path("a cache"),
+        flags=("refit", "strip-plan"),
+        compiler="torch-tensorrt",
+        kernels=tmp_path,
+        threads=3,
+    )
+    usual = asdict(TensorRtOptions())
+    assert all(value != usual[name] for name, value in asdict(options).items())
+    with build_engine.make_context("build-engine", ["--backend", "tensorrt", *options.words]) as context:
+        asked = take_tensorrt_options(dict(context.params))
+    assert TensorRtOptions(tile=context.params["tile"], threads=context.params["threads"], **asked.fields) == options
 
 
 def test_trtexec_is_spelled_for_its_version() -> None:

@@ -18,7 +18,7 @@ import pytest
 from torch import nn
 
 from rsd_edge.backends import open_engine
-from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, GRAPH, Bundle
+from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, GRAPH, Bundle, rebuild_command
 from rsd_edge.cli import main
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.export import graphs_only, tensorrt_judge, typed_build, typed_sources
@@ -41,6 +41,7 @@ from rsd_edge.specs import (
     TileSpec,
     VqArchitecture,
 )
+from rsd_edge.stream.images import write_image
 
 SIDE = 16
 SMALL = PublishedArchitecture(
@@ -149,8 +150,12 @@ def test_the_same_graphs_have_the_same_folder(edge_file: Path, tmp_path: Path) -
 
 @pytest.mark.usefixtures("few_tiles")
 def test_int8_graphs_are_another_folder(edge_file: Path, tmp_path: Path) -> None:
-    made = build_tensorrt(str(edge_file), tmp_path, precision=Precision.INT8, onnx_only=True)
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    write_image(photos / "a.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    made = build_tensorrt(str(edge_file), tmp_path, precision=Precision.INT8, calibration=photos, onnx_only=True)
     assert "-tensorrt-int8-onnx-" in made.path.name
+    assert made.manifest["source"]["options"] == f"--calibration '{photos}'"
     assert made.manifest["reports"][GRAPH]["integer_layers"]
     operators = {node.op_type for node in onnx.load(made.path / GRAPH).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
@@ -169,6 +174,7 @@ def test_a_published_model_is_three_graphs(published_file: Path, tmp_path: Path,
     made = published(published_file, tmp_path, precision)
     assert {path.name for path in made.path.iterdir()} == {MANIFEST, REFERENCE, *PARTS}
     assert made.manifest["licence"] == "L"
+    assert made.manifest["source"]["model"] == str(published_file)  # where it is, to be built again
     assert "Shapes=" not in made.manifest["trtexec"]["10.16, Jetson"][0]  # one tile at once leaves nothing open
     for name in PARTS:
         model = onnx.load(made.path / name)
@@ -317,6 +323,10 @@ def test_typed_graphs_become_engines(
     for precision in (Precision.FP16, Precision.INT8):
         made = build_tensorrt(str(edge_file), tmp_path, precision=precision, options=options)
         assert isinstance(made, Bundle)
+        assert rebuild_command(made) == (
+            f"rsd-edge build-engine --model {edge_file} --backend tensorrt --precision {precision.value} "
+            "--batch 1,2,2 --tile 48 --threads 1"
+        )
         reports = json.loads((made.path / REPORT).read_text())
         assert reports[GRAPH]["precision"] == precision.value
         assert made.manifest["parity"]["graph"]["detail_snr_db"] == reports[GRAPH]["closeness"]["detail_snr_db"]
