@@ -5,10 +5,13 @@
 
 Each film is reduced to `--width` and enlarged again, frame by frame; *pan* is a window that moves over a photograph,
 *creep* one that moves by a quarter of an input pixel in each frame, *still* one that does not.
-Two figures of steadiness, in grey levels of luma:
+Figures of steadiness, in grey levels of luma:
 
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
   enlarged) and compared where the inputs agree after the same motion to within four levels. Lower is steadier.
+- *held error*: the same, but nothing is moved where the input has not changed around a pixel. Flow claims motion there
+  as well, next to what moves or is noisy, and holds against a result that it stands still; the more so, the sharper
+  it is.
 - *still variance*: the variance over time where the input never changes by more than two levels. Lower is stiller.
 
 Bicubic is steadiest, because it shows no texture at all; *texture* says how much there is to flicker: the standard
@@ -93,34 +96,43 @@ class Motion:
         small_y, small_x = np.mgrid[:height, :width].astype(np.float32)
         dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self.maps: list[tuple[Plane, Plane, NDArray[np.bool_]]] = []
+        self.unchanged: list[NDArray[np.bool_]] = []
+        for before, after in pairwise(film):
+            changed = cv2.dilate(cv2.absdiff(before, after).max(axis=2), np.ones((3, 3), np.uint8))
+            self.unchanged.append(_enlarged(changed) == 0)
         for last, now in pairwise(gray):
             flow = dis.calc(now, last, np.zeros((height, width, 2), np.float32))
             there = small_x + flow[..., 0], small_y + flow[..., 1]
             matched = cv2.remap(last, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
             agree = (cv2.absdiff(now, matched) <= _AGREE).astype(np.uint8)
             large = cv2.resize(flow, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC) * SCALE
-            wide = cv2.resize(agree, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST) > 0
-            self.maps.append((x + large[..., 0], y + large[..., 1], wide))
+            self.maps.append((x + large[..., 0], y + large[..., 1], _enlarged(agree) > 0))
         stack = np.stack(gray)
         still = (stack.max(axis=0) - stack.min(axis=0) <= _STILL).astype(np.uint8)
         # A network looks further than a pixel: what moves nearby is not held against it.
         still = cv2.erode(still, np.ones((9, 9), np.uint8))
-        self.still = cv2.resize(still, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST) > 0
+        self.still = _enlarged(still) > 0
 
     def measure(self, results: list[Image], base: list[Image]) -> dict[str, float | None]:
         """The figures of one method."""
         planes = [luma(image) for image in results]
-        errors = []
-        for (last, now), (x, y, agree) in zip(pairwise(planes), self.maps, strict=True):
+        errors, held = [], []
+        for (last, now), (x, y, agree), unchanged in zip(pairwise(planes), self.maps, self.unchanged, strict=True):
             moved = cv2.remap(last, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
             errors.append(float(np.abs(now - moved)[agree].mean()))
+            held.append(float(np.abs(now - np.where(unchanged, last, moved))[agree].mean()))
         texture = np.mean([np.std(plane - luma(image)) for plane, image in zip(planes, base, strict=True)])
         still = np.stack(planes)[:, self.still]
         return {
             "warped_error": round(float(np.mean(errors)), 3),
+            "held_error": round(float(np.mean(held)), 3),
             "still_variance": round(float(still.var(axis=0).mean()), 3) if self.still.sum() > 100 else None,
             "texture": round(float(texture), 3),
         }
+
+
+def _enlarged(mask: Image) -> Image:
+    return np.asarray(cv2.resize(mask, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def closeness(results: list[Image], originals: list[Image], lpips: LpipsMetric) -> dict[str, float | None]:
