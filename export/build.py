@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import shlex
 import tempfile
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsd_edge import __version__
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import BuildRecord, Bundle, hash_file, resolve_engine, shipped_engines, write_bundle
@@ -28,6 +26,7 @@ from rsd_edge.selection import TILE as SPEED_TILE
 from rsd_edge.selection import median_seconds
 from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, ModelSpec, Precision, TileSpec
 from rsd_edge.stream.atomic import check_writable
+from rsd_edge.versions import versions_of
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +125,8 @@ def build_engine(
             graphs[Precision.INT8] = made
         known = provenance or source.provenance
         quantiser = ("onnxruntime", "onnx") if precision is Precision.INT8 else ()
-        packages = ("rsd-edge", backend.value, *source.exporter, *quantiser, "numpy")
         record = BuildRecord(
-            versions={package: _version(package) for package in packages},
+            versions=versions_of(backend.value, *source.exporter, *quantiser, "numpy"),
             device=f"{cpu_name()}, {threads or usable_cores()} threads",
             parity=made.parity,
             speed=_speed(graphs, threads),
@@ -143,10 +141,6 @@ def _origin(source: Source, provenance: Provenance, calibration: Path | None) ->
     model = {"model": provenance.model} if provenance.model else {}
     options = {"options": shlex.join(("--calibration", str(calibration)))} if calibration else {}
     return {**source.origin, **model, **options}
-
-
-def _version(package: str) -> str:
-    return __version__ if package == "rsd-edge" else importlib.metadata.version(package)
 
 
 def from_checkpoint(path: Path, folder: Path) -> Source:

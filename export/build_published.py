@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import statistics
 import tempfile
 import time
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rsd_edge import __version__
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
 from rsd_edge.bundle import BuildRecord, Bundle, hash_file, write_bundle
 from rsd_edge.errors import BackendError
@@ -24,6 +22,7 @@ from rsd_edge.models.checkpoint import Checkpoint
 from rsd_edge.models.published import published_model
 from rsd_edge.ort import ort
 from rsd_edge.specs import Backend, EngineSpec, Precision
+from rsd_edge.versions import versions_of
 
 PARITY = 1e-3
 """Largest error of a part, for values around 1: order of sums through forty layers. A wrong graph is off by 0.1."""
@@ -49,10 +48,7 @@ def build_published(
         parity = {name: part_error(graphs[name], part) for name, part in parts.items()}
         _check(parity)
         record = BuildRecord(
-            versions={
-                "rsd-edge": __version__,
-                **{name: importlib.metadata.version(name) for name in ("onnxruntime", "torch", "onnx", "numpy")},
-            },
+            versions=versions_of("onnxruntime", "torch", "onnx", "numpy"),
             device=f"{cpu_name()}, {options.threads or usable_cores()} threads",
             parity={
                 "psnr_db": round(-20 * float(np.log10(max(*parity.values(), 1e-9) / 2)), 1),

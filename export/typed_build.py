@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import shlex
 import tempfile
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from rsd_edge import __version__
 from rsd_edge.bundle import Bundle
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.export.gate import Gate, closeness
@@ -31,6 +29,7 @@ from rsd_edge.export.typed_prepare import with_sizes
 from rsd_edge.export.typed_sources import Part, Parts, model_parts
 from rsd_edge.specs import Backend, EngineSpec, Precision
 from rsd_edge.stream.atomic import check_writable
+from rsd_edge.versions import versions_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,10 @@ def build_tensorrt(
         graphs, reports = _saved(source, precision, folder / precision.value)
         again = _again(options, lookup=lookup, calibration=calibration)
         record = replace(
-            source.record, versions=_versions(), parity=_worst(reports), source={**source.record.source, **again}
+            source.record,
+            versions=versions_of("onnx", "onnx-ir", "onnxruntime", "numpy"),
+            parity=_worst(reports),
+            source={**source.record.source, **again},
         )
         spec = EngineSpec(source.model, Backend.TENSORRT, precision)
         if onnx_only:
@@ -119,11 +121,6 @@ def _again(options: TensorRtOptions, *, lookup: bool, calibration: Path | None) 
     words = [*(() if lookup else ("--no-lookup",)), *(("--calibration", str(calibration)) if calibration else ())]
     known = {"options": shlex.join(words), "tensorrt": shlex.join(options.words)}
     return {name: value for name, value in known.items() if value}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("onnx", "onnx-ir", "onnxruntime", "numpy")
-    return {"rsd-edge": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _worst(reports: Mapping[str, Any]) -> dict[str, Any]:

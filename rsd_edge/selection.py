@@ -17,13 +17,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rsd_edge import __version__
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
 from rsd_edge.bundle import Bundle, rebuild_command, resolve_engine, shipped_precisions
@@ -33,6 +31,7 @@ from rsd_edge.frames import SCALE
 from rsd_edge.machine import cache_folder, cpu_features, cpu_name, int8_weight_bits
 from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 from rsd_edge.stream.atomic import write_json
+from rsd_edge.versions import versions_of
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +212,7 @@ class _Memory:
         self._question = {
             "engines": [candidate.bundle.digest for candidate in candidates],
             "labels": self._labels,
-            "versions": {"rsd-edge": __version__, **{name: _version(name) for name in runtimes}},
+            "versions": versions_of(*runtimes),
             "machine": [cpu_name(), sorted(cpu_features()), os.cpu_count()],
             "threads": threads,
         }
@@ -239,12 +238,3 @@ class _Memory:
 
     def _path(self) -> Path:
         return cache_folder() / f"engine-{self._key}.json"
-
-
-def _version(module: str) -> str:
-    """Of the package that brings a module, `none` if there is none; ONNX Runtime comes under several names."""
-    try:
-        return metadata.version(module)
-    except metadata.PackageNotFoundError:
-        packages = metadata.packages_distributions().get(module, [])
-        return " ".join(f"{package} {metadata.version(package)}" for package in sorted(set(packages))) or "none"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rsd_edge import bundle as bundle_module
-from rsd_edge import machine, selection
+from rsd_edge import machine, selection, versions
 from rsd_edge.bundle import BuildRecord, Bundle, write_bundle
 from rsd_edge.errors import BackendError, ModelError
 from rsd_edge.machine import cache_folder
@@ -76,7 +76,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         lambda name, *rest: ("openvino" in made.versions or None) if name == "openvino" else find_spec(name, *rest),
     )
     installed = {"version": made.version, "packages_distributions": lambda: made.packages}
-    monkeypatch.setattr(selection, "metadata", SimpleNamespace(**{**vars(metadata), **installed}))
+    monkeypatch.setattr(versions, "metadata", SimpleNamespace(**{**vars(metadata), **installed}))
     monkeypatch.setattr(selection, "open_engine", made.open_engine)
     monkeypatch.setattr(selection, "median_seconds", made.median_seconds)
     monkeypatch.setattr(selection, "int8_weight_bits", lambda: 8)
@@ -211,7 +211,7 @@ def test_what_the_answer_depends_on_is_part_of_the_question(
         case "optional runtime":
             world.versions["openvino"] = "2027.0.0"
         case "package":
-            monkeypatch.setattr(selection, "__version__", "9.9.9")
+            monkeypatch.setattr(versions, "__version__", "9.9.9")
         case "features":
             monkeypatch.setattr(selection, "cpu_features", lambda: frozenset({"avx2"}))
         case "processor":
