@@ -41,16 +41,21 @@ class SuperResolver:
         with SuperResolver.load("edge-s") as enlarge:
             result = enlarge(image_bgr)
 
-    Calls from several threads run one after the other; for work in parallel, load one SuperResolver for each thread.
+    Calls from several threads run one after the other; for work in parallel, load one SuperResolver for each thread, or
+    in each process: after `os.fork`, one of the parent raises BackendError.
     """
 
     def __init__(self, engine: TileEngine) -> None:
-        """Take over an open engine; `close` closes it."""
+        """Take over an open engine; `close` closes it, and so does an error here."""
         self.engine = engine
         self.choice: Choice | None = None
         """How `load` came to this engine; None if it was given, or runs a checkpoint."""
         self._checkpoint: dict[str, Any] = {}
-        self._path = open_frame_path(engine)
+        try:
+            self._path = open_frame_path(engine)
+        except BaseException:
+            engine.close()
+            raise
 
     @classmethod
     def load(

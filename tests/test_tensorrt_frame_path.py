@@ -254,3 +254,15 @@ def test_a_pack_for_another_gpu_is_refused(
     with pytest.raises(ModelError, match=r"has no frame_tiles, merge_tiles-x128, .*, noise_field for sm_87"):
         build_bundle(graphs, spec, tmp_path / "engines", BuildRecord(), reference=graphs, options=options)
     assert not list((tmp_path / "engines").glob("toy*"))
+
+
+def test_an_engine_whose_kernels_fail_gives_its_memory_back(
+    world: World, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> None:
+        raise BackendError("the driver is gone")
+
+    monkeypatch.setattr(frame_path, "CudaDriver", failing)
+    with pytest.raises(BackendError, match="the driver is gone"):
+        SuperResolver.load(bundle.path)
+    assert world.cudart.live == 0
