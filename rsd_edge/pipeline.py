@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -238,16 +239,25 @@ class NumpyFramePath:
 
 
 class OneAtATime:
-    """`with turns():` lets one thread in at a time."""
+    """`with turns():` lets one thread of this process in at a time."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._user: int | None = None
         """The thread that holds the lock."""
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Wait for other threads. Raises InputError where the same thread would wait for itself."""
+        """Wait for other threads. Raises InputError where the same one would wait for itself, BackendError in a fork.
+
+        A fork has the memory of its parent, and none of the threads that engines leave their work to.
+        """
+        if self._process != os.getpid():
+            raise BackendError(
+                "this resolver was opened in another process, whose threads a fork does not have; load one here, or "
+                "start processes with spawn"
+            )
         if self._user == threading.get_ident():
             raise InputError(
                 "this resolver is in the middle of an image: use up or close what bands() returned before the next "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -193,3 +195,33 @@ def test_a_resolver_within_its_own_bands_is_an_error(photo: Photo, toy_bundle: P
         with pytest.raises(InputError, match="make none from a progress callback"):
             resolver(frame, progress=lambda *_: resolver.warm_up(20, 24))
         assert resolver(frame).shape == (80, 96, 3)
+
+
+IN_A_FORK = """
+import os, sys
+import numpy as np
+from rsd_edge import SuperResolver
+from rsd_edge.errors import BackendError
+
+image = np.zeros((60, 70, 3), np.uint8)
+resolver = SuperResolver.load(sys.argv[1], tile=64, threads=2)
+resolver(image)
+if os.fork() == 0:
+    for call in (resolver, lambda _: next(resolver.bands(image)), lambda _: next(resolver.stream([image]))):
+        try:
+            call(image)
+        except BackendError as error:
+            print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_fork_is_refused_and_does_not_hang(toy_bundle: Path, tmp_path: Path) -> None:
+    """Its engine would wait for threads that only the parent has."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", IN_A_FORK, str(toy_bundle)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    told = "this resolver was opened in another process, whose threads a fork does not have; load one here, or start"
+    assert [line.startswith(told) for line in done.stdout.splitlines()] == [True] * 3
