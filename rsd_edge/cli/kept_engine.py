@@ -12,10 +12,11 @@ from rsd_edge import __version__
 from rsd_edge.backends import check_device
 from rsd_edge.bundle import FORMAT, MANIFEST, hash_file, load_bundle
 from rsd_edge.cli import missing_package
-from rsd_edge.errors import BackendError, ModelError, OutputError
-from rsd_edge.machine import cache_folder
+from rsd_edge.engines import engine_folder, room_for_engines
+from rsd_edge.errors import BackendError, ModelError
 from rsd_edge.specs import EDGE_FAMILY, Backend, FramePathKind, Precision
 from rsd_edge.stream.batch import RunSettings
+from rsd_edge.stream.locking import locked
 
 _KEY_LENGTH = 16
 
@@ -23,8 +24,8 @@ _KEY_LENGTH = 16
 def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Path:
     """The bundle that `build-engine` makes of a checkpoint in fp32, from the cache or built now, which is told.
 
-    It is kept under a hash of the checkpoint, of what it was built for and of what builds it. Raises ModelError or
-    BackendError for what cannot be built, OutputError where there is no room for it.
+    It is kept under a hash of the checkpoint, of what it was built for and of what builds it; one process builds it,
+    and others wait. Raises ModelError or BackendError for what cannot be built, OutputError where there is no room.
     """
     command = f"rsd-edge build-engine --model {checkpoint} --backend {backend.value}"
     if settings.precision not in (None, Precision.FP32.value):
@@ -45,18 +46,26 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
     options = PartsOptions(settings.tile or DEFAULT_TILE) if spec.family != EDGE_FAMILY else None
     sha256 = hash_file(checkpoint)
     key = _key(sha256, backend.value, options.words if options else "")
-    folder = _engines() / f"{checkpoint.stem}-{backend.value}-{key}"
-    if _usable(folder):
+    folder = engine_folder() / f"{checkpoint.stem}-{backend.value}-{key}"
+    if _flaw(folder) is None:
         return folder
-    size = f" for tiles of {options.tile}" if options else ""
-    click.echo(
-        f"{checkpoint} (sha256 {sha256[:12]}): building the {backend.value} engine{size}, once; it is kept in {folder}",
-        err=True,
-    )
-    built = build_engine(
-        str(checkpoint), folder.parent, backend=backend, threads=settings.threads, name=folder.name, published=options
-    )
-    return built.path
+    with locked(room_for_engines(), folder.name, "builds"):
+        flaw = _flaw(folder)
+        if flaw is None:  # another process has built it in the meantime
+            return folder
+        if flaw:
+            click.echo(f"warning: {flaw}; that is done now", err=True)
+        size = f" for tiles of {options.tile}" if options else ""
+        told = f"building the {backend.value} engine{size}, once; it is kept in {folder}"
+        click.echo(f"{checkpoint} (sha256 {sha256[:12]}): {told}", err=True)
+        return build_engine(
+            str(checkpoint),
+            folder.parent,
+            backend=backend,
+            threads=settings.threads,
+            name=folder.name,
+            published=options,
+        ).path
 
 
 def _key(*question: str) -> str:
@@ -70,20 +79,12 @@ def _key(*question: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_KEY_LENGTH]
 
 
-def _engines() -> Path:
-    try:
-        return cache_folder() / "engines"
-    except RuntimeError as error:
-        raise OutputError(f"there is no cache folder to keep the engine in ({error}); set XDG_CACHE_HOME") from error
-
-
-def _usable(folder: Path) -> bool:
-    """Whether an engine is there; one that was damaged is told of, and built again."""
+def _flaw(folder: Path) -> str | None:
+    """What is wrong with an engine, empty where there is none; None if it can be run."""
     if not (folder / MANIFEST).is_file():
-        return False
+        return ""
     try:
         load_bundle(folder)
     except ModelError as error:
-        click.echo(f"warning: {error}; that is done now", err=True)
-        return False
-    return True
+        return str(error)
+    return None
