@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -139,8 +138,8 @@ def build_engine(
 
 def _origin(source: Source, provenance: Provenance, calibration: Path | None) -> dict[str, str]:
     model = {"model": provenance.model} if provenance.model else {}
-    options = {"options": shlex.join(("--calibration", str(calibration)))} if calibration else {}
-    return {**source.origin, **model, **options}
+    images = {"calibration": str(calibration.absolute())} if calibration else {}
+    return {**source.origin, **model, **images}
 
 
 def from_checkpoint(path: Path, folder: Path) -> Source:

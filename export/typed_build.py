@@ -74,7 +74,9 @@ def build_tensorrt(
         folder = Path(scratch)
         source = model_parts(model, folder, options, lookup=lookup, calibration=calibration)
         graphs, reports = _saved(source, precision, folder / precision.value)
-        again = _again(options, lookup=lookup, calibration=calibration)
+        # Threads and caches of the machine that writes graphs are not those of the device.
+        lasting = replace(options, threads=None, timing_cache=None) if onnx_only else options
+        again = _again(lasting, lookup=lookup, calibration=calibration)
         record = replace(
             source.record,
             versions=versions_of("onnx", "onnx-ir", "onnxruntime", "numpy"),
@@ -118,8 +120,11 @@ def _typed(name: str, part: Part, precision: Precision) -> TypedGraph:
 
 def _again(options: TensorRtOptions, *, lookup: bool, calibration: Path | None) -> dict[str, str]:
     """What the command that builds the engine again needs, apart for TensorRT and for any backend."""
-    words = [*(() if lookup else ("--no-lookup",)), *(("--calibration", str(calibration)) if calibration else ())]
-    known = {"options": shlex.join(words), "tensorrt": shlex.join(options.words)}
+    known = {
+        "calibration": str(calibration.absolute()) if calibration else "",
+        "options": "" if lookup else "--no-lookup",
+        "tensorrt": shlex.join(options.words),
+    }
     return {name: value for name, value in known.items() if value}
 
 

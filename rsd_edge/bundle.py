@@ -55,8 +55,9 @@ class BuildRecord:
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: a training record, or a reference to one."""
     source: dict[str, str] = field(default_factory=dict)
-    """What the engine was built from: `model`, as it was asked for, the `digest` of that, and, of the command that
-    builds it again, further `options` and those that only `tensorrt` takes, if there were any."""
+    """What the engine was built from: `model`, as it was asked for, the `digest` of that, and, if there were any, the
+    folder of own images for `calibration` and, of the command that builds it again, further `options` and those that
+    only `tensorrt` takes."""
     target: dict[str, Any] = field(default_factory=dict)
     """Of a TensorRT engine: the only library and GPU that it runs on, and how it was compiled."""
 
@@ -159,7 +160,10 @@ def rebuild_command(bundle: Bundle, backend: Backend | None = None) -> str:
     words = ["rsd-edge", "build-engine", "--model", source.get("model") or "MODEL", "--backend", runtime.value]
     if runtime is spec.backend or spec.precision is Precision.INT8:  # of floats, each backend has its own
         words += ["--precision", spec.precision.value]
-    kinds = ("options", "tensorrt") if runtime is Backend.TENSORRT else ("options",)
+    tensorrt = runtime is Backend.TENSORRT
+    if source.get("calibration") and (tensorrt or spec.precision is Precision.INT8):  # other floats have no ranges
+        words += ["--calibration", source["calibration"]]
+    kinds = ("options", "tensorrt") if tensorrt else ("options",)
     return " ".join([shlex.join(words), *(source[kind] for kind in kinds if source.get(kind))])
 
 

@@ -16,7 +16,7 @@ from fake_tensorrt.network import World
 
 from rsd_edge import SuperResolver
 from rsd_edge.backends.tensorrt import frame_path
-from rsd_edge.bundle import BuildRecord, Bundle, hash_file, resolve_engine
+from rsd_edge.bundle import BuildRecord, Bundle, hash_file, load_bundle, resolve_engine
 from rsd_edge.cli import main
 from rsd_edge.engines import engine_folder, tensorrt_engine
 from rsd_edge.errors import BackendError, MissingDependencyError, ModelError, NoEngineError
@@ -37,13 +37,21 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return fake_tensorrt.install(monkeypatch, "10.3.0")
 
 
-def make(model: str, output: Path, precision: Precision = Precision.FP16, **options: Any) -> Bundle:
+def make(
+    model: str,
+    output: Path,
+    precision: Precision = Precision.FP16,
+    *,
+    calibration: Path | None = None,
+    **options: Any,
+) -> Bundle:
     """Float graphs stand for the typed ones, which take a minute."""
     shipped = resolve_engine(MODEL)
     spec = EngineSpec(shipped.spec.model, Backend.TENSORRT, precision)
     graphs = {"graph.onnx": shipped.graph_path}
     digest = hash_file(Path(model)) if model.endswith(".safetensors") else shipped.digest
-    record = BuildRecord(source={"model": model, "digest": digest})
+    images = {"calibration": str(calibration)} if calibration else {}
+    record = BuildRecord(source={"model": model, "digest": digest, **images})
     return build_bundle(graphs, spec, output, record, reference=graphs, options=TensorRtOptions(**options))
 
 
@@ -58,10 +66,20 @@ def builds(monkeypatch: pytest.MonkeyPatch, world: World, asked: list[TensorRtOp
     """The models that were built."""
     built = []
 
-    def build(model: str, output: Path, *, precision: Precision, options: TensorRtOptions, progress: Any) -> Bundle:
+    def build(
+        model: str,
+        output: Path,
+        *,
+        precision: Precision,
+        options: TensorRtOptions,
+        calibration: Path | None,
+        progress: Any,
+    ) -> Bundle:
         built.append(f"{model} {precision.value}")
         asked.append(options)
-        return make(model, output, precision, **vars(replace(options, tile=options.tile or 48)))
+        return make(
+            model, output, precision, calibration=calibration, **vars(replace(options, tile=options.tile or 48))
+        )
 
     monkeypatch.setattr("rsd_edge.export.typed_build.build_tensorrt", build)
     return built
@@ -224,7 +242,7 @@ def test_cures_name_what_an_engine_was_built_from(
     with pytest.raises(ModelError, match=f"; run '{command}tensorrt --precision fp16'$"):
         SuperResolver.load(folder)
     assert run("--engine", folder, "--auto-build") == 2
-    assert re.search(f"does not ship; run '{command}tensorrt --precision fp16' where it is", capsys.readouterr().err)
+    assert re.search(f"does not ship; run '{command}tensorrt --precision fp16' where that is", capsys.readouterr().err)
 
 
 def test_there_is_no_engine_yet(world: World) -> None:
@@ -267,3 +285,84 @@ def test_what_cannot_be_built_is_refused(
 ) -> None:
     assert run("--auto-build", *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_damaged_engine_is_built_again(
+    builds: list[str], run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--engine", MODEL, "--auto-build", "--tile", 64)
+    assert run(*words) == 0
+    (folder,) = engine_folder().glob("edge-n*")
+    (folder / "graph.plan").write_bytes((folder / "graph.plan").read_bytes()[:-1])
+    assert run("--engine", MODEL, "--backend", "tensorrt") == 2
+    assert "there is no TensorRT engine of 'edge-n' for this GPU; add --auto-build" in capsys.readouterr().err
+    for _ in range(2):
+        assert run(*words) == 0
+    assert builds == ["edge-n fp16"] * 2
+    assert load_bundle(folder).spec.model.name == MODEL
+
+
+def test_a_sound_engine_serves_in_the_place_of_a_faster_damaged_one(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound, damaged = (make(MODEL, tmp_path, tile=tile).path for tile in (48, 64))
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["speed"]["median_ms"]["fp16"] = 1e-6
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    (damaged / "graph.plan").write_bytes(b"x")
+    assert tensorrt_engine(MODEL, None, tmp_path).path == sound
+    assert f"{damaged / 'graph.plan'} has 1 bytes where the manifest says" in caplog.text
+
+
+@pytest.mark.parametrize("text", ['{"format": 3}', '{"format": 3, "source": ["x"]}', "[]"])
+def test_a_manifest_of_something_else_is_left_out(world: World, tmp_path: Path, text: str) -> None:
+    (tmp_path / "x-tensorrt-y").mkdir()
+    (tmp_path / "x-tensorrt-y" / "manifest.json").write_text(text)
+    with pytest.raises(NoEngineError):
+        tensorrt_engine(MODEL, None, tmp_path)
+    assert tensorrt_engine(MODEL, None, make(MODEL, tmp_path, tile=48).path.parent).spec.model.name == MODEL
+
+
+def test_a_bundle_of_another_precision_is_refused(
+    builds: list[str], run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(MODEL, tmp_path / "own", tile=48).path
+    assert run("--engine", folder, "--auto-build", "--precision", "int8") == 2
+    assert f"engine '{folder}' is fp16, not int8; leave the precision out" in capsys.readouterr().err
+    assert run("--engine", folder, "--auto-build", "--precision", "fp16") == 0
+    assert builds == []
+
+
+def test_own_images_calibrate_what_replaces_an_engine(
+    builds: list[str], run: Callable[..., int], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "cal"
+    images.mkdir()
+    folder = make(MODEL, tmp_path / "own", tile=48, calibration=images).path
+    world.cudart.name = b"Thor"
+    make(MODEL, engine_folder(), tile=48, level=1)  # with the ranges of the package
+    for _ in range(2):
+        assert run("--engine", folder, "--auto-build") == 0
+    assert builds == ["edge-n fp16"]
+    assert tensorrt_engine(MODEL, None, calibration=str(images)).path.parent == engine_folder()
+    images.rmdir()
+    assert run("--engine", folder, "--auto-build") == 2
+    told = capsys.readouterr().err
+    assert f"the images for its calibration, '{images}', are gone; run 'rsd-edge build-engine --model edge-n" in told
+    assert f"--precision fp16 --calibration {images}' where that is" in told
+
+
+def test_a_folder_that_takes_no_engines_is_told_before_the_work(
+    builds: list[str],
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run("--engine", MODEL, "--auto-build") == 2
+    told = capsys.readouterr().err
+    assert told.endswith(f"{tmp_path / 'file'} is a file; choose a folder with XDG_CACHE_HOME\n")
+    assert "building" not in told
+    assert builds == []

@@ -308,10 +308,9 @@ def test_shipped_engines_are_not_stale_by_whatever_path(zoo: Path, monkeypatch: 
 
 
 def test_an_engine_is_built_again_with_the_options_that_it_had(tmp_path: Path, graph: Path) -> None:
-    source = {"model": "my runs/w.safetensors", "digest": "0f3a", "options": "--calibration photos"}
+    source = {"model": "my runs/w.safetensors", "digest": "0f3a", "options": "--no-lookup"}
     assert rebuild_command(build(tmp_path, graph, BuildRecord(source=source))) == (
-        "rsd-edge build-engine --model 'my runs/w.safetensors' --backend onnxruntime --precision fp32 "
-        "--calibration photos"
+        "rsd-edge build-engine --model 'my runs/w.safetensors' --backend onnxruntime --precision fp32 --no-lookup"
     )
 
 
@@ -328,7 +327,7 @@ def test_another_backend_gets_the_same_model_in_its_own_float(tmp_path: Path, gr
 
 
 def test_options_of_tensorrt_are_for_tensorrt(tmp_path: Path, graph: Path) -> None:
-    source = {"model": "w.safetensors", "options": "--calibration photos", "tensorrt": "--batch 1,2,4"}
+    source = {"model": "w.safetensors", "calibration": "photos", "tensorrt": "--batch 1,2,4"}
     bundle = build(tmp_path, graph, BuildRecord(source=source), precision=Precision.INT8)
     told = "rsd-edge build-engine --model w.safetensors --backend {} --precision int8 --calibration photos"
     assert rebuild_command(bundle, Backend.TENSORRT) == told.format("tensorrt") + " --batch 1,2,4"

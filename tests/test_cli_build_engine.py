@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rsd_edge.bundle import load_bundle
+from rsd_edge.bundle import BuildRecord, load_bundle, rebuild_command, write_bundle
 from rsd_edge.cli import main
+from rsd_edge.errors import OutputError
+from rsd_edge.export import build, typed_build
+from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
+from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision
 from rsd_edge.stream.images import write_image
 
 
@@ -100,3 +105,31 @@ def test_a_corrupt_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.Capture
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert "weights.safetensors" in err
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+@pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.TENSORRT])
+def test_a_command_that_builds_an_engine_again_is_taken(
+    backend: Backend,
+    precision: Precision,
+    toy_graph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def far_enough(_: Path) -> None:
+        raise OutputError("the options were taken")
+
+    monkeypatch.setattr(build, "check_writable", far_enough)
+    monkeypatch.setattr(typed_build, "check_writable", far_enough)
+    spec = EngineSpec(ModelSpec("edge-n"), Backend.TENSORRT, precision)
+    options = TensorRtOptions(batch=(1, 2, 4), threads=2)
+    source = {"model": "edge-n", **typed_build._again(options, lookup=True, calibration=tmp_path)}
+    files = {"graph.onnx": toy_graph, "graph.plan": toy_graph}
+    bundle = write_bundle(tmp_path, spec, files, BuildRecord(source=source))
+    command = rebuild_command(bundle, backend)
+    assert (f"--calibration {tmp_path}" in command) is not (
+        backend is Backend.ONNXRUNTIME and precision is Precision.FP16
+    )
+    assert run(*shlex.split(command)[2:]) == 2
+    assert capsys.readouterr().err == "error: the options were taken\n"
