@@ -7,6 +7,7 @@ crops, and what fp32 makes of them.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +25,8 @@ from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
 from rsd_edge.specs import EngineSpec, from_dict, to_dict
 from rsd_edge.stream.atomic import make_folder, output_error
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "graphs.json"
 REFERENCE = "reference.npz"
@@ -126,20 +129,29 @@ def write_graphs(
     reference: Reference,
     reports: Mapping[str, Any],
 ) -> GraphsOnly:
-    """A folder within `output`, named by a digest of spec and graphs. Raises OutputError; nothing is written then."""
-    files = {name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for name, path in graphs.items()}
-    digest = sha256(json.dumps({"engine": to_dict(spec), "files": files}, sort_keys=True).encode()).hexdigest()
-    target = output / f"{spec.model.name}-tensorrt-{spec.precision.value}-onnx-{digest[:_DIGEST_LENGTH]}"
-    manifest = {
-        "format": _FORMAT,
-        "digest": digest,
+    """A folder within `output`, named by a digest of spec, graphs and options, and of the commands that obey these.
+
+    One of that name is returned as it is, with the plans that trtexec left in it, unless it is damaged. Raises
+    OutputError; nothing is written then.
+    """
+    identity = {
         "engine": to_dict(spec),
         "tile": options.tile_of(spec.model),
         "batch": list(options.batch),
         "options": json.loads(json.dumps(options.identity())),
-        "files": files,
-        "io": dict(io),
+        "files": {name: {"sha256": hash_file(path), "bytes": path.stat().st_size} for name, path in graphs.items()},
         "trtexec": _lines(io, options),
+    }
+    digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    target = output / f"{spec.model.name}-tensorrt-{spec.precision.value}-onnx-{digest[:_DIGEST_LENGTH]}"
+    known = _intact(target)
+    if known is not None:
+        return known
+    manifest = {
+        "format": _FORMAT,
+        "digest": digest,
+        **identity,
+        "io": dict(io),
         "trtexec_lacks": LACKS,
         "reports": dict(reports),
         **{key: value for key, value in to_dict(record).items() if value},
@@ -162,6 +174,30 @@ def write_graphs(
 
 def read_graphs(folder: Path) -> GraphsOnly:
     """A folder that `write_graphs` wrote, with plans beside its graphs. Raises ModelError, InputError without plans."""
+    found = _read(folder)
+    for name in found.graphs:
+        if not (folder / plan_name(name)).is_file():
+            raise InputError(
+                f"{folder / plan_name(name)} is missing; make it with the trtexec command in {folder / MANIFEST}, in "
+                "that folder"
+            )
+    return found
+
+
+def _intact(folder: Path) -> GraphsOnly | None:
+    """What was written before; what is damaged is written again."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        known = _read(folder)
+        known.reference()
+    except ModelError as error:
+        log.warning("%s; that is done now, and plans in it go with it", error)
+        return None
+    return known
+
+
+def _read(folder: Path) -> GraphsOnly:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -181,10 +217,6 @@ def read_graphs(folder: Path) -> GraphsOnly:
         raise _damaged(path, "is not what was written") from error
     for name, digest in listed.items():
         _check(folder / name, digest)
-        if not (folder / plan_name(name)).is_file():
-            raise InputError(
-                f"{folder / plan_name(name)} is missing; make it with the trtexec command in {path}, in that folder"
-            )
     return found
 
 

@@ -56,7 +56,7 @@ def write(toy_graph: Path, toy_spec: EngineSpec, tmp_path: Path) -> Write:
     """What `--onnx-only` writes, of a graph that is FP32 throughout: typing it is tested elsewhere."""
 
     def make(precision: Precision = Precision.FP16, **options: Any) -> GraphsOnly:
-        settings = TensorRtOptions(tile=TILE, batch=BATCH, threads=1, **options)
+        settings = TensorRtOptions(**{"tile": TILE, "batch": BATCH, "threads": 1, **options})
         spec = EngineSpec(toy_spec.model, Backend.TENSORRT, precision)
         io = {
             "inputs": {
@@ -85,6 +85,26 @@ def compiled(world: World, made: GraphsOnly, **options: Any) -> GraphsOnly:
     cuda.close()
     (made.path / "graph.plan").write_bytes(plan)
     return made
+
+
+def test_graphs_that_are_written_again_keep_their_plans(
+    write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = write()
+    (made.path / "graph.plan").write_bytes(b"an hour of trtexec")
+    assert write() == made
+    assert (made.path / "graph.plan").read_bytes() == b"an hour of trtexec"
+    assert caplog.messages == []
+    (made.path / GRAPH).write_bytes(b"x")
+    assert write() == made
+    assert not (made.path / "graph.plan").exists()
+    assert "graph.onnx is not the file that graphs.json names; write the graphs again" in caplog.text
+
+
+def test_other_options_are_another_folder(write: Write) -> None:
+    folders = {write(**options).path for options in ({}, {"level": 5}, {"batch": (1, 2, 4)}, {"timing_cache": Path("t")})}
+    assert len(folders) == 4
+    assert all((folder / MANIFEST).is_file() for folder in folders)
 
 
 def refused(made: GraphsOnly, output: Path, kind: type[RsdEdgeError], match: str, **options: Any) -> None:
