@@ -166,8 +166,8 @@ def identity(
     """A digest of everything that plans depend on. plans: those that something else compiled."""
     pack = () if options.kernels is None else (options.kernels / PACK_MANIFEST,)
     facts = {
-        "kernels": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pack if path.is_file()],
-        "graphs": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in graphs.items()},
+        "kernels": [hash_file(path) for path in pack if path.is_file()],
+        "graphs": {name: hash_file(path) for name, path in graphs.items()},
         "model": spec.model.name,
         "precision": spec.precision.value,
         "tile": options.tile_of(spec.model),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rsd_edge.backends.onnx_parts import OnnxPartsEngine
-from rsd_edge.bundle import DECODER, GRAPH, BuildRecord
+from rsd_edge.bundle import DECODER, GRAPH, BuildRecord, hash_file
 from rsd_edge.errors import InputError
 from rsd_edge.export.build import Source, from_bundle, from_checkpoint
 from rsd_edge.export.calibration import Samples, calibration_samples, held_out_samples, held_out_tiles
@@ -109,7 +108,7 @@ def _published(path: Path, folder: Path, options: TensorRtOptions, lookup: bool,
         name: Part(graph, seen[name], judged[name], _IMAGE_SPAN if name == DECODER else None, {}, judged[name])
         for name, graph in graphs.items()
     }
-    origin = {"model": str(path), "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+    origin = {"model": str(path), "digest": hash_file(path)}
     licence = str(checkpoint.record.get("licence", "not stated"))
     return Parts(spec, parts, BuildRecord(licence=licence, training=checkpoint.record, source=origin))
 
