@@ -113,7 +113,10 @@ def build_engine(
             options = replace(published or PartsOptions(), threads=threads, name=name)
             return build_published(Path(model), checkpoint, output, spec, options)
     if published is not None:
-        raise InputError(f"tile and code-book lookup are options of published models, and '{model}' is none")
+        raise InputError(
+            f"tile and code-book lookup are options of published models, and '{model}' is none; leave them out, or "
+            "give the tile to --backend tensorrt"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = from_checkpoint(Path(model), folder) if model.endswith(".safetensors") else from_bundle(model)
@@ -167,13 +170,18 @@ def from_checkpoint(path: Path, folder: Path) -> Source:
 
 
 def from_bundle(model: str) -> Source:
-    """A shipped model or an fp32 bundle. Raises ModelError for anything else."""
+    """A shipped model or an fp32 bundle of an edge model. Raises ModelError for anything else."""
     if model not in shipped_engines() and not Path(model).is_dir():
         names = ", ".join(shipped_engines())
         raise ModelError(
             f"'{model}' is neither a shipped engine ({names}) nor a bundle folder nor a .safetensors checkpoint"
         )
     bundle = resolve_engine(model)
+    if bundle.spec.model.family != EDGE_FAMILY:
+        raise ModelError(
+            f"'{model}' holds three graphs of family {bundle.spec.model.family}, and its engines are built from a "
+            f"checkpoint; give the one that it was built from ({bundle.manifest['source'].get('model', 'not stated')})"
+        )
     if bundle.spec.precision is not Precision.FP32:
         names = ", ".join(shipped_engines())
         raise ModelError(f"'{model}' is {bundle.spec.precision.value}; engines are built from fp32 models: {names}")

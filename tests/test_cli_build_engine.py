@@ -68,7 +68,11 @@ def test_int8_says_both_times(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--precision", "fp16"), "onnxruntime engines for CPUs cannot be built in fp16; use --precision fp32 or int8"),
+        (("--precision", "fp16"), "TensorRT is not installed here"),
+        (("--precision", "fp16", "--backend", "onnxruntime"), "engines for CPUs cannot be built in fp16; use"),
+        (("--tile", "128", "--model", "edge-n"), "leave them out, or give the tile to --backend tensorrt"),
+        (("--tile", "0", "--model", "edge-n"), "Invalid value for '--tile': 0 is not in the range x>=1"),
+        (("--threads", "-2", "--model", "edge-n"), "Invalid value for '--threads': -2 is not in the range x>=1"),
         (("--calibration", ".", "--model", "BUNDLE"), "calibration images serve INT8 engines and this one is fp32"),
         (("--calibration", "absent"), "'absent' does not exist"),
         (("--precision", "int8", "--calibration", "EMPTY", "--model", "BUNDLE"), "contains no images"),
@@ -76,7 +80,7 @@ def test_int8_says_both_times(
         (("--backend", "coreml"), "'coreml' is not"),
         (("--model", "none.safetensors"), "none.safetensors does not exist"),
         (("--model", "edge-z"), "'edge-z' is neither a shipped engine"),
-        (("--threads", "0", "--model", "BUNDLE"), "threads is 0"),
+        (("--threads", "0", "--model", "BUNDLE"), "Invalid value for '--threads': 0 is not in the range x>=1"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(

@@ -23,6 +23,7 @@ from rsd_edge.export.build import build_engine
 from rsd_edge.export.build_published import PARITY, part_error
 from rsd_edge.export.parts import export_parts, parts_of
 from rsd_edge.export.parts_options import PartsOptions
+from rsd_edge.export.typed_build import build_tensorrt
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint, state_of
 from rsd_edge.models.official import for_family
 from rsd_edge.models.published import PublishedModel, published_model
@@ -283,6 +284,17 @@ def test_builds_that_are_refused(
     with pytest.raises(BackendError, match=r"encoder\.onnx differs from its network by nan .*; nothing was written"):
         build_engine(path, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_engines_are_not_built_from_three_graphs(
+    bundle: Bundle, weights: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    told = rf"holds three graphs of family rsd, .* give the one that it was built from \({weights[0]}\)$"
+    with pytest.raises(ModelError, match=told):
+        build_engine(str(bundle.path), tmp_path / "engines", threads=1)
+    with pytest.raises(ModelError, match=told):
+        build_tensorrt(str(bundle.path), tmp_path / "engines", onnx_only=True)
+    assert not (tmp_path / "engines").exists()
 
 
 @pytest.mark.slow

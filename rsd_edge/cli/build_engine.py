@@ -20,6 +20,8 @@ from rsd_edge.export.parts_options import DEFAULT_TILE, PartsOptions
 from rsd_edge.export.tensorrt_options import TensorRtOptions
 from rsd_edge.specs import Backend, Precision
 
+_COUNT = click.IntRange(min=1)
+
 
 @click.command("build-engine")
 @click.option(
@@ -28,7 +30,8 @@ from rsd_edge.specs import Backend, Precision
 @click.option(
     "--backend",
     type=click.Choice([backend.value for backend in Backend if backend is not Backend.TORCH]),
-    help="Runtime that will execute the engine; tensorrt in fp16 where it can, else onnxruntime, if not given.",
+    help="Runtime that will execute the engine; if not given, tensorrt for fp16, and for no precision where it can "
+    "build here, else onnxruntime.",
 )
 @click.option(
     "--precision",
@@ -38,7 +41,7 @@ from rsd_edge.specs import Backend, Precision
 @click.option(
     "-o", "--output", default="engines", show_default=True, type=click.Path(path_type=Path), help="Parent folder."
 )
-@click.option("--threads", type=int, help="CPU threads for parity and speed; all cores if not given.")
+@click.option("--threads", type=_COUNT, help="CPU threads for parity and speed; all cores if not given.")
 @click.option(
     "--calibration",
     metavar="FOLDER",
@@ -47,7 +50,7 @@ from rsd_edge.specs import Backend, Precision
 )
 @click.option(
     "--tile",
-    type=int,
+    type=_COUNT,
     help="Side in input pixels, halo included, of a published model or a TensorRT engine; 64 or 208 if not given.",
 )
 @click.option("--no-lookup", is_flag=True, help="Of a published model: decode the latent without the code book.")
@@ -106,8 +109,8 @@ def command(
 
 
 def _own_choice(precision: str | None, calibration: Path | None, *, explicit: bool) -> tuple[Backend, str]:
-    """TensorRT if it was asked for by its options, or may be chosen and can build here; otherwise why it cannot."""
-    if explicit:
+    """TensorRT if its options or fp16 ask for it, or if it may be chosen and can build here; else why it cannot."""
+    if explicit or precision == Precision.FP16.value:
         return Backend.TENSORRT, ""
     if precision is not None or calibration is not None:
         return Backend.ONNXRUNTIME, ""
