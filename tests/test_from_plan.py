@@ -102,7 +102,9 @@ def test_graphs_that_are_written_again_keep_their_plans(
 
 
 def test_other_options_are_another_folder(write: Write) -> None:
-    folders = {write(**options).path for options in ({}, {"level": 5}, {"batch": (1, 2, 4)}, {"timing_cache": Path("t")})}
+    folders = {
+        write(**options).path for options in ({}, {"level": 5}, {"batch": (1, 2, 4)}, {"timing_cache": Path("t")})
+    }
     assert len(folders) == 4
     assert all((folder / MANIFEST).is_file() for folder in folders)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import click
 
 from rsd_edge import __version__
+from rsd_edge.cli.streams import mend_streams, output_is_lost
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
 
 FAILED = 2
@@ -73,6 +74,7 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 if all went well, 2 with one line on stderr if not, 130 after Ctrl-C."""
+    mend_streams()
     words = None if arguments is None else list(arguments)
     try:
         given = sys.argv[1:] if words is None else words
@@ -88,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"{error.format_message()} (see: {where} --help)"))
     except (click.ClickException, RsdEdgeError) as error:
         sys.exit(_fail(error.format_message() if isinstance(error, click.ClickException) else str(error)))
+    except OSError as error:
+        if not output_is_lost():
+            raise
+        sys.exit(_fail(f"cannot write to standard output: {error.strerror}; free some space, or send it elsewhere"))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_interrupted())
     sys.exit(code if isinstance(code, int) else 0)
