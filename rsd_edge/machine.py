@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -13,6 +14,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 _L4T = Path("/etc/nv_tegra_release")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+_CGROUPS = Path("/sys/fs/cgroup")
+"""A container sees its own group there."""
 _ARM = ("aarch64", "arm64", "ARM64")
 _KNOWN = {
     "avx2": "avx2",
@@ -29,7 +32,7 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Physical cores among the logical ones that this process may run on; at least 1."""
+    """Physical cores among the logical ones that this process may run on, at most those of its quota; at least 1."""
     affinity = getattr(os, "sched_getaffinity", None)
     logical = affinity(0) if affinity is not None else set(range(os.cpu_count() or 1))
     cores = set()
@@ -39,7 +42,19 @@ def usable_cores() -> int:
             cores.add((_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
         except OSError:
             cores.add(str(cpu))
-    return len(cores)
+    quota = _quota()
+    return len(cores) if quota is None else min(len(cores), quota)
+
+
+def _quota() -> int | None:
+    """Cores whose time a container gets, rounded up; None without a limit."""
+    cpu = _CGROUPS / "cpu"
+    old = f"{_text(cpu / 'cpu.cfs_quota_us').strip()} {_text(cpu / 'cpu.cfs_period_us')}"
+    for known in (_text(_CGROUPS / "cpu.max"), old):
+        words = known.split()
+        if len(words) == 2 and all(word.isdecimal() for word in words):  # a quota of none is "max" or -1
+            return math.ceil(int(words[0]) / int(words[1]))
+    return None
 
 
 @lru_cache(maxsize=1)

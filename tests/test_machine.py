@@ -112,6 +112,13 @@ def test_a_macos_without_sysctl_has_no_features(pretend: Machine, monkeypatch: p
     assert cpu_features() == set()
 
 
+@pytest.fixture
+def no_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever the tests run in."""
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("no_container")
 def test_usable_cores_counts_each_core_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
         folder = tmp_path / f"cpu{cpu}" / "topology"
@@ -126,6 +133,7 @@ def test_usable_cores_counts_each_core_once(monkeypatch: pytest.MonkeyPatch, tmp
     assert usable_cores() == 2
 
 
+@pytest.mark.usefixtures("no_container")
 def test_without_affinity_all_processors_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_TOPOLOGY", tmp_path)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -133,3 +141,27 @@ def test_without_affinity_all_processors_count(monkeypatch: pytest.MonkeyPatch, 
     assert usable_cores() == 3
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 4),
+        ({"cpu.max": "900000 100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({}, 4),
+    ],
+)
+def test_cores_end_with_the_quota_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], cores: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_TOPOLOGY", tmp_path / "absent")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert usable_cores() == cores
