@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _MIB = 1 << 20
 Facts = dict[str, Any]
 
 
-def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
+def examine(folders: Sequence[Path] = (), *, speed: bool = False) -> Facts:
     """Everything, ready for JSON. folders: bundles, or folders of bundles, to look at besides the usual ones.
 
     speed: say what rates to expect, too, for which a few frames may be enlarged.
@@ -54,10 +54,11 @@ def examine(folders: Iterable[Path] = (), *, speed: bool = False) -> Facts:
     backends = {backend.value: _backend(problems[backend]) for backend in Backend}
     looked_at = [facts["engine_folder"]["path"], "engines", *folders]
     bundles = _bundles(Path(folder) for folder in looked_at if folder is not None)
+    empty = [path for path in folders if not _within(path)]
     return {
         **facts,
         "backends": backends,
-        "engines": [_engine(path, backends) for path in sorted(bundles)],
+        "engines": [_engine(path, backends) for path in sorted(bundles)] + [_no_engine(path) for path in empty],
         "speed": _speed() if speed else None,
     }
 
@@ -173,12 +174,27 @@ def _engine_folder() -> Facts:
 def _bundles(folders: Iterable[Path]) -> set[Path]:
     found = {path.parent for path in ZOO.glob(f"*/*/{MANIFEST}")}
     for folder in folders:
-        found |= {path.parent.resolve() for path in (*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"))}
+        found |= _within(folder)
     return {path for path in found if not path.name.startswith(".")}
 
 
+def _within(folder: Path) -> set[Path]:
+    return {path.parent.resolve() for path in (*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}"))}
+
+
+def _no_engine(path: Path) -> Facts:
+    return {
+        **_unknown(path),
+        "why": ["holds no engine; give a folder that 'rsd-edge build-engine' wrote, or its parent"],
+    }
+
+
+def _unknown(path: Path) -> Facts:
+    return {"path": str(path), "backend": None, "precision": None, "usable": False, "why": [], "stale": []}
+
+
 def _engine(path: Path, backends: Facts) -> Facts:
-    facts: Facts = {"path": str(path), "backend": None, "precision": None, "usable": False, "why": [], "stale": []}
+    facts = _unknown(path)
     try:
         bundle = load_bundle(path)
     except RsdEdgeError as error:

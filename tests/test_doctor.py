@@ -116,6 +116,14 @@ def test_engines_that_cannot_run_say_why(run: Run, engine: Path, monkeypatch: py
     assert "graph.plan has 1 bytes where the manifest says" in run(engine)[1]
 
 
+def test_a_folder_or_file_without_engines_is_told_of(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, out = run(tmp_path, tmp_path / "file")
+    assert code == 0
+    for path in (tmp_path, tmp_path / "file"):
+        assert f"\nengine      {path} (unknown): holds no engine; give a folder that 'rsd-edge build" in out
+
+
 def test_a_user_without_a_home(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
