@@ -21,6 +21,8 @@ _PATIENCE_SECONDS = 120
 _LIBRARIES = {Backend.OPENVINO: ("openvino", "openvino"), Backend.TORCH: ("torch", "export")}
 """The package that each runtime is, and the extra that brings it."""
 TRIED = tuple(_LIBRARIES)
+_SIGNALS = {kind.value: kind.name for kind in signal.Signals}
+"""Those of real time have numbers alone, but for the first and the last."""
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -56,8 +58,8 @@ class Trial:
         code = self._process.returncode
         if code < 0:
             return (
-                f"'{self._name}' ends its process when it is loaded ({signal.Signals(-code).name}); install a version "
-                "that fits this processor"
+                f"'{self._name}' ends its process when it is loaded ({_SIGNALS.get(-code, f'signal {-code}')}); "
+                "install a version that fits this processor"
             )
         told = said.strip().rpartition("\n")[2]
         return (told or f"'{self._name}' cannot be loaded (exit code {code}); install it again") if code else None

@@ -69,6 +69,7 @@ def test_an_openvino_that_works(install: Install) -> None:
         ("raise OSError('libcudart.so.13:\\nno')", r".* \(OSError: libcudart\.so\.13: no\); run: .*-reinstall torch"),
         ("import no_part_of_it", r".* \(ModuleNotFoundError: .*\); run: pip install 'rsd-edge\[export\]'"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", r"'torch' ends its process .* \(SIGKILL\); .*"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGRTMIN + 1)", r"'torch' ends .* \(signal \d+\); .*"),
         ("import os\nos._exit(3)", r"'torch' cannot be loaded \(exit code 3\); install it again"),
         ("import time\ntime.sleep(60)", r"'torch' did not load within 2 s; close other programs and try again"),
     ],
