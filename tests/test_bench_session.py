@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,15 @@ def test_rows_say_what_was_measured(clock: FakeTime) -> None:
     assert document["notes"] == [
         "realesr-general-x4v3 is not measured: give its ncnn files with --peer-file realesr-general-x4v3.param"
     ]
+
+
+def test_a_peak_is_that_of_the_fastest_run(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.cycle((0.5, 0.2, 0.8, 0.4, 1.0))
+    peak = Peak(lambda: clock.spend(next(seconds)), 25e9, "GFLOP/s")
+    monkeypatch.setattr(opening, "peaks", lambda threads: {"convolution fp32": peak})
+    (row,) = measure(settings(threads=(2,), effort=Effort(6)), "rsd-edge bench")["peaks"]
+    assert len(set(row["seconds"])) > 1
+    assert row["rate"] == pytest.approx(25 / min(row["seconds"]), abs=0.01)
 
 
 def test_more_threads_than_cores_are_told(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
