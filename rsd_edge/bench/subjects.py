@@ -22,7 +22,7 @@ from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
 from rsd_edge.specs import Backend, Precision, TileSpec
 
 COUNTED_SIDE = 64
-"""LR pixels on a side of the tile whose operations are counted."""
+"""LR pixels on a side of the tile whose operations are counted, where a graph takes tiles of any size."""
 _BYTES = {Precision.FP32: 4, Precision.INT8: 1}
 
 
@@ -89,7 +89,7 @@ class Subject:
     def operations(self, tiles: int, h: int, w: int) -> float | None:
         """Operations of all convolutions for tiles of h x w; None where they cannot be counted."""
         layers = self._layers()
-        return None if layers is None else sum(layer.flops for layer in layers) * tiles * h * w / COUNTED_SIDE**2
+        return None if layers is None else sum(layer.flops for layer in layers) * tiles * h * w / self._counted_side**2
 
     def intensity(self) -> float | None:
         """Operations for each byte that the layers of a tile read and write, were each of them run by itself."""
@@ -101,15 +101,19 @@ class Subject:
             size * (layer.inputs + layer.outputs + layer.weights) for layer in layers
         )
 
+    @property
+    def _counted_side(self) -> int:
+        return self.tile.size if self.tile.fixed else COUNTED_SIDE
+
     def _layers(self) -> list[Convolution] | None:
         if self.bundle is None or not self.is_graph or importlib.util.find_spec("onnx") is None:
             return None
-        return _counted(self.bundle.path / graphs_of(self.bundle.spec)[0])
+        return _counted(self.bundle.path / graphs_of(self.bundle.spec)[0], self._counted_side)
 
 
 @lru_cache(maxsize=16)
-def _counted(graph: Path) -> list[Convolution]:
-    return convolutions(graph, 1, COUNTED_SIDE, COUNTED_SIDE)
+def _counted(graph: Path, side: int) -> list[Convolution]:
+    return convolutions(graph, 1, side, side)
 
 
 def is_checkpoint(model: str) -> bool:
