@@ -29,7 +29,7 @@ from processes import Runs, Subject, Workers
 from rsd_edge.backends import open_engine
 from rsd_edge.bench import environment
 from rsd_edge.bench.cost import convolution_flops
-from rsd_edge.bench.memory import METHOD, one_process, peak_megabytes
+from rsd_edge.bench.memory import METHOD, in_own_process, peak_megabytes
 from rsd_edge.bench.peaks import convolution_peak
 from rsd_edge.bench.timing import Run, Times
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, resolve_engine
@@ -247,8 +247,7 @@ def write_graphs(folder: Path, threads: int) -> dict[str, float]:
 
 def make_graphs(threads: int, folder: Path) -> dict[str, float]:
     """Write them in a process that ends with its memory, and return the GFLOP of each part."""
-    with one_process() as pool:
-        return pool.apply(write_graphs, (folder, threads))
+    return in_own_process(write_graphs, folder, threads)
 
 
 def measure(threads: int, rounds: int, folder: Path, gflop: Mapping[str, float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd_edge.bench.memory import one_process, peak_megabytes
+from rsd_edge.bench.memory import in_own_process, peak_megabytes
 from rsd_edge.bench.timing import Effort, Run, Times, take_turns
 
 COLUMNS = ("p50_ms", "p90_ms", "p99_ms", "runs", "frames_per_s", "gflop_per_s", "gb_per_s", "of_peak", "peak_mb")
@@ -93,10 +93,10 @@ class Measured:
 def measure(rows: Mapping[str, Row], effort: Effort, *, warm_up: int = 1, runs: int = 1) -> dict[str, Measured]:
     """All rows in turns, in a new process. warm_up, runs: of each turn, see `take_turns`.
 
-    Raises what opening or running one of them raises.
+    Raises what opening or running one of them raises, and ProcessLostError if the process is killed.
     """
-    with tempfile.TemporaryDirectory() as folder, one_process() as pool:
-        return pool.apply(_measure, (dict(rows), effort, warm_up, runs, folder))
+    with tempfile.TemporaryDirectory() as folder:
+        return in_own_process(_measure, dict(rows), effort, warm_up, runs, folder)
 
 
 def peak_memory(row: Row) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rsd_edge.bench import timing
 from rsd_edge.bench.cost import convolution_flops
-from rsd_edge.bench.memory import peak_megabytes
+from rsd_edge.bench.memory import ProcessLostError, in_own_process, peak_megabytes
 from rsd_edge.bench.peaks import convolution_peak, copy_peak, peaks, product_peak
 from rsd_edge.bench.peer import NcnnPeer, bicubic_run, check_peer, peer_run, peers_of
 from rsd_edge.bench.subjects import picture
@@ -106,6 +107,15 @@ def test_memory_is_that_of_the_work() -> None:
         pytest.skip("this system does not tell")
     # The result has 4096 x 4096 x 3 bytes; OpenCV's scratch memory and the source come on top, but not twice as much.
     assert 48 <= large - small < 96
+
+
+def test_a_process_that_is_killed_keeps_nobody_waiting() -> None:
+    """As where memory runs out."""
+    with pytest.raises(ProcessLostError, match=r"ended in the middle of its work \(exit code -9; "):
+        in_own_process(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        in_own_process(int, "four")
+    assert in_own_process(int, "4") == 4
 
 
 @pytest.mark.parametrize("integer", [False, True])

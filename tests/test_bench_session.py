@@ -12,6 +12,7 @@ from bench_doubles import PER_TILE, PER_TILE_PIXEL, FakeTime, fake_load
 
 from rsd_edge.bench import opening, session, stages, timing
 from rsd_edge.bench.latency import LatencyModel
+from rsd_edge.bench.memory import ProcessLostError
 from rsd_edge.bench.opening import BenchSettings
 from rsd_edge.bench.others import Watch
 from rsd_edge.bench.peaks import Peak
@@ -153,6 +154,20 @@ def test_memory_is_taken_of_every_frame(clock: FakeTime, monkeypatch: pytest.Mon
     frames = measure(settings(memory=True, threads=(2,)), "rsd-edge bench")["frames"]
     assert [row["peak_mb"] for row in frames] == [101, 102]
     assert asked[1] == (load_and_run, Wish("toy", "fp32", "onnxruntime"), 230, 100, 2)
+
+
+def test_a_row_whose_process_was_killed_has_no_memory(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(make: object, wish: object, width: int, *others: object) -> int:
+        if width == 230:
+            raise ProcessLostError("killed; end what else runs here")
+        return 100
+
+    monkeypatch.setattr(session, "peak_megabytes", peak)
+    document = measure(settings(memory=True, threads=(2,)), "rsd-edge bench")
+    assert [row["peak_mb"] for row in document["frames"]] == [100, None]
+    assert document["notes"] == [
+        f"the memory of {LABEL} 230x100, 2 threads is not known: killed; end what else runs here"
+    ]
 
 
 def test_the_document_can_be_read_again(clock: FakeTime, tmp_path: Path) -> None:

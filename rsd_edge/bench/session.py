@@ -11,7 +11,7 @@ from typing import Any
 
 from rsd_edge.bench import environment
 from rsd_edge.bench.latency import LatencyModel, Measured, fit
-from rsd_edge.bench.memory import METHOD, peak_megabytes
+from rsd_edge.bench.memory import METHOD, ProcessLostError, peak_megabytes
 from rsd_edge.bench.opening import (
     FRAME,
     PEAK,
@@ -73,8 +73,7 @@ def measure(
         stages = _stages(opened, settings)
     _rate(rows, opened, times, subjects)
     frames = rows[FRAME] + rows[PEER]
-    if settings.memory:
-        _add_memory(frames, subjects, settings.peers, progress)
+    lost = _add_memory(frames, subjects, settings.peers, progress) if settings.memory else []
     return {
         "format": FORMAT,
         "made_by": MADE_BY,
@@ -97,7 +96,7 @@ def measure(
         "stages": stages,
         "quality": _quality(subjects, settings.peers),
         "latency": {label: model.to_json() for label, model in latency.items()},
-        "notes": [*notes(settings), *disturbed(found_load, max(settings.threads))],
+        "notes": [*notes(settings), *disturbed(found_load, max(settings.threads)), *lost],
     }
 
 
@@ -151,15 +150,20 @@ def _stages(opened: Opened, settings: BenchSettings) -> dict[str, dict[str, floa
 
 def _add_memory(
     frames: Sequence[Row], subjects: Sequence[Subject], peers: Mapping[str, Path | None], progress: Progress
-) -> None:
+) -> list[str]:
+    """What is to be said of rows that have none."""
     wishes = {subject.label: subject.wish for subject in subjects}
+    lost = []
     for done, row in enumerate(frames):
         progress("memory", done, len(frames))
         size = (row["width"], row["height"], row["threads"])
-        if row.get("peer"):
-            row["peak_mb"] = peak_megabytes(open_peer, peers[row["engine"]], *size)
-        else:
-            row["peak_mb"] = peak_megabytes(load_and_run, wishes[row["engine"]], *size)
+        make, what = (open_peer, peers) if row.get("peer") else (load_and_run, wishes)
+        try:
+            row["peak_mb"] = peak_megabytes(make, what[row["engine"]], *size)
+        except ProcessLostError as error:
+            row["peak_mb"] = None
+            lost.append(f"the memory of {row['name']} is not known: {error}")
+    return lost
 
 
 def _quality(subjects: Sequence[Subject], peers: Mapping[str, Path | None]) -> dict[str, Any]:
