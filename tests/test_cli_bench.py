@@ -143,6 +143,15 @@ def test_what_is_asked_for_is_measured(run: Bench, tmp_path: Path) -> None:
         (("--peer-file", "none.param"), "peer none.param does not exist"),
         (("--compare", "none.json"), "report none.json does not exist"),
         (("--from", "none.json"), "report none.json does not exist"),
+        (("--threshold", "nan", "--compare", "old.json"), "nan is not a finite number"),
+        (("--threshold", "inf", "--compare", "old.json"), "inf is not a finite number"),
+        (("--seconds", "nan"), "nan is not a finite number"),
+        (("--force",), "--force: for --compare, which is not given; leave it out"),
+        (("--threshold", "5"), "--threshold: for --compare, which is not given; leave it out"),
+        (
+            ("--from", "old.json", "--engine", "a", "--sizes", "8x8", "--peers", "--no-memory"),
+            "--from measures nothing, and --model, --sizes, --peers, --no-memory would; leave one or the other out",
+        ),
         (("--precision", "int4"), "'int4' is not one of"),
         (("-o", "taken/report"), "is a file; choose a folder"),
         (("--json", "taken/x.json"), "is a file; choose a folder"),
@@ -220,7 +229,10 @@ def test_an_earlier_run_is_reported_on_without_measuring(run: Bench, tmp_path: P
     new.write_text(json.dumps(report(1.2)))
     code, out, _ = run("--from", new)
     assert (code, out, run.asked) == (0, to_markdown(report(1.2)), [])
-    assert run("--from", new, "--compare", old(tmp_path))[0] == 3
+    assert run("--from", new, "--compare", old(tmp_path), "-o", "compared", "--no-html")[0] == 3
+    assert json.loads(Path("compared/report.json").read_text())["comparison"]["changes"]
+    code, out, _ = run("--from", "compared/report.json", "--json", "-")
+    assert (code, json.loads(out)) == (0, report(1.2))  # the comparison was of another command
     assert not (tmp_path / "cache").exists()
 
 
@@ -259,10 +271,10 @@ def test_an_edited_report_is_one_line(run: Bench, tmp_path: Path, change: dict[s
 def test_a_toy_engine_is_measured(toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For once all of it, on an engine that takes no time worth mentioning."""
     path = tmp_path / "report.json"
-    options = ("--sizes", "40x24,50x50", "--tile", "64", "--threads", "1", "--rounds", "5", "--json", str(path))
-    for arguments in (("--model", str(toy_bundle), *options), ("--from", str(path), "--compare", str(path), *options)):
+    measured = ("--sizes", "40x24,50x50", "--tile", "64", "--threads", "1", "--rounds", "5")
+    for arguments in (("--model", str(toy_bundle), *measured), ("--from", str(path), "--compare", str(path))):
         with pytest.raises(SystemExit) as stop:
-            main(["bench", *arguments])
+            main(["bench", *arguments, "--json", str(path)])
         assert stop.value.code == 0
     assert capsys.readouterr().out == ""
     document = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -59,6 +61,16 @@ def _parse_threads(_context: click.Context, _option: click.Parameter, text: str 
     return tuple(dict.fromkeys(map(int, parts)))
 
 
+class _Finite(click.FloatRange):
+    """Neither nan nor inf, which click takes for numbers within a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 @click.command("bench")
 @click.option(
     "--model",
@@ -96,7 +108,7 @@ def _parse_threads(_context: click.Context, _option: click.Parameter, text: str 
 @click.option("--tile", type=int, help="Side of a tile in input pixels, halo included.")
 @click.option("--threads", metavar="N,...", callback=_parse_threads, help="CPU threads; 1 and all cores if not given.")
 @click.option("--rounds", type=click.IntRange(LEAST_ROUNDS), help=f"Turns of everything; {_DEFAULT_ROUNDS} by default.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Rounds for so long, instead of --rounds.")
+@click.option("--seconds", type=_Finite(0, min_open=True), help="Rounds for so long, instead of --rounds.")
 @click.option("--peers", is_flag=True, help="Bicubic, and the models of --peer-file, in the same turns.")
 @click.option(
     "--peer-file",
@@ -122,7 +134,7 @@ def _parse_threads(_context: click.Context, _option: click.Parameter, text: str 
     "--threshold",
     default=5.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=_Finite(0),
     metavar="PERCENT",
     help="By which a row may be slower.",
 )
@@ -153,6 +165,7 @@ def command(
     goes to stdout, as Markdown. With --compare, the exit code is 3 if a row is slower than --threshold allows with all
     of its confidence interval.
     """
+    _check_idle(context, options, measures=from_path is None, compares=old_path is not None)
     old = None if old_path is None else read_report(old_path)
     _check_output(output, html, json_path)
     if from_path is None:
@@ -172,6 +185,7 @@ def command(
         _tell(keep_report(document))
     else:
         document = read_report(from_path)
+        document.pop("comparison", None)  # with what it was compared with then, by the rules of then
     with _from_files(old_path, from_path):
         comparison = None if old is None else compare(old, document, threshold / 100, force=force)
         _write(document, comparison, output, html, json_path)
@@ -185,6 +199,16 @@ def command(
             f"slower: {change.name}: {change.ratio:.3f} times as long ({change.low:.3f} to {change.high:.3f})", err=True
         )
     return SLOWER if comparison and comparison.slower else 0
+
+
+def _check_idle(context: click.Context, measuring: Iterable[str], *, measures: bool, compares: bool) -> None:
+    """Raises InputError for options on the command line that would do nothing. measuring: those of `_settings`."""
+    flags = {option.name: option.opts[0] for option in context.command.params}
+    given = {name for name in flags if context.get_parameter_source(name or "") is ParameterSource.COMMANDLINE}
+    if not measures and (idle := [flags[name] for name in measuring if name in given]):
+        raise InputError(f"--from measures nothing, and {', '.join(idle)} would; leave one or the other out")
+    if not compares and (idle := [flags[name] for name in ("threshold", "force") if name in given]):
+        raise InputError(f"{', '.join(idle)}: for --compare, which is not given; leave it out")
 
 
 def _tell(notes: Iterable[str]) -> None:
