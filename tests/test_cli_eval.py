@@ -131,6 +131,19 @@ def test_references_lose_what_no_whole_source_pixel_covers() -> None:
     assert evaluate()["rows"] == whole["rows"]
 
 
+@pytest.mark.usefixtures("folder")
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is markup or an emoji to the package that draws the table is a part of a name here."""
+    Path("pred/face.png").rename("pred/photo[final].png")
+    Path("ref/face.jpg").rename("ref/photo[final].jpg")
+    Path("pred/text.png").rename("pred/a:cat:b.png")
+    Path("ref/text.jpg").rename("ref/a:cat:b.jpg")
+    evaluate("--metrics", "psnr_y")
+    out = capsys.readouterr().out
+    assert "photo[final]" in out
+    assert "a:cat:b" in out
+
+
 def small(path: str, height: int, width: int) -> None:
     write_image(Path(path), np.zeros((height, width, 3), np.uint8))
 

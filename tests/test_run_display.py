@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from rsd_edge.cli import main
+from rsd_edge.cli import main, video_options
 from rsd_edge.cli import run as run_command
 from rsd_edge.stream.batch import FileResult, Status
 from rsd_edge.stream.discovery import Job
 from rsd_edge.stream.images import write_image
+from rsd_edge.video.settings import Forecast
 
 
 class Terminal(io.StringIO):
@@ -59,6 +60,18 @@ def test_the_bar_follows_files_and_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "1/2" in terminal.news()
         display.start(1, second)
         assert "second.jpg" in terminal.news()
+
+
+def test_names_in_messages_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is markup or an emoji to the package that draws the bar is a part of a name here."""
+    image = Job(Path("photo[final]:cat:.jpg"), Path("out.png"))
+    with run_command._Display(1) as display:
+        display.show(FileResult(image, Status.DONE, notes=("something was left out",)))
+    assert capsys.readouterr().err == "warning: photo[final]:cat:.jpg: something was left out\n"
+    video = Job(Path("film[final]:cat:.mp4"), Path("out.mp4"))
+    with video_options._Display(video) as shown:
+        shown.announce(Forecast(9, (64, 48), "h264", None))
+    assert capsys.readouterr().err == "film[final]:cat:.mp4: 9 frames of 64x48 with h264\n"
 
 
 def test_the_bar_is_not_drawn_for_each_of_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

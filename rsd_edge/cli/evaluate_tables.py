@@ -30,10 +30,10 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
     console = _console()
     for evaluation in evaluations:
         if len(evaluations) > 1:
-            console.print(f"\n{evaluation.name}", markup=False)
+            console.print(f"\n{evaluation.name}")
         _print_scores(console, evaluation)
     for other in evaluations[1:]:
-        console.print(f"\n{other.name} minus {evaluations[0].name}, image by image", markup=False)
+        console.print(f"\n{other.name} minus {evaluations[0].name}, image by image")
         _print_differences(console, other, evaluations[0])
     for warning in filter(None, (interval_warning(evaluations), cut_warning(evaluations))):
         console.print(f"\nwarning: {warning}", soft_wrap=True)
@@ -42,7 +42,7 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
 def print_published(evaluations: Sequence[Evaluation], preset: str | None) -> None:
     """The paper's table of the preset, then the evaluations; without any, all tables."""
     console = _console()
-    console.print(f"\n{published.source()}", markup=False)
+    console.print(f"\n{published.source()}")
     if not evaluations:
         chosen = published.table(preset) if preset is not None else None
         for item in [chosen] if chosen is not None else published.tables():
@@ -83,7 +83,7 @@ def _print_differences(console: Console, other: Evaluation, first: Evaluation) -
 def _print_table(
     console: Console, paper: published.Table, evaluations: Iterable[tuple[str, published.Beside]] = ()
 ) -> None:
-    console.print(f"\n{paper.title}", markup=False)
+    console.print(f"\n{paper.title}")
     table = _table("method", paper.columns)
     for method, cells in paper.rows.items():
         table.add_row(method, *(_published(paper, *pair) for pair in zip(paper.columns, cells, strict=True)))
@@ -95,7 +95,7 @@ def _print_table(
         words += [f"{name}: {text}" for text in beside.differences]
     console.print(table)
     for text in words:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
 
 def _add_interval(table: Table, metrics: Sequence[str], intervals: Sequence[Interval | None], sign: str = "") -> None:
@@ -118,7 +118,7 @@ def _table(first: str, columns: Iterable[str]) -> Table:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def _published(paper: published.Table, column: str, cell: published.Cell) -> str:

@@ -280,7 +280,7 @@ class _Display(Observer):
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        console = Console(stderr=True, force_terminal=terminal)
+        console = Console(stderr=True, force_terminal=terminal, highlight=False, markup=False, emoji=False)
         # No thread of its own may draw: while a file is decoded, what is written to stderr is taken for the decoder's.
         self._progress = Progress(*columns, console=console, auto_refresh=False, disable=not terminal, transient=True)
         self._task = self._progress.add_task("", total=files, rate="")
@@ -332,7 +332,7 @@ class _Display(Observer):
         self._progress.update(self._task, refresh=due, **changes)
 
     def _line(self, text: str) -> None:
-        self._progress.console.print(" ".join(text.split()), markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(" ".join(text.split()), soft_wrap=True)
 
 
 def _summary(results: Sequence[FileResult], output: Path) -> str:

@@ -202,7 +202,7 @@ class _Display:
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        console = Console(stderr=True, force_terminal=terminal)
+        console = Console(stderr=True, force_terminal=terminal, highlight=False, markup=False, emoji=False)
         self._progress = Progress(
             *columns, console=console, disable=not terminal, transient=True, refresh_per_second=_REFRESH
         )
@@ -226,7 +226,7 @@ class _Display:
         size = "" if forecast.bytes is None else f", very roughly {forecast.bytes / 1e6:.1f} MB"
         width, height = forecast.size
         text = f"{self._source}: {forecast.frames or '?'} frames of {width}x{height} with {forecast.encoder}{size}"
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(text, soft_wrap=True)
 
     def show(self, done: int, expected: int | None, seconds: float) -> None:
         """See Progress of VideoUpscaler."""
