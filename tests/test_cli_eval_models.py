@@ -117,6 +117,29 @@ def test_methods_are_compared_with_the_first(toy_bundle: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("folder")
+def test_json_on_stdout_is_alone_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rsd_eval("--pred", "sr", "--ref", "gt", "--metrics", "psnr_y", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 3
+    assert "mean of 3" in err
+    assert not Path("-").exists()
+    assert rsd_eval("--pred", "sr", "--ref", "gt", "--metrics", "psnr_y", "--csv", "-") == 2
+    assert "error: --csv has no - for stdout" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("folder")
+def test_scores_are_told_although_something_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of 24 pixels have no NIQE, which is known only when they are scored."""
+    arguments = ("--pred", "sr", "--ref", "gt", "--metrics", "psnr_y,niqe", "--sheet", "x.png", "--worst-by", "niqe")
+    assert rsd_eval(*arguments, "--json", "x.json") == 2
+    out, err = capsys.readouterr()
+    assert err == "error: --worst-by is 'niqe', which is not measured; use one of psnr_y\n"
+    assert "mean of 3" in out
+    assert "NIQE not measured: it needs images of two 96x96 patches or more" in out
+    assert json_of("x.json")["images"] == 3
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_protocol_of_a_preset_can_be_replaced(photo: Photo, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(Path("sr/a.png"), photo(30, 30))
     arguments = ("--pred", "sr", "--preset", "imagenet-test", "--data", ".", "--metrics", "psnr_y", "--json", "x.json")
@@ -199,6 +222,12 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model bicubic --ref gt", "there are no LR images to upscale; give them with --lr"),
         ("--model bicubic --lr lq --ref gt --save lq", "lq holds images that are read and might be replaced"),
         ("--model bicubic --lr lq --ref gt --save gt", "gt holds images that are read and might be replaced"),
+        ("--pred sr --model bicubic --lr lq --ref gt --save sr", "sr holds images that are read and might be replaced"),
+        ("--pred sr --model bicubic --lr lq --ref gt --no-reference --save gt", "gt holds images that are read"),
+        ("--pred sr --ref gt --sheet sr/a.png", "cannot write sr/a.png: it is one of the images that are scored"),
+        ("--pred sr --ref gt --lr lq --sheet few/../lq/a.png", "cannot write few/../lq/a.png: it is one of the images"),
+        ("--model bicubic --lr lq --ref gt --save new --sheet new/a.png", "cannot write new/a.png: it is one of the"),
+        ("--pred sr --ref gt --sheet new/x.csv", "two of --json, --csv and --sheet are the same file"),
         ("--model none --lr lq --ref gt --save new", "engine 'none' is neither a shipped engine"),
         ("--pred sr --ref gt --metrics psnr", "metric 'psnr' is not known"),
         ("--pred sr --ref gt --metrics paper", "--metrics paper needs a --preset that the paper measured"),
@@ -222,7 +251,9 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_requests_are_one_line_and_leave_nothing(
     arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = {path: path.read_bytes() for path in Path().rglob("*.png")}
     assert rsd_eval(*arguments.split(), *(("--json", "new/x.json", "--csv", "new/x.csv") if arguments else ())) == 2
+    assert {path: path.read_bytes() for path in Path().rglob("*.png")} == before
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"error: {message}")

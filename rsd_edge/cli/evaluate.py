@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
-from rsd_edge.cli.evaluate_tables import print_evaluations, print_published
+from rsd_edge.cli.evaluate_outputs import WORST_BY, Outputs
+from rsd_edge.cli.evaluate_tables import console_for_tables, print_evaluations, print_published
 from rsd_edge.cli.run import load_resolver
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
@@ -24,36 +25,16 @@ from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, check_sour
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
 from rsd_edge.evaluate.pyiqa_metrics import check_fid, pyiqa_version
-from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation, comparison, worst_stems, write_csv
+from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation
 from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
-from rsd_edge.evaluate.sheet import draw_sheet
-from rsd_edge.evaluate.upscaling import BICUBIC, upscale_with
+from rsd_edge.evaluate.upscaling import BICUBIC, result_path, upscale_with
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend
-from rsd_edge.stream.atomic import check_target, folder_for, make_folder, write_json
+from rsd_edge.stream.atomic import folder_for, make_folder
 from rsd_edge.stream.batch import RunSettings
-from rsd_edge.stream.images import write_image
-from rsd_edge.stream.results import check_suffix
 
 _PATH = click.Path(path_type=Path)
-_WORST_BY = ("lpips_squeeze", "psnr_y", "niqe")
-"""What the sheet goes by if nothing is said: the first of these that was measured."""
 _MODEL_OPTIONS = ("save", "precision", "backend", "steps", "tile")
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """Files to write once everything is known."""
-
-    json: Path | None
-    csv: Path | None
-    sheet: Path | None
-    worst: int
-    worst_by: str | None
-
-    @property
-    def files(self) -> list[Path]:
-        return [path for path in (self.json, self.csv, self.sheet) if path is not None]
 
 
 @click.command("eval")
@@ -83,11 +64,11 @@ class _Outputs:
 @click.option("--resize", type=click.Choice(list(RESIZES)), help="For results of another size, which none refuses.")
 @click.option("--rounding", type=click.Choice(ROUNDINGS), help="Of luma: whole levels, as MATLAB; or as pyiqa has it.")
 @click.option("--force-fid", is_flag=True, help="FID of sets that are too small for it.")
-@click.option("--json", "json_path", metavar="FILE", type=_PATH, help="Write all scores, protocol and versions here.")
+@click.option("--json", "json_path", metavar="FILE", type=_PATH, help="Scores, protocol and versions; - for stdout.")
 @click.option("--csv", "csv_path", metavar="FILE", type=_PATH, help="Write the scores of each image here.")
 @click.option("--sheet", "sheet_path", metavar="FILE", type=_PATH, help="Draw the worst images here.")
 @click.option("--worst", default=4, show_default=True, type=click.IntRange(min=1), help="How many are on the sheet.")
-@click.option("--worst-by", metavar="METRIC", help=f"What the worst are bad at; of {', '.join(_WORST_BY)} the first.")
+@click.option("--worst-by", metavar="METRIC", help=f"What the worst are bad at; of {', '.join(WORST_BY)} the first.")
 @click.option("--published", is_flag=True, help="Print the paper's table of the preset beside this; alone, all tables.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "int8"]), help="Of --model.")
 @click.option("--backend", type=click.Choice([backend.value for backend in Backend]), help="Of --model.")
@@ -118,29 +99,36 @@ def command(
     maniqa. 'default' are those of this package, 'paper' those that the paper measured on the preset.
     """
     if published and not folders and not models:
-        print_published([], options["preset"])
+        print_published(console_for_tables(), [], options["preset"])
         return
     _check(folders, models, options)
-    test_set = _test_set(options)
-    outputs = _Outputs(json_path, csv_path, sheet_path, worst, worst_by)
+    given = _test_set(options)
+    test_set = replace(given, references=None) if options["no_reference"] else given
+    outputs = Outputs(json_path, csv_path, sheet_path, worst, worst_by)
     settings = _settings(test_set, options)
     _check_device(models, settings.metrics, options["device"])
-    _check_outputs(outputs, settings.metrics)
+    outputs.check(settings.metrics)
     with ExitStack() as stack:
         for path in outputs.files:
             stack.enter_context(folder_for(path))
         results = [_folder_results(folder, options) for folder in folders]
         _check_partners(results, test_set, settings)
-        sources = check_sources(test_set, settings.protocol) if models else None
         scorer = _scorer(settings)
-        if sources is not None:
-            targets = _targets(models, options["save"], stack, test_set)
+        read = [*given.files(), *(path for one in results for path in one.images.paths.values())]
+        outputs.check_apart(read)
+        if models:
+            sources = check_sources(test_set, settings.protocol)
+            targets = _targets(models, options["save"], stack, read)
+            outputs.check_apart(result_path(folder, stem) for folder in targets.values() for stem in sources.paths)
             results += [_upscaled(model, target, sources, options) for model, target in targets.items()]
         evaluations = [_evaluate(result, test_set, scorer) for result in results]
-        _write(outputs, results, evaluations, test_set, options)
-    print_evaluations(evaluations)
-    if published:
-        print_published(evaluations, options["preset"])
+        try:
+            outputs.write(results, evaluations, test_set, _described(options))
+        finally:  # what took hours is told, whatever cannot be written
+            console = console_for_tables(stderr=outputs.takes_stdout)
+            print_evaluations(console, evaluations)
+            if published:
+                print_published(console, evaluations, options["preset"])
 
 
 def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, Any]) -> None:
@@ -172,7 +160,7 @@ def _test_set(options: dict[str, Any]) -> TestSet:
         test_set = TestSet(*parts).first(options["limit"])
     if options["limit"] is not None and test_set.anything is None:
         raise InputError("--limit counts references or LR images, and there are none; give --ref, --lr or a --preset")
-    return TestSet(None, test_set.sources) if options["no_reference"] else test_set
+    return test_set
 
 
 def _settings(test_set: TestSet, options: dict[str, Any]) -> EvaluationSettings:
@@ -205,29 +193,6 @@ def _check_device(models: Sequence[str], metrics: Sequence[str], device: str | N
         )
 
 
-def _check_outputs(outputs: _Outputs, metrics: Sequence[str]) -> None:
-    """Before the work: names, places, and what the sheet goes by."""
-    for path in outputs.files:
-        check_target(path)
-    if outputs.sheet is None and outputs.worst_by is not None:
-        raise InputError("--worst-by is for --sheet, and there is none; leave it out")
-    if outputs.sheet is not None:
-        check_suffix(outputs.sheet)
-        _sheet_metric(outputs, metrics)
-
-
-def _sheet_metric(outputs: _Outputs, metrics: Sequence[str]) -> str:
-    """Of the metrics that are measured. Raises InputError if single images have none, or not the one asked for."""
-    single = [metric for metric in metrics if metric != FID]
-    if not single:
-        raise InputError("--sheet goes by a metric of single images, and they have none; name others with --metrics")
-    if outputs.worst_by is None:
-        return next(metric for metric in (*_WORST_BY, *single) if metric in single)
-    if outputs.worst_by not in single:
-        raise InputError(f"--worst-by is '{outputs.worst_by}', which is not measured; use one of {', '.join(single)}")
-    return outputs.worst_by
-
-
 def _folder_results(folder: Path, options: dict[str, Any]) -> Results:
     """Tools add endings of their own behind those of the test set."""
     own = (options["ending"],) if options["ending"] else ()
@@ -243,8 +208,11 @@ def _check_partners(results: Sequence[Results], test_set: TestSet, settings: Eva
             check_same(results[0].images, one.images)
 
 
-def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, test_set: TestSet) -> dict[str, Path]:
-    """A folder for the results of each model, below --save or gone when the stack closes."""
+def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, read: Sequence[Path]) -> dict[str, Path]:
+    """A folder for the results of each model, below --save or gone when the stack closes; none that files are read of.
+
+    Raises InputError and OutputError.
+    """
     if save is None:
         return {
             model: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsd-edge-eval-"))) for model in models
@@ -252,10 +220,9 @@ def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, test_se
     targets = {model: save if len(models) == 1 else save / Path(model).name for model in models}
     if len(set(targets.values())) < len(models):
         raise InputError(f"two models would share a folder in {save}; score them one after the other")
-    parts = [part.paths.values() for part in (test_set.references, test_set.sources) if part is not None]
-    read = {path.parent.resolve() for paths in parts for path in paths}
+    origins = {folder.resolve() for path in read for folder in (path.parent, path.resolve().parent)}
     for target in targets.values():
-        if target.resolve() in read:
+        if target.resolve() in origins:
             raise OutputError(f"{target} holds images that are read and might be replaced; choose another --save")
     return targets
 
@@ -282,23 +249,6 @@ def _scorer(settings: EvaluationSettings) -> Scorer:
 def _evaluate(results: Results, test_set: TestSet, scorer: Scorer) -> Evaluation:
     with _bar(f"scoring {results.name}") as progress:
         return evaluate(results, test_set, scorer, progress)
-
-
-def _write(
-    outputs: _Outputs,
-    results: Sequence[Results],
-    evaluations: Sequence[Evaluation],
-    test_set: TestSet,
-    options: dict[str, Any],
-) -> None:
-    if outputs.json is not None:
-        write_json(outputs.json, {**comparison(evaluations), "test_set": _described(options)})
-    if outputs.csv is not None:
-        write_csv(outputs.csv, evaluations)
-    if outputs.sheet is not None:
-        metric = _sheet_metric(outputs, [name for name in evaluations[0].metrics if evaluations[0].values(name)])
-        stems = worst_stems(evaluations[0], metric, outputs.worst)
-        write_image(outputs.sheet, draw_sheet(stems, results, evaluations, test_set, metric))
 
 
 def _described(options: dict[str, Any]) -> dict[str, Any]:

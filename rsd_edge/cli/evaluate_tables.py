@@ -25,9 +25,15 @@ _MOST_ROWS = 40
 """Beyond this the table has means only; --csv has every image."""
 
 
-def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
+def console_for_tables(*, stderr: bool = False) -> Console:
+    """Of stdout or stderr; names are shown as they are."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if terminal else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_evaluations(console: Console, evaluations: Sequence[Evaluation]) -> None:
     """Each method's scores, then how the others differ from the first."""
-    console = _console()
     for evaluation in evaluations:
         if len(evaluations) > 1:
             console.print(f"\n{evaluation.name}")
@@ -39,9 +45,8 @@ def print_evaluations(evaluations: Sequence[Evaluation]) -> None:
         console.print(f"\nwarning: {warning}", soft_wrap=True)
 
 
-def print_published(evaluations: Sequence[Evaluation], preset: str | None) -> None:
+def print_published(console: Console, evaluations: Sequence[Evaluation], preset: str | None) -> None:
     """The paper's table of the preset, then the evaluations; without any, all tables."""
-    console = _console()
     console.print(f"\n{published.source()}")
     if not evaluations:
         chosen = published.table(preset) if preset is not None else None
@@ -115,10 +120,6 @@ def _table(first: str, columns: Iterable[str]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def _published(paper: published.Table, column: str, cell: published.Cell) -> str:

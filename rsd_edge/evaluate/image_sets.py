@@ -42,6 +42,10 @@ class TestSet:
         """A part that tells which images there are."""
         return self.references or self.sources
 
+    def files(self) -> list[Path]:
+        """Of both parts."""
+        return [path for part in (self.references, self.sources) if part is not None for path in part.paths.values()]
+
     def first(self, limit: int | None) -> TestSet:
         """The first `limit` images by stem, or all."""
         every = self.anything

@@ -27,6 +27,11 @@ def bicubic(image: Image) -> Image:
     return out
 
 
+def result_path(folder: Path, stem: str) -> Path:
+    """Where `upscale_with` puts the result of an image."""
+    return folder / f"{stem}.png"
+
+
 def upscale_with(
     resolver: SuperResolver | None,
     sources: Images,
@@ -44,7 +49,7 @@ def upscale_with(
     for stem, path in sources.paths.items():
         image = read_image(path)
         result = bicubic(image) if resolver is None else resolver(image, seed=seed)
-        made[stem] = folder / f"{stem}.png"
+        made[stem] = result_path(folder, stem)
         write_image(made[stem], result)
         if progress is not None:
             progress(len(made), len(sources.paths))
