@@ -167,6 +167,18 @@ def test_the_paper_stands_beside(capsys: pytest.CaptureFixture[str]) -> None:
     assert "FID was not measured; --metrics fid does" in out
 
 
+@pytest.mark.usefixtures("folder")
+def test_results_of_other_lr_images_do_not_stand_in_the_papers_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("lq", "own")
+    arguments = ("--preset", "imagenet-test", "--data", ".", "--metrics", "psnr_y", "--published")
+    for more, cells in ((("--lr", "own"), 2), ((), 3)):
+        assert rsd_eval("--model", "bicubic", *arguments, *more) == 0
+        out = capsys.readouterr().out
+        (line,) = (line for line in out.splitlines() if line.strip().startswith("here: bicubic"))
+        assert len(line.split()) == cells
+        assert ("no column compares: the LR images are those of --lr here" in out) == bool(more)
+
+
 def test_all_tables_of_the_paper_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert rsd_eval("--published") == 0
     out = capsys.readouterr().out

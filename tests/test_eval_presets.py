@@ -90,6 +90,20 @@ def test_kodak_takes_lr_images_from_elsewhere(tmp_path: Path, small: Callable[[s
     assert list(found.references.paths) == list(found.sources.paths) == ["kodim01", "kodim02"]
 
 
+def test_a_set_of_lr_images_alone_is_not_replaced(tmp_path: Path) -> None:
+    touch(tmp_path / "any", ["a.png"])
+    with pytest.raises(InputError, match="realset65 is nothing but LR images, and --lr would replace them; leave out"):
+        open_preset("realset65", tmp_path, sources=tmp_path / "any")
+
+
+def test_a_limit_leaves_own_lr_images_known_as_such(tmp_path: Path, small: Callable[[str, int], None]) -> None:
+    small("div2k-val", 2)
+    for name in ("gt", "lq", "own"):
+        touch(tmp_path / name, ["a.png", "b.png"])
+    assert open_preset("div2k-val", tmp_path, sources=tmp_path / "own", limit=1).own_sources
+    assert not open_preset("div2k-val", tmp_path, limit=1).own_sources
+
+
 def test_a_wrong_layout_tells_the_right_one_and_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path / "HR_x4", ["Canon_001.png", "Nikon_001.png"])
     with pytest.raises(InputError) as error:

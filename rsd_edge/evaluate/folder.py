@@ -56,4 +56,12 @@ def evaluate(results: Results, test_set: TestSet, scorer: Scorer, progress: Prog
         if progress is not None:
             progress(len(rows), len(pairs))
     whole = scorer.whole(pairs)
-    return Evaluation(tuple(rows), settings.metrics, settings.protocol, results.name, results.method, whole)
+    return Evaluation(
+        tuple(rows),
+        settings.metrics,
+        settings.protocol,
+        results.name,
+        results.method,
+        whole,
+        own_sources=test_set.own_sources,
+    )

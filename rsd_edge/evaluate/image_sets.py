@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsd_edge.errors import InputError
@@ -36,6 +36,8 @@ class TestSet:
     references: Images | None = None
     sources: Images | None = None
     """The LR images that were upscaled."""
+    own_sources: bool = False
+    """Of a set of the literature, whose own LR images they take the place of."""
 
     @property
     def anything(self) -> Images | None:
@@ -52,7 +54,7 @@ class TestSet:
         if limit is None or every is None:
             return self
         stems = sorted(every.paths)[:limit]
-        return TestSet(_only(self.references, stems), _only(self.sources, stems))
+        return replace(self, references=_only(self.references, stems), sources=_only(self.sources, stems))
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,11 @@ def open_preset(name: str, data: Path, *, sources: Path | None = None, limit: in
 
     sources: a folder of LR images to use instead of those of the set. Raises InputError if the folders are not those
     of any layout, or do not hold as many images as the set has; the message has the expected tree and what was found.
+    Raises it, too, for sources in the place of a set that has nothing else.
     """
     preset = PRESETS[name]
+    if sources is not None and all(layout.references is None for layout in preset.layouts):
+        raise InputError(f"{name} is nothing but LR images, and --lr would replace them; leave out --lr or the preset")
     if not data.is_dir():
         raise InputError(f"{data} is not a folder; {name} is expected there as {preset.tree()}")
     layouts = preset.layouts if sources is None else [Layout(None, layout.references) for layout in preset.layouts]
@@ -161,7 +164,7 @@ def open_preset(name: str, data: Path, *, sources: Path | None = None, limit: in
         raise InputError(f"{data} does not hold {name}: expected {preset.tree()}; found {found}")
     given = None if sources is None else folder_images(sources, preset.endings())
     found_sources = given or _images(layout.sources, data)
-    return TestSet(_images(layout.references, data), found_sources).first(limit)
+    return TestSet(_images(layout.references, data), found_sources, own_sources=given is not None).first(limit)
 
 
 def _complete(layout: Layout, data: Path, count: int) -> bool:

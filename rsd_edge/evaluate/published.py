@@ -96,6 +96,8 @@ def _of_all(evaluation: Evaluation, expected: Preset) -> list[str]:
     words = []
     if len(evaluation.rows) != expected.count:
         words.append(f"no column compares: {len(evaluation.rows)} images here, {expected.count} there")
+    if evaluation.own_sources:
+        words.append("no column compares: the LR images are those of --lr here, those of the set there")
     if evaluation.protocol.border != expected.protocol.border:
         words.append(f"no column compares: {evaluation.protocol.border} pixels cut off at the borders here, none there")
     if evaluation.protocol.resize != expected.protocol.resize:

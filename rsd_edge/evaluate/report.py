@@ -37,6 +37,8 @@ class Evaluation:
     """How the results were made: engine, tile, seed."""
     whole: Mapping[str, float] = field(default_factory=dict)
     """Metrics that the set has and its images have not: FID."""
+    own_sources: bool = False
+    """See `TestSet`."""
 
     def values(self, metric: str) -> dict[str, float]:
         """By stem, for the images that have a value."""
