@@ -215,6 +215,17 @@ def test_tools_that_add_to_names() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_lr_images_whose_names_end_otherwise_than_those_of_the_references() -> None:
+    """As those of DIV2K: 0801x4.png and 0801.png."""
+    for path in list(Path("lq").iterdir()):
+        path.rename(path.with_name(f"{path.stem}x4.png"))
+    arguments = ("--model", "bicubic", "--lr", "lq", "--ref", "gt", "--metrics", "psnr_y", "--save", "made")
+    assert rsd_eval(*arguments) == 2
+    assert rsd_eval(*arguments, "--ending", "x4") == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--preset", "imagenet-test", "--data", ".", "--limit", "2", "--metrics", "psnr_y")
     assert rsd_eval("--pred", "sr", *arguments, "--published", "--json", "x.json") == 0
@@ -249,7 +260,7 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("--pred sr --ref gt --worst-by niqe", "--worst-by is for --sheet"),
         ("--pred sr --ref gt --metrics fid --force-fid --sheet x.png", "--sheet goes by a metric of single images"),
         ("--pred few --model bicubic --lr lq --ref gt --save new", "1 images of gt have no partner in few (c)"),
-        ("--model bicubic --lr lq --ending _out", "--ending is for --pred, and there is none"),
+        ("--model bicubic --preset imagenet-test --data . --ending _out", "--ending is for --pred and --lr, and there"),
         ("--pred sr --ref gt --border -1", "border is -1; it must be at least 0"),
         ("--pred sr --ref gt --border 12", "sr/a.png: a border of 12 leaves nothing of 24x24"),
         ("--pred sr --ref gt --threads 0", "threads is 0"),

@@ -9,6 +9,7 @@ import pytest
 from rsd_edge.errors import InputError
 from rsd_edge.evaluate import presets
 from rsd_edge.evaluate.catalogue import CATALOGUE
+from rsd_edge.evaluate.image_sets import folder_images
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 
 
@@ -84,7 +85,7 @@ def test_kodak_takes_lr_images_from_elsewhere(tmp_path: Path, small: Callable[[s
     small("kodak24", 2)
     touch(tmp_path / "kodak", ["kodim01.png", "kodim02.png", "montage.png"])
     touch(tmp_path / "lr", ["kodim01.png", "kodim02.png"])
-    found = open_preset("kodak24", tmp_path / "kodak", sources=tmp_path / "lr")
+    found = open_preset("kodak24", tmp_path / "kodak", sources=folder_images(tmp_path / "lr"))
     assert found.references is not None
     assert found.sources is not None
     assert list(found.references.paths) == list(found.sources.paths) == ["kodim01", "kodim02"]
@@ -93,14 +94,14 @@ def test_kodak_takes_lr_images_from_elsewhere(tmp_path: Path, small: Callable[[s
 def test_a_set_of_lr_images_alone_is_not_replaced(tmp_path: Path) -> None:
     touch(tmp_path / "any", ["a.png"])
     with pytest.raises(InputError, match="realset65 is nothing but LR images, and --lr would replace them; leave out"):
-        open_preset("realset65", tmp_path, sources=tmp_path / "any")
+        open_preset("realset65", tmp_path, sources=folder_images(tmp_path / "any"))
 
 
 def test_a_limit_leaves_own_lr_images_known_as_such(tmp_path: Path, small: Callable[[str, int], None]) -> None:
     small("div2k-val", 2)
     for name in ("gt", "lq", "own"):
         touch(tmp_path / name, ["a.png", "b.png"])
-    assert open_preset("div2k-val", tmp_path, sources=tmp_path / "own", limit=1).own_sources
+    assert open_preset("div2k-val", tmp_path, sources=folder_images(tmp_path / "own"), limit=1).own_sources
     assert not open_preset("div2k-val", tmp_path, limit=1).own_sources
 
 

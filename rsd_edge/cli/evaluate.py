@@ -41,7 +41,7 @@ _MODEL_OPTIONS = ("save", "precision", "backend", "steps", "tile")
 @click.option(
     "--pred", "folders", multiple=True, metavar="DIR", type=_PATH, help="Results of any tool; may be repeated."
 )
-@click.option("--ending", metavar="TEXT", help="What --pred's names have behind those of the inputs, such as _out.")
+@click.option("--ending", metavar="TEXT", help="What stems of --pred and --lr end with besides, as _out or x4.")
 @click.option(
     "--model",
     "--engine",
@@ -143,8 +143,8 @@ def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, An
         raise InputError("--preset and --data belong together: the test set, and the folder that holds it")
     if options["preset"] is not None and options["ref"] is not None:
         raise InputError("--preset brings its references; leave --ref out")
-    if options["ending"] and not folders:
-        raise InputError("--ending is for --pred, and there is none; leave it out")
+    if options["ending"] and not folders and options["lr"] is None:
+        raise InputError("--ending is for --pred and --lr, and there is neither; leave it out")
     idle = [f"--{name}" for name in _MODEL_OPTIONS if options[name] is not None]
     if idle and not models:
         raise InputError(f"{', '.join(idle)}: for --model, and there is none; leave it out")
@@ -152,12 +152,12 @@ def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, An
 
 def _test_set(options: dict[str, Any]) -> TestSet:
     """References and LR images, as far as they are given."""
-    lr: Path | None = options["lr"]
+    lr = None if options["lr"] is None else folder_images(options["lr"], _endings(options))
     if options["preset"] is not None:
         test_set = open_preset(options["preset"], options["data"], sources=lr, limit=options["limit"])
     else:
-        parts = (None if folder is None else folder_images(folder) for folder in (options["ref"], lr))
-        test_set = TestSet(*parts).first(options["limit"])
+        references = None if options["ref"] is None else folder_images(options["ref"])
+        test_set = TestSet(references, lr).first(options["limit"])
     if options["limit"] is not None and test_set.anything is None:
         raise InputError("--limit counts references or LR images, and there are none; give --ref, --lr or a --preset")
     return test_set
@@ -194,10 +194,13 @@ def _check_device(models: Sequence[str], metrics: Sequence[str], device: str | N
 
 
 def _folder_results(folder: Path, options: dict[str, Any]) -> Results:
-    """Tools add endings of their own behind those of the test set."""
+    return Results(str(folder), folder_images(folder, _endings(options)), dict(UNKNOWN_METHOD))
+
+
+def _endings(options: dict[str, Any]) -> tuple[str, ...]:
+    """What is no part of an image's name: tools add endings of their own behind those of the test set."""
     own = (options["ending"],) if options["ending"] else ()
-    of_set = PRESETS[options["preset"]].endings() if options["preset"] is not None else ()
-    return Results(str(folder), folder_images(folder, (*own, *of_set)), dict(UNKNOWN_METHOD))
+    return (*own, *(PRESETS[options["preset"]].endings() if options["preset"] is not None else ()))
 
 
 def _check_partners(results: Sequence[Results], test_set: TestSet, settings: EvaluationSettings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rsd_edge.errors import InputError
@@ -54,7 +54,8 @@ class TestSet:
         if limit is None or every is None:
             return self
         stems = sorted(every.paths)[:limit]
-        return replace(self, references=_only(self.references, stems), sources=_only(self.sources, stems))
+        references, sources = (part and _only(part, stems) for part in (self.references, self.sources))
+        return TestSet(references, sources, self.own_sources)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def match(results: Images, test_set: TestSet, *, subset: bool = False) -> list[P
     """
     parts = [part for part in (test_set.references, test_set.sources) if part is not None]
     if subset and (every := test_set.anything) is not None:
-        results = _only(results, list(every.paths)) or results
+        results = _only(results, every.paths)
     for part in parts:
         _check_partners(results, part)
     for part in parts[:1]:
@@ -183,7 +184,7 @@ def _check_partners(these: Images, those: Images) -> None:
         names = ", ".join(alone[:_NAMED]) + (", ..." if len(alone) > _NAMED else "")
         raise InputError(
             f"{len(alone)} images of {these.place} have no partner in {those.place} ({names}); add or remove files "
-            "until both hold the same stems, or name what results' names have behind them (--ending)"
+            "until both hold the same stems, or name what those of results and LR images end with besides (--ending)"
         )
 
 
@@ -195,12 +196,8 @@ def _raise(faults: Sequence[InputError], images: int) -> None:
         raise InputError(f"{len(faults)} of {images} images cannot be scored: {named}")
 
 
-def _only(images: Images | None, stems: Iterable[str]) -> Images | None:
-    return (
-        None
-        if images is None
-        else Images(images.place, {stem: images.paths[stem] for stem in stems if stem in images.paths})
-    )
+def _only(images: Images, stems: Iterable[str]) -> Images:
+    return Images(images.place, {stem: images.paths[stem] for stem in stems if stem in images.paths})
 
 
 def _path(images: Images | None, stem: str) -> Path | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsd_edge.errors import InputError
-from rsd_edge.evaluate.image_sets import Images, TestSet, by_stem, folder_images
+from rsd_edge.evaluate.image_sets import Images, TestSet, by_stem
 from rsd_edge.evaluate.protocol import PLAIN, Protocol
 from rsd_edge.stream.results import IMAGE_SUFFIXES
 
@@ -145,10 +145,10 @@ PRESETS = {
 }
 
 
-def open_preset(name: str, data: Path, *, sources: Path | None = None, limit: int | None = None) -> TestSet:
+def open_preset(name: str, data: Path, *, sources: Images | None = None, limit: int | None = None) -> TestSet:
     """The files of a test set below `data`, all of them or the first `limit` by name.
 
-    sources: a folder of LR images to use instead of those of the set. Raises InputError if the folders are not those
+    sources: LR images to use instead of those of the set. Raises InputError if the folders are not those
     of any layout, or do not hold as many images as the set has; the message has the expected tree and what was found.
     Raises it, too, for sources in the place of a set that has nothing else.
     """
@@ -162,9 +162,8 @@ def open_preset(name: str, data: Path, *, sources: Path | None = None, limit: in
     if layout is None:
         found = ", ".join(dict.fromkeys(_found(part, data) for layout in layouts for part in layout.parts()))
         raise InputError(f"{data} does not hold {name}: expected {preset.tree()}; found {found}")
-    given = None if sources is None else folder_images(sources, preset.endings())
-    found_sources = given or _images(layout.sources, data)
-    return TestSet(_images(layout.references, data), found_sources, own_sources=given is not None).first(limit)
+    lr = sources or _images(layout.sources, data)
+    return TestSet(_images(layout.references, data), lr, own_sources=sources is not None).first(limit)
 
 
 def _complete(layout: Layout, data: Path, count: int) -> bool:
