@@ -262,7 +262,7 @@ def test_a_limit_takes_the_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("--pred few --model bicubic --lr lq --ref gt --save new", "1 images of gt have no partner in few (c)"),
         ("--model bicubic --preset imagenet-test --data . --ending _out", "--ending is for --pred and --lr, and there"),
         ("--pred sr --ref gt --border -1", "border is -1; it must be at least 0"),
-        ("--pred sr --ref gt --border 12", "sr/a.png: a border of 12 leaves nothing of 24x24"),
+        ("--pred sr --ref gt --border 12", "3 of 3 images cannot be scored: sr/a.png: a border of 12 leaves"),
         ("--pred sr --ref gt --threads 0", "threads is 0"),
         ("--pred sr --ref gt --device cpu", "--device cpu: for checkpoints (.safetensors) and metrics of pyiqa"),
         ("--model bicubic --lr lq --ref gt --save new --device cuda", "--device cuda: for checkpoints (.safetensors)"),
@@ -282,6 +282,46 @@ def test_bad_requests_are_one_line_and_leave_nothing(
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert not Path("new").exists()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("size", "metrics", "message"),
+    [
+        ((3, 3), "default", "x4 of lq/d.png: LPIPS needs sides of at least 16 pixels, not 12x12; use larger images"),
+        ((2, 2), "psnr_y,ssim_y", "x4 of lq/d.png: SSIM needs sides of at least 11 pixels, not 8x8; use larger images"),
+        (
+            (1, 9),
+            "lattice_mean",
+            "x4 of lq/d.png: the lattice needs LR sides of at least 2 pixels, not 9x1; use",
+        ),
+    ],
+)
+def test_images_too_small_for_a_metric_are_refused_before_anything_is_upscaled(
+    size: tuple[int, int], metrics: str, message: str, photo: Photo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    height, width = size
+    write_image(Path("lq/d.png"), photo(height, width))
+    write_image(Path("gt/d.png"), photo(4 * height, 4 * width))
+    arguments = ("--model", "bicubic", "--lr", "lq", "--ref", "gt", "--save", "made", "--threads", "1")
+    assert rsd_eval(*arguments, "--metrics", metrics) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not Path("made").exists()
+    assert rsd_eval(*arguments, "--metrics", "psnr_y,niqe") == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_results_are_checked_before_anything_is_upscaled(photo: Photo, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results of x2 have no lattice, however they are resized."""
+    for path in Path("sr").iterdir():
+        write_image(path, read_image(path)[::2, ::2])
+    arguments = ("--pred", "sr", "--model", "bicubic", "--lr", "lq", "--ref", "gt", "--save", "made", "--threads", "1")
+    assert rsd_eval(*arguments, "--metrics", "psnr_y") == 2
+    assert "sr/a.png and gt/a.png differ in size (12x12 and 24x24)" in capsys.readouterr().err
+    assert rsd_eval(*arguments, "--resize", "bicubic") == 2
+    assert "3 of 3 images cannot be scored: sr/a.png: the lattice is defined at x4" in capsys.readouterr().err
+    assert not Path("made").exists()
+    assert rsd_eval(*arguments, "--resize", "bicubic", "--metrics", "psnr_y") == 0
 
 
 @pytest.mark.usefixtures("folder")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate import published
-from rsd_edge.evaluate.folder import Results, evaluate
-from rsd_edge.evaluate.image_sets import Images, TestSet, check_pairs, check_sources, folder_images, match
+from rsd_edge.evaluate.checks import check_pairs, check_sources
+from rsd_edge.evaluate.folder import Results, check_results, evaluate
+from rsd_edge.evaluate.image_sets import Images, TestSet, folder_images, match
 from rsd_edge.evaluate.metrics import psnr_y
 from rsd_edge.evaluate.presets import PRESETS
 from rsd_edge.evaluate.protocol import PLAIN, Protocol
@@ -80,7 +81,7 @@ def test_results_of_another_size_are_resized_if_asked(folders: Path) -> None:
     with pytest.raises(
         InputError, match=r"3 of 3 images cannot be scored: .*a\.png and .* differ in size \(8x6 and 32x24"
     ):
-        evaluate(results(folders / "lr"), test_set, Scorer(replace(settings, protocol=PLAIN)))
+        check_results(results(folders / "lr"), test_set, replace(settings, protocol=PLAIN))
 
 
 def test_every_file_that_cannot_be_read_is_counted(folders: Path) -> None:
@@ -88,21 +89,21 @@ def test_every_file_that_cannot_be_read_is_counted(folders: Path) -> None:
     (folders / "hr/c.png").write_bytes((folders / "hr/c.png").read_bytes()[:60])
     pairs = match(folder_images(folders / "sr"), TestSet(folder_images(folders / "hr")))
     with pytest.raises(InputError) as error:
-        check_pairs(pairs, PLAIN)
+        check_pairs(pairs, EvaluationSettings())
     assert "2 of 3 images cannot be scored: " in str(error.value)
     assert "sr/a.png is not an image" in str(error.value)
     assert "hr/c.png" in str(error.value)
     (folders / "lr/b.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"^2 of 3 images cannot be scored: .*lr/b\.png is empty"):
-        check_sources(TestSet(folder_images(folders / "hr"), folder_images(folders / "lr")), PLAIN)
+        check_sources(TestSet(folder_images(folders / "hr"), folder_images(folders / "lr")), EvaluationSettings())
 
 
 def test_four_times_an_lr_image_must_fit_its_reference(folders: Path, photo: Photo) -> None:
     write_image(folders / "lr/a.png", photo(7, 8))
     with pytest.raises(InputError, match=r"x4 of .*lr/a\.png and .*hr/a\.png differ in size \(32x28 and 32x24\)"):
-        check_sources(TestSet(folder_images(folders / "hr"), folder_images(folders / "lr")), PLAIN)
+        check_sources(TestSet(folder_images(folders / "hr"), folder_images(folders / "lr")), EvaluationSettings())
     with pytest.raises(InputError, match="there are no LR images to upscale; give them with --lr"):
-        check_sources(TestSet(folder_images(folders / "hr")), PLAIN)
+        check_sources(TestSet(folder_images(folders / "hr")), EvaluationSettings())
 
 
 def test_a_subset_takes_what_the_set_names(folders: Path) -> None:

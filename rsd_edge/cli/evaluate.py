@@ -20,8 +20,9 @@ from rsd_edge.cli.evaluate_tables import console_for_tables, print_evaluations, 
 from rsd_edge.cli.run import load_resolver
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
-from rsd_edge.evaluate.folder import Progress, Results, evaluate
-from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, check_sources, folder_images, match
+from rsd_edge.evaluate.checks import check_sources
+from rsd_edge.evaluate.folder import Progress, Results, check_results, evaluate
+from rsd_edge.evaluate.image_sets import Images, TestSet, check_same, folder_images
 from rsd_edge.evaluate.presets import PRESETS, open_preset
 from rsd_edge.evaluate.protocol import PLAIN, RESIZES, ROUNDINGS, Protocol
 from rsd_edge.evaluate.pyiqa_metrics import check_fid, pyiqa_version
@@ -112,12 +113,12 @@ def command(
         for path in outputs.files:
             stack.enter_context(folder_for(path))
         results = [_folder_results(folder, options) for folder in folders]
-        _check_partners(results, test_set, settings)
+        _check_results(results, test_set, settings)
         scorer = _scorer(settings)
         read = [*given.files(), *(path for one in results for path in one.images.paths.values())]
         outputs.check_apart(read)
         if models:
-            sources = check_sources(test_set, settings.protocol)
+            sources = check_sources(test_set, settings)
             targets = _targets(models, options["save"], stack, read)
             outputs.check_apart(result_path(folder, stem) for folder in targets.values() for stem in sources.paths)
             results += [_upscaled(model, target, sources, options) for model, target in targets.items()]
@@ -203,10 +204,13 @@ def _endings(options: dict[str, Any]) -> tuple[str, ...]:
     return (*own, *(PRESETS[options["preset"]].endings() if options["preset"] is not None else ()))
 
 
-def _check_partners(results: Sequence[Results], test_set: TestSet, settings: EvaluationSettings) -> None:
-    """Before anything is upscaled. Without references and LR images, the first results tell which images there are."""
+def _check_results(results: Sequence[Results], test_set: TestSet, settings: EvaluationSettings) -> None:
+    """Before anything is upscaled or scored, since either takes long.
+
+    Without references and LR images, the first results tell which images there are.
+    """
     for one in results:
-        match(one.images, test_set, subset=settings.subset)
+        check_results(one, test_set, settings)
         if test_set.anything is None:
             check_same(results[0].images, one.images)
 

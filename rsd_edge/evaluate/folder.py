@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsd_edge.evaluate.image_sets import Images, TestSet, check_pairs, folder_images, match
+from rsd_edge.evaluate.checks import check_pairs
+from rsd_edge.evaluate.image_sets import Images, TestSet, folder_images, match
 from rsd_edge.evaluate.report import UNKNOWN_METHOD, Evaluation
 from rsd_edge.evaluate.scoring import EvaluationSettings, Scorer
 
@@ -39,17 +40,23 @@ def evaluate_folders(
     """
     test_set = TestSet(folder_images(references), None if lq is None else folder_images(lq))
     results = Results(str(predictions), folder_images(predictions), dict(UNKNOWN_METHOD))
-    return evaluate(results, test_set, Scorer(EvaluationSettings(threads=threads)), progress)
+    scorer = Scorer(EvaluationSettings(threads=threads))
+    check_results(results, test_set, scorer.settings)
+    return evaluate(results, test_set, scorer, progress)
+
+
+def check_results(results: Results, test_set: TestSet, settings: EvaluationSettings) -> None:
+    """Read every file once. Raises InputError that names and counts what has no partner or cannot be scored."""
+    check_pairs(match(results.images, test_set, subset=settings.subset), settings)
 
 
 def evaluate(results: Results, test_set: TestSet, scorer: Scorer, progress: Progress | None = None) -> Evaluation:
-    """Score the results of one method; every file is read once before the first is scored.
+    """Score the results of one method, which `check_results` found fit or `check_sources` before they were made.
 
-    Raises InputError that names and counts what has no partner, cannot be read or does not fit.
+    Raises InputError as they do, at the image at fault.
     """
     settings = scorer.settings
     pairs = match(results.images, test_set, subset=settings.subset)
-    check_pairs(pairs, settings.protocol)
     rows = []
     for pair in pairs:
         rows.append(scorer(pair))

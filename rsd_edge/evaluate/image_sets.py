@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsd_edge.errors import InputError
-from rsd_edge.evaluate.metrics import Image
+from rsd_edge.evaluate.metrics import Image, Size, size_of
 from rsd_edge.evaluate.protocol import Protocol
 from rsd_edge.frames import SCALE
 from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import MAX_PIXELS, read_image
 
 _PIXELS = SCALE * SCALE * MAX_PIXELS
-_NAMED = 3
+NAMED = 3
 """How many of several faults an error names."""
 
 
@@ -116,44 +116,6 @@ def check_same(these: Images, those: Images) -> None:
     _check_partners(those, these)
 
 
-def check_pairs(pairs: Sequence[Pair], protocol: Protocol) -> None:
-    """Read every file once. Raises InputError that counts and names the images that cannot be compared."""
-    faults = []
-    for pair in pairs:
-        try:
-            load_pair(pair, protocol)
-            if pair.source is not None:
-                read_image(pair.source)
-        except InputError as error:
-            faults.append(error)
-    _raise(faults, len(pairs))
-
-
-def check_sources(test_set: TestSet, protocol: Protocol) -> Images:
-    """The LR images of a set, after the same check before anything is upscaled: can all be read, does x4 fit?"""
-    if test_set.sources is None:
-        raise InputError("there are no LR images to upscale; give them with --lr")
-    if test_set.references is not None:
-        check_same(test_set.sources, test_set.references)
-    faults = []
-    for stem, path in test_set.sources.paths.items():
-        try:
-            height, width = read_image(path).shape[:2]
-            reference = _path(test_set.references, stem)
-            if reference is not None:
-                _check_sizes(
-                    (SCALE * width, SCALE * height),
-                    f"x4 of {path}",
-                    read_image(reference, _PIXELS),
-                    reference,
-                    protocol,
-                )
-        except InputError as error:
-            faults.append(error)
-    _raise(faults, len(test_set.sources.paths))
-    return test_set.sources
-
-
 def load_result(path: Path) -> Image:
     """uint8 (h, w, 3) BGR of an image that may be as large as results get. Raises ImageReadError."""
     return read_image(path, _PIXELS)
@@ -165,12 +127,12 @@ def load_pair(pair: Pair, protocol: Protocol) -> tuple[Image, Image | None]:
     if pair.reference is None:
         return image, None
     reference = load_result(pair.reference)
-    _check_sizes((image.shape[1], image.shape[0]), str(pair.result), reference, pair.reference, protocol)
+    check_sizes(size_of(image), str(pair.result), size_of(reference), pair.reference, protocol)
     return image, reference
 
 
-def _check_sizes(size: tuple[int, int], name: str, reference: Image, path: Path, protocol: Protocol) -> None:
-    expected = reference.shape[1], reference.shape[0]
+def check_sizes(size: Size, name: str, expected: Size, path: Path, protocol: Protocol) -> None:
+    """Raises InputError if a result and its reference, the file `path`, cannot be compared for their sizes."""
     if not protocol.fits(size, expected):
         sizes = f"{size[0]}x{size[1]} and {expected[0]}x{expected[1]}"
         raise InputError(
@@ -181,19 +143,11 @@ def _check_sizes(size: tuple[int, int], name: str, reference: Image, path: Path,
 def _check_partners(these: Images, those: Images) -> None:
     alone = sorted(set(these.paths) - set(those.paths))
     if alone:
-        names = ", ".join(alone[:_NAMED]) + (", ..." if len(alone) > _NAMED else "")
+        names = ", ".join(alone[:NAMED]) + (", ..." if len(alone) > NAMED else "")
         raise InputError(
             f"{len(alone)} images of {these.place} have no partner in {those.place} ({names}); add or remove files "
             "until both hold the same stems, or name what those of results and LR images end with besides (--ending)"
         )
-
-
-def _raise(faults: Sequence[InputError], images: int) -> None:
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        named = " | ".join(str(fault) for fault in faults[:_NAMED]) + (" | ..." if len(faults) > _NAMED else "")
-        raise InputError(f"{len(faults)} of {images} images cannot be scored: {named}")
 
 
 def _only(images: Images, stems: Iterable[str]) -> Images:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rsd_edge.errors import InputError
-from rsd_edge.evaluate.metrics import Image, to_y
+from rsd_edge.evaluate.metrics import Image, Size, size_of, to_y
 from rsd_edge.opencv import cv2
 
 SCALE = 4
@@ -31,20 +31,25 @@ class Lattice:
     """Standard deviation of the 16 means, in grey levels of studio-range luma."""
 
 
+def check_lattice(size: Size, source: Size) -> None:
+    """Raise InputError unless an image is exactly four times its LR source, and that at least 2 pixels on each side."""
+    width, height = source
+    if size != (SCALE * width, SCALE * height):
+        raise InputError(
+            f"the lattice is defined at x4: this LR image needs {4 * width}x{4 * height}, not {size[0]}x{size[1]}; "
+            "give the image that was enlarged, or leave the lattice out"
+        )
+    if min(source) < 2:
+        raise InputError(f"the lattice needs LR sides of at least 2 pixels, not {width}x{height}; use larger images")
+
+
 def measure_lattice(image: Image, lq: Image) -> Lattice:
     """Lattice of an upscaled image: uint8 (4h, 4w, 3) BGR and its LR source uint8 (h, w, 3) BGR.
 
     Raises InputError unless the image is exactly four times its source and at least 8 pixels on each side.
     """
-    height, width = lq.shape[:2]
-    if image.shape != (SCALE * height, SCALE * width, 3):
-        found = f"{image.shape[1]}x{image.shape[0]}"
-        raise InputError(
-            f"the lattice is defined at x4: this LR image needs {4 * width}x{4 * height}, not {found}; give the image "
-            "that was enlarged, or leave the lattice out"
-        )
-    if min(height, width) < 2:
-        raise InputError(f"the lattice needs LR sides of at least 2 pixels, not {width}x{height}; use larger images")
+    check_lattice(size_of(image), size_of(lq))
+    width, height = size_of(lq)
     base = np.asarray(cv2.resize(lq, (SCALE * width, SCALE * height), interpolation=cv2.INTER_CUBIC), np.uint8)
     detail = to_y(image) - to_y(base)
     detail -= cv2.GaussianBlur(detail, (0, 0), _BLUR_SIGMA)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsd_edge.errors import InputError
-from rsd_edge.evaluate.metrics import Image
+from rsd_edge.evaluate.metrics import Image, Size, size_of
 from rsd_edge.ort import ort
 
 _SMALLEST_SIDE = 16
@@ -33,13 +33,18 @@ class LpipsMetric:
         """
         if image.shape != reference.shape:
             raise InputError(f"images of different shape cannot be compared: {image.shape} and {reference.shape}")
-        height, width = image.shape[:2]
-        if min(height, width) < _SMALLEST_SIDE:
-            raise InputError(
-                f"LPIPS needs sides of at least {_SMALLEST_SIDE} pixels, not {width}x{height}; use larger images"
-            )
+        check_lpips(size_of(image))
         (distance,) = self._session.run(None, {"x": _to_model(image), "y": _to_model(reference)})
         return float(distance[0])
+
+
+def check_lpips(size: Size) -> None:
+    """Raise InputError for images that are too small for the network."""
+    if min(size) < _SMALLEST_SIDE:
+        width, height = size
+        raise InputError(
+            f"LPIPS needs sides of at least {_SMALLEST_SIDE} pixels, not {width}x{height}; use larger images"
+        )
 
 
 def _to_model(image: Image) -> npt.NDArray[np.float32]:

@@ -12,6 +12,8 @@ from rsd_edge.opencv import cv2
 
 Image = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float64]
+Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 BGR_TO_Y = (24.966 / 255, 128.553 / 255, 65.481 / 255)
 """BT.601 studio-range luma weights for grey levels."""
@@ -19,6 +21,11 @@ _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
+
+
+def size_of(image: Image) -> Size:
+    """Of an image (h, w, 3)."""
+    return image.shape[1], image.shape[0]
 
 
 def to_y(image: Image, *, rounded: bool = False) -> Plane:
@@ -49,13 +56,15 @@ def ssim_y(image: Image, reference: Image, *, rounded: bool = False, clipped: bo
     the image. rounded: as in `psnr_y`. clipped: where contrast and structure make a negative factor, it counts as 0, as
     in pyiqa. Raises InputError if the shapes differ or a side is below 11.
     """
-    _check_ssim(image, reference)
+    check_pair(image, reference)
+    check_ssim(size_of(image))
     return _ssim(to_y(image, rounded=rounded), to_y(reference, rounded=rounded), clipped=clipped)
 
 
 def ssim_rgb(image: Image, reference: Image) -> float:
     """Mean of the SSIM of the three channels of two uint8 (h, w, 3) BGR images, otherwise as `ssim_y`."""
-    _check_ssim(image, reference)
+    check_pair(image, reference)
+    check_ssim(size_of(image))
     x, y = image.astype(np.float64), reference.astype(np.float64)
     return float(np.mean([_ssim(x[:, :, channel], y[:, :, channel]) for channel in range(3)]))
 
@@ -65,10 +74,10 @@ def _psnr(values: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) ->
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _check_ssim(image: Image, reference: Image) -> None:
-    check_pair(image, reference)
-    if min(image.shape[:2]) < _SSIM_WINDOW:
-        height, width = image.shape[:2]
+def check_ssim(size: Size) -> None:
+    """Raise InputError for images that the window does not fit into."""
+    if min(size) < _SSIM_WINDOW:
+        width, height = size
         raise InputError(f"SSIM needs sides of at least {_SSIM_WINDOW} pixels, not {width}x{height}; use larger images")
 
 

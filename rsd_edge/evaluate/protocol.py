@@ -9,7 +9,7 @@ import numpy as np
 
 from rsd_edge.errors import InputError
 from rsd_edge.evaluate.catalogue import CATALOGUE
-from rsd_edge.evaluate.metrics import Image
+from rsd_edge.evaluate.metrics import Image, Size, size_of
 from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2
 
@@ -17,8 +17,6 @@ RESIZES = {"none": None, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 ROUNDINGS = ("none", "luma", "pyiqa")
 LARGEST_CUT = SCALE - 1
 """An LR image of whole pixels cannot stand for more of a reference."""
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,17 @@ class Protocol:
             image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
         return image, reference
 
+    def measured(self, result: Size, reference: Size | None) -> Size:
+        """(width, height) of what is compared of images that fit. Raises InputError if the border leaves nothing."""
+        width, height = result if reference is None or self.resize == "none" else reference
+        if min(width, height) <= 2 * self.border:
+            raise InputError(f"a border of {self.border} leaves nothing of {width}x{height}; choose a smaller one")
+        return width - 2 * self.border, height - 2 * self.border
+
     def cut(self, image: Image) -> Image:
         """The image without its border. Raises InputError if nothing is left."""
-        height, width = image.shape[:2]
-        if min(height, width) <= 2 * self.border:
-            raise InputError(f"a border of {self.border} leaves nothing of {width}x{height}; choose a smaller one")
-        return image[self.border : height - self.border, self.border : width - self.border]
+        width, height = self.measured(size_of(image), None)
+        return image[self.border : self.border + height, self.border : self.border + width]
 
     def words(self, metrics: Sequence[str]) -> dict[str, str]:
         """What each metric is, and the rules for all of them, for reports."""

@@ -19,7 +19,7 @@ from rsd_edge.evaluate.spectrum import measure_spectrum
 from rsd_edge.stream.images import read_image
 
 Scores = dict[str, float | None]
-_LATTICE = ("lattice_spread", "lattice_mean")
+LATTICE = ("lattice_spread", "lattice_mean")
 _SPECTRUM = ("spectrum_db", "spectrum_bias_db")
 
 
@@ -93,7 +93,7 @@ class Scorer:
         return {FID: fid(self._fid, {pair.stem: pair.result for pair in pairs}, references)}
 
     def _lattice(self, image: Image, source: Path | None) -> Scores:
-        if source is None or not set(_LATTICE) & set(self._metrics):
+        if source is None or not set(LATTICE) & set(self._metrics):
             return {}
         found = measure_lattice(image, read_image(source))
         return {"lattice_spread": found.spread, "lattice_mean": found.mean}
