@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver
-from rsd_edge.cli import main
+from rsd_edge.cli import evaluate, main
 from rsd_edge.evaluate import presets
 from rsd_edge.evaluate.presets import PRESETS
 from rsd_edge.evaluate.upscaling import bicubic
@@ -322,6 +324,23 @@ def test_results_are_checked_before_anything_is_upscaled(photo: Photo, capsys: p
     assert "3 of 3 images cannot be scored: sr/a.png: the lattice is defined at x4" in capsys.readouterr().err
     assert not Path("made").exists()
     assert rsd_eval(*arguments, "--resize", "bicubic", "--metrics", "psnr_y") == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_sigterm_leaves_no_temporary_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def others(number: int, frame: object) -> None:
+        pytest.fail("the signal reached what handled it before")
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    kept = signal.signal(signal.SIGTERM, others)
+    try:
+        assert rsd_eval("--model", "bicubic", "--lr", "lq", "--ref", "gt", "--metrics", "psnr_y") == 143
+        assert list((tmp_path / "temporary").iterdir()) == []
+        assert signal.getsignal(signal.SIGTERM) is others
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 @pytest.mark.usefixtures("folder")
