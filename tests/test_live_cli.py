@@ -57,7 +57,7 @@ def wait_for_part(folder: Path) -> None:
     """Until a recording has begun to grow."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if any(path.stat().st_size > 0 for path in folder.glob(".rsd-edge-*")):
+        if any(path.stat().st_size > 0 for path in folder.glob("*.partial.*")):
             return
         time.sleep(0.05)
     raise AssertionError("nothing is being recorded")
@@ -84,7 +84,9 @@ def test_a_bounded_run_reports_what_it_did(
     assert run["latency_ms"]["p50"] <= run["latency_ms"]["p95"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
     assert all(run["stages_ms"][name]["p50"] >= 0 for name in ("capture", "pre", "engine", "post", "sink"))
     assert frames_in(target) == 6
-    assert re.search(rf"{TEST}: 6 of \d+ frames at [\d.]+ fps, 0 dropped, latency p50", capsys.readouterr().err)
+    assert found["sinks"] == [str(target)]
+    told = rf"{TEST}: 6 of \d+ frames at [\d.]+ fps, 0 dropped, latency p50.*; to {target}\n"
+    assert re.search(told, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

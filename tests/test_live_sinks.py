@@ -93,7 +93,7 @@ def test_what_cannot_be_recorded_is_told_before_the_first_frame(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"whose frames have times; use one of \.mp4"):
         VideoSink(tmp_path / "out.avi", VideoSettings(), "test")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="it is a file"):
+    with pytest.raises(OutputError, match=r"file is a file; choose a folder"):
         VideoSink(tmp_path / "file" / "out.mkv", VideoSettings(), "test")
     (tmp_path / "folder.mkv").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*folder\.mkv: it is a folder; give a name for the file"):
@@ -122,7 +122,7 @@ def leave_room(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
 
     def limited(path: Any, *arguments: Any, **options: Any) -> Any:
         file = opened(path, *arguments, **options)
-        return FullDisk(file, room) if ".part" in str(path) and arguments == ("w+b",) else file
+        return FullDisk(file, room) if ".partial" in str(path) and arguments == ("x+b",) else file
 
     monkeypatch.setattr(builtins, "open", limited)
 
@@ -159,14 +159,41 @@ def test_a_full_disk_leaves_what_can_be_played(
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_a_recording_of_nothing_takes_no_place(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / f"out{suffix}"
-    target.write_bytes(b"an earlier recording")
     leave_room(monkeypatch, 2500)
     with pytest.raises(OutputError, match=r"the disk is full.*none is kept"):
-        record_noise(VideoSink(target, VideoSettings(), "test", 25.0), 25.0)
+        record_noise(VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0), 25.0)
     monkeypatch.undo()
-    assert target.read_bytes() == b"an earlier recording"
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(tmp_path.iterdir()) == []
+
+
+def record(sink: VideoSink, frames: int) -> None:
+    for index in range(frames):
+        sink.write(result(index, index / 25))
+    sink.close()
+
+
+def test_a_recording_replaces_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "out.mkv"
+    record(VideoSink(path, VideoSettings(), "test"), 3)
+    first = path.read_bytes()
+    (tmp_path / "out-2.partial.mkv").write_bytes(b"what a power cut left")
+    sink = VideoSink(path, VideoSettings(), "test")
+    assert sink.name == str(tmp_path / "out-3.mkv")
+    assert f"{path} is taken, and no recording replaces another; this one is {sink.name}" in caplog.text
+    record(sink, 5)
+    assert path.read_bytes() == first
+    assert len(frames_of(tmp_path / "out-3.mkv")) == 5
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_two_recordings_at_once_are_two_files(tmp_path: Path) -> None:
+    both = [VideoSink(tmp_path / "out.mkv", VideoSettings(), "test") for _ in range(2)]
+    for sink in both:
+        sink.write(result(0, 0.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.partial.mkv", "out.partial.mkv"]
+    for sink in both:
+        sink.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-2.mkv", "out.mkv"]
 
 
 def test_a_signal_while_a_recording_ends_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +216,14 @@ def test_a_signal_while_a_recording_ends_keeps_it(tmp_path: Path, monkeypatch: p
 def test_a_recording_that_cannot_get_its_name_is_kept_and_told(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder that has taken the name stands for one that became read-only, which root would not notice."""
+    """As where another program has taken it, or the folder became read-only, which root would not notice."""
     path = tmp_path / "out.mkv"
     sink = VideoSink(path, VideoSettings(), "test", 25.0)
-    path.mkdir()
     if end == "full":
         leave_room(monkeypatch, 150000)
+    sink.write(result(0, 0.0))
+    path.mkdir()
+    if end == "full":
         with pytest.raises(OutputError, match=r"the disk is full.*; the first \d\.\d s are kept in") as raised:
             record_noise(sink, 25.0)
         told = str(raised.value)
@@ -207,9 +236,9 @@ def test_a_recording_that_cannot_get_its_name_is_kept_and_told(
                 sink.close()
             told = caplog.text.strip()
         else:
-            with pytest.raises(OutputError, match=r"cannot write .*out\.mkv: Is a directory; .* is kept in") as raised:
+            with pytest.raises(OutputError, match=r"cannot write .*out\.mkv: File exists; .* is kept in") as raised:
                 sink.close()
-            assert raised.value.errno == errno.EISDIR
+            assert raised.value.errno == errno.EEXIST
             told = str(raised.value)
     sink.close()  # does nothing more
     monkeypatch.undo()
@@ -220,6 +249,17 @@ def test_a_recording_that_cannot_get_its_name_is_kept_and_told(
 
 def _interrupted(_descriptor: int) -> None:
     raise KeyboardInterrupt
+
+
+def test_frames_of_one_moment_follow_each_other(tmp_path: Path) -> None:
+    """As a camera gives them whose clock is coarse, or was set back."""
+    sink = VideoSink(tmp_path / "out.mp4", VideoSettings(), "test", 25.0)
+    for index, at in enumerate((0.0, 0.5, 0.5, 0.25, 1.0)):
+        sink.write(result(index, at))
+    sink.close()
+    found = [at for at, _ in frames_of(tmp_path / "out.mp4")]
+    assert found == pytest.approx([0.0, 0.5, 0.5, 0.5, 1.0], abs=0.001)
+    assert len(set(found)) == 5
 
 
 def test_keyframes_come_by_the_time_of_capture(tmp_path: Path) -> None:

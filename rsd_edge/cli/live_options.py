@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -148,8 +148,8 @@ def run_live(
                 runner.run(watch, _TICK if window is None else _WINDOW_TICK)
             finally:  # a run that fails has an account as well
                 if report_path is not None:
-                    write_json(report_path, _report(source.name, stream, limits, resolver.record(), statistics))
-        click.echo(_summary(source.name, statistics), err=True)
+                    write_json(report_path, _report(source.name, sinks, stream, limits, resolver.record(), statistics))
+        click.echo(_summary(source.name, sinks, statistics), err=True)
     return 128 + ended[0] if ended else 0
 
 
@@ -250,7 +250,12 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _report(
-    source: str, stream: StreamSettings, limits: RunLimits, engine: Mapping[str, Any], statistics: Statistics
+    source: str,
+    sinks: Sequence[Sink],
+    stream: StreamSettings,
+    limits: RunLimits,
+    engine: Mapping[str, Any],
+    statistics: Statistics,
 ) -> dict[str, Any]:
     from rsd_edge import __version__
     from rsd_edge.machine import cpu_name, usable_cores
@@ -260,6 +265,7 @@ def _report(
     return {
         "rsd_edge": __version__,
         "camera": source,
+        "sinks": [sink.name for sink in sinks],
         "machine": cpu_name(),
         "cores": usable_cores(),
         "engine": dict(engine),
@@ -268,13 +274,16 @@ def _report(
     }
 
 
-def _summary(source: str, statistics: Statistics) -> str:
+def _summary(source: str, sinks: Sequence[Sink], statistics: Statistics) -> str:
     run = statistics.report()
     latency = run["latency_ms"]
     times = "" if latency is None else f", latency p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms"
     fps = "" if run["sr_fps"] is None else f" at {run['sr_fps']:.1f} fps"
     away = f", {run['reconnects']} reconnections" if run["reconnects"] else ""
-    return f"{source}: {run['delivered']} of {run['captured']} frames{fps}, {run['dropped']} dropped{times}{away}"
+    to = ", ".join(sink.name for sink in sinks)
+    return (
+        f"{source}: {run['delivered']} of {run['captured']} frames{fps}, {run['dropped']} dropped{times}{away}; to {to}"
+    )
 
 
 class _Display:

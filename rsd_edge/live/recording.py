@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import os
-import secrets
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -38,8 +40,10 @@ _FRAGMENTED = {"movflags": "empty_moov+default_base_moof", "frag_duration": "100
 class VideoSink:
     """Encodes results at the times at which they were captured.
 
-    The file grows under a name of its own and gets its name when it is closed, or after an error if something of it
-    plays. A film whose size changes on the way keeps the size that it began with.
+    The file grows as live.partial.mkv, where a power cut would leave it, and becomes live.mkv when it is closed, or
+    after an error if something of it plays. No camera can be asked again, so that no recording replaces a file: where
+    either name is taken it is live-2.mkv, and a warning says so. A film whose size changes on the way keeps the size
+    that it began with.
     """
 
     def __init__(self, target: Path, settings: VideoSettings, source: str, rate: float = 25.0) -> None:
@@ -49,12 +53,11 @@ class VideoSink:
         if container is None or container.fixed_rate:
             known = ", ".join(suffix for suffix, kind in CONTAINERS.items() if not kind.fixed_rate)
             raise OutputError(f"cannot write {target} from a camera, whose frames have times; use one of {known}")
-        make_folder(target.parent)
         check_target(target)
-        self.name = str(target)
-        self._target, self._settings, self._source, self._rate = target, settings, source, rate
-        self._partial = target.with_name(f".rsd-edge-{secrets.token_hex(8)}.part{target.suffix}")
+        self._wanted = self._target = target
+        self._settings, self._source, self._rate = settings, source, rate
         self._film: _Film | None = None
+        self._take_free_name()
 
     def write(self, result: LiveResult) -> None:
         """See Sink."""
@@ -109,6 +112,8 @@ class VideoSink:
     def _publish(self) -> OutputError | None:
         """Give the recording its name; what to raise, with the place where it lies, if that cannot be."""
         try:
+            if os.path.lexists(self._target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             os.replace(self._partial, self._target)
         except OSError as error:
             cause = output_error(self._target, error)
@@ -128,10 +133,27 @@ class VideoSink:
             raise
 
     def _open(self) -> IO[bytes]:
-        try:
-            return open(self._partial, "w+b")  # closed with the film
-        except OSError as error:
-            raise output_error(self._target, error) from error
+        make_folder(self._target.parent)
+        while True:
+            self._take_free_name()  # again: another recording may have taken it before the first frame came
+            try:
+                return open(self._partial, "x+b")  # closed with the film
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise output_error(self._target, error) from error
+
+    def _take_free_name(self) -> None:
+        before = self._target
+        self._target = next(
+            path
+            for path in _numbered(self._wanted)
+            # In this order: what another recording writes is under the first, and then under the second.
+            if not (os.path.lexists(_partial(path)) or os.path.lexists(path))
+        )
+        self.name, self._partial = str(self._target), _partial(self._target)
+        if self._target != before:
+            log.warning("%s is taken, and no recording replaces another; this one is %s", before, self._target)
 
     def _encoder(self, picture: Picture) -> Encoder:
         """Tried out, as for any video. Raises OutputError if there is none."""
@@ -159,6 +181,17 @@ class VideoSink:
             digest="",
         )
         return choose_encoder(clip, self._target, (width, height), self._settings)[0]
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """live.mkv, live-2.mkv, live-3.mkv and so on."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_stem(f"{path.stem}-{number}")
+
+
+def _partial(target: Path) -> Path:
+    return target.with_stem(f"{target.stem}.partial")
 
 
 class _Film:
