@@ -109,7 +109,7 @@ def test_the_report_has_the_settings_of_the_run(
     assert {name: settings[name] for name in found} == found
 
 
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_signals_leave_a_playable_file_and_nothing_else(
     toy_bundle: Path, tmp_path: Path, kind: signal.Signals, code: int, suffix: str

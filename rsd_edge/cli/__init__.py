@@ -10,13 +10,13 @@ from typing import NamedTuple
 import click
 
 from rsd_edge import __version__
+from rsd_edge.cli.signals import INTERRUPTED, ended_as_by_ctrl_c
 from rsd_edge.cli.streams import mend_streams, output_is_lost
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
 
 FAILED = 2
 SLOWER = 3
 """Of `rsd-edge bench --compare`."""
-INTERRUPTED = 130
 
 _OF_GRAPHS = ("onnx", "onnx_ir")
 
@@ -72,8 +72,10 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+@ended_as_by_ctrl_c()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 if all went well, 2 with one line on stderr if not, 130 after Ctrl-C."""
+    """Run the command line and exit: 0 if all went well, 2 with one line on stderr if not, 130 after Ctrl-C, and 128
+    and the number of another signal that ended it."""
     mend_streams()
     words = None if arguments is None else list(arguments)
     try:

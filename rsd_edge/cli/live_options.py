@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rsd_edge.cli.signals import noted_signals
 from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
@@ -133,7 +131,7 @@ def run_live(
     if report_path is not None:
         make_folder(report_path.parent)
         check_target(report_path)
-    with load(settings) as resolver, _signals() as ended:
+    with load(settings) as resolver, noted_signals() as ended:
         _check_batch(settings.batch, resolver.engine)
         sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)
         runner = LiveRunner(source, LivePath(resolver.engine, stream), sinks, clock, statistics, limits)
@@ -223,30 +221,6 @@ def _parse_capture(text: str | None) -> tuple[tuple[int, int] | None, float | No
     if min(wanted or (1,)) < 1 or (frames is not None and not (math.isfinite(frames) and frames > 0)):
         raise InputError(f"capture is '{text}'; sizes and rates are more than 0")
     return wanted, frames
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals that came; the first of SIGINT and SIGTERM is only noted, the second one ends the waiting for what
-    is under way, and a further SIGTERM everything."""
-    came: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-        signal.signal(signal.SIGTERM, leave)
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, before[signal.SIGTERM])
-        raise SystemExit(128 + number)
-
-    before = {kind: signal.signal(kind, note) for kind in kinds}
-    try:
-        yield came
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def _report(

@@ -1,0 +1,73 @@
+"""What the signals do that end a process: a service manager sends SIGTERM, and a terminal that goes away SIGHUP."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of its signal."""
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within the block the first SIGTERM or SIGHUP is a KeyboardInterrupt, and the exit code is that of the signal.
+
+    Further ones do nothing: `timeout` and shells send two at once, and neither may cut the saving short; Ctrl-C can.
+    Outside of the main thread, which alone is sent signals, all of them do what they did.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        for kind in before:
+            signal.signal(kind, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {kind: signal.signal(kind, interrupt) for kind in _endings()} if here else {}
+    try:
+        yield
+    except SystemExit as end:
+        if came and end.code == INTERRUPTED:
+            raise SystemExit(128 + came[0]) from None
+        raise
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """The signals that came, for a run that has no end of its own: the first of SIGINT, SIGTERM and SIGHUP is only
+    noted, a second SIGINT or SIGTERM ends the waiting for what is under way, and a further SIGTERM everything.
+
+    SIGHUP is never a second one: a terminal that goes away sends it, and so does its shell.
+    """
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGTERM, leave)
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, *_endings())}
+    try:
+        yield came
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _endings() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP where there is one and nobody has it ignored, as nohup has."""
+    hangup = getattr(signal, "SIGHUP", None)
+    ignored = hangup is None or signal.getsignal(hangup) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, hangup]
