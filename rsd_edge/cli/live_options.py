@@ -130,7 +130,7 @@ def run_live(
     statistics = Statistics(clock.now)
     if report_path is not None:
         make_folder(report_path.parent)
-        check_target(report_path)
+        check_target(report_path, [] if output is None else [output])
     with load(settings) as resolver, noted_signals() as ended:
         _check_batch(settings.batch, resolver.engine)
         sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)

@@ -67,7 +67,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 
 
 @click.command("run")
-@click.argument("inputs", nargs=-1, metavar="INPUT...", type=click.Path())
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=click.Path(readable=False))
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
 @click.option(
     "--engine",
@@ -179,7 +179,7 @@ def command(
     with ExitStack() as stack:
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
-            check_target(report_path)
+            check_target(report_path, [path for job in jobs for path in (job.source, job.target)])
         resolver = stack.enter_context(load(settings))
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)

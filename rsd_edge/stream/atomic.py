@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,10 +95,15 @@ def check_writable(folder: Path) -> None:
         raise output_error(folder, error) from error
 
 
-def check_target(path: Path) -> None:
-    """Find out before the work whether `atomic_file` can write this file; nothing is left. Raises OutputError."""
+def check_target(path: Path, spared: Iterable[Path] = ()) -> None:
+    """Find out before the work whether `atomic_file` can write this file; nothing is left.
+
+    spared: files that it must not replace. Raises OutputError.
+    """
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give a name for the file")
+    if os.path.normcase(path.resolve()) in {os.path.normcase(other.resolve()) for other in spared}:
+        raise OutputError(f"cannot write {path}: it is an input or a result of this run; give another name")
     if not _is_stream(path):
         check_writable(path.parent)
     elif not os.access(path, os.W_OK):
