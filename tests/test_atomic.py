@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsd_edge.errors import OutputError
-from rsd_edge.stream.atomic import check_target, write_json
+from rsd_edge.stream.atomic import check_target, folder_for, write_json
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -28,6 +28,47 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     assert json.loads(found[0]) == {"frames": 3}
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system has no folder of open files")
+def test_an_open_file_goes_on_from_where_it_is(tmp_path: Path) -> None:
+    """As with `--report /dev/stdout >> log`."""
+    log, link, further = tmp_path / "log", tmp_path / "stdout", tmp_path / "further"
+    log.write_text("before\n")
+    with log.open("a") as opened:
+        link.symlink_to(f"/proc/self/fd/{opened.fileno()}")
+        further.symlink_to(link.name)
+        check_target(further)
+        write_json(further, {"frames": 3})
+        opened.write("after\n")
+    assert link.is_symlink()
+    assert further.is_symlink()
+    assert log.read_text() == 'before\n{\n  "frames": 3\n}\nafter\n'
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_link_to_a_file_is_no_open_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "3").symlink_to("file")
+    write_json(tmp_path / "3", {"frames": 3})
+    assert json.loads((tmp_path / "3").read_text()) == {"frames": 3}
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_an_error_takes_away_the_folders_that_were_made_for_it(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    made = tmp_path / "old" / "a" / "b" / "c"
+    with pytest.raises(FileExistsError), folder_for(made / "file"):
+        made.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
+def test_a_folder_that_another_run_took_away_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "report.json"
+    with folder_for(path):
+        path.parent.rmdir()
+        write_json(path, {"frames": 3})
+    assert json.loads(path.read_text()) == {"frames": 3}
 
 
 def test_a_folder_is_no_target(tmp_path: Path) -> None:

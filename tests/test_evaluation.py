@@ -202,7 +202,7 @@ def test_csv_has_a_line_for_each_image_of_each_method(tmp_path: Path) -> None:
     assert lines[1] == ["p", 'a "1", x', "8", "4", "inf", ""]
     assert [float(cell) for cell in lines[2][2:]] == [8, 4, 1 / 3, 2.5]
     with pytest.raises(OutputError):
-        write_csv(tmp_path / "none" / "x.csv", [first])
+        write_csv(tmp_path / "x.csv" / "y.csv", [first])
 
 
 def test_worst_is_what_the_metric_says() -> None:

@@ -234,7 +234,7 @@ def test_formats_that_are_too_small(tmp_path: Path, suffix: str, longest: int) -
 
 def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match=r"cannot write .*a\.png: Not a directory; choose a folder"):
+    with pytest.raises(OutputError, match=r"cannot write into .*file: it is a file; choose a folder"):
         write_image(tmp_path / "file" / "a.png", photo(4, 4))
 
 

@@ -17,7 +17,7 @@ from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend, FramePathKind
-from rsd_edge.stream.atomic import check_target, make_folder, write_json
+from rsd_edge.stream.atomic import check_target, write_json
 
 if TYPE_CHECKING:
     from rsd_edge.backends.base import TileEngine
@@ -129,7 +129,6 @@ def run_live(
     source = open_source(options["camera"], clock, CaptureRequest(size, rate))
     statistics = Statistics(clock.now)
     if report_path is not None:
-        make_folder(report_path.parent)
         check_target(report_path, [] if output is None else [output])
     with load(settings) as resolver, noted_signals() as ended:
         _check_batch(settings.batch, resolver.engine)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rsd_edge.bundle import missing_checkpoint
 from rsd_edge.errors import ModelError
 from rsd_edge.specs import ModelSpec, from_dict, to_dict
-from rsd_edge.stream.atomic import atomic_file, make_folder
+from rsd_edge.stream.atomic import atomic_file
 
 FORMAT = 1
 METADATA_KEY = "rsd_edge"
@@ -63,7 +63,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     header = {"format": FORMAT, "spec": to_dict(checkpoint.spec), "record": checkpoint.record}
     data = save(tensors, metadata={METADATA_KEY: json.dumps(header)})
-    make_folder(path.parent)
     with atomic_file(path) as file:
         file.write(data)
 

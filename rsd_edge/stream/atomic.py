@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 from rsd_edge.errors import OutputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DESCRIPTORS = ("/proc/self/fd", "/dev/fd")
+"""Of this process; /dev/stdout leads there."""
 
 
 PARTS = ".rsd-edge-*.part"
@@ -25,13 +27,15 @@ PARTS = ".rsd-edge-*.part"
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends, and leaves nothing behind when it fails.
 
-    It is written beside `path`, in a folder that must exist. A device or a pipe, such as /dev/stdout, is written to and
-    stays what it is. Raises OutputError, with `errno` set, if the disk is full or the folder does not take files.
+    It is written beside `path`, in a folder that is made if it is missing. A device or a pipe is written to and stays
+    what it is, and so does what /dev/stdout and other links to open files lead to: it goes on from where it is. Raises
+    OutputError, with `errno` set, if the disk is full or the folder does not take files.
     """
     if _is_stream(path):
         with _stream(path) as file:
             yield file
         return
+    make_folder(path.parent)
     # Not tempfile: its files are readable by their owner alone, whatever the umask says.
     partial = path.parent / f".rsd-edge-{secrets.token_hex(8)}.part"
     try:
@@ -48,13 +52,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _is_stream(path: Path) -> bool:
-    return path.exists() and not (path.is_file() or path.is_dir())
+    return path.exists() and (_descriptor(path) is not None or not (path.is_file() or path.is_dir()))
+
+
+def _descriptor(path: Path) -> int | None:
+    """Of the open file of this process that a path leads to, link by link; None for any other path."""
+    while True:
+        parent = path.parent.resolve()
+        if path.name.isdecimal() and parent in {Path(folder).resolve() for folder in _DESCRIPTORS}:
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = parent / path.readlink()
 
 
 @contextlib.contextmanager
 def _stream(path: Path) -> Iterator[BinaryIO]:
     try:
-        with open(path, "wb") as file:
+        descriptor = _descriptor(path)
+        with open(path if descriptor is None else os.dup(descriptor), "wb") as file:
             yield file
     except OutputError:
         raise
@@ -114,7 +130,8 @@ def check_target(path: Path, spared: Iterable[Path] = ()) -> None:
 def folder_for(path: Path) -> Iterator[None]:
     """The folder of a file that is about to be written, made if it is missing.
 
-    What was made goes away with an error if nothing is in it. Raises OutputError as `make_folder` does.
+    What was made goes away with an error if nothing is in it, also where another run is about to write there: that one
+    makes it again. Raises OutputError as `make_folder` does.
     """
     missing = [folder for folder in path.parents if not folder.exists()]
     make_folder(path.parent)

@@ -49,8 +49,8 @@ class ResultPlan:
         """Encode rows of the image, uint8 or uint16 (rows, w) or (rows, w, channels) of the layout `made`, top first.
 
         PNG, BMP and TIFF are lossless and written as the bands come; JPEG (4:4:4) and WebP have quality 95 and are
-        encoded in memory. The file appears at once when it is complete; its folder must exist. Raises OutputError for a
-        full disk or an unwritable folder, and what `bands` raises; then `path` is as it was before.
+        encoded in memory. The file appears at once when it is complete. Raises OutputError for a full disk or an
+        unwritable folder, and what `bands` raises; then `path` is as it was before.
         """
         suffix = usual_suffix(self.path)
         fitted = (fit_band(band, self.made, self.layout) for band in bands)
