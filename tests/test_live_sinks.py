@@ -274,9 +274,34 @@ def test_keyframes_come_by_the_time_of_capture(tmp_path: Path) -> None:
 
 
 def test_names_of_images_need_a_number(tmp_path: Path) -> None:
-    for name in ("x_%s.png", "%d_%d.png", "100%%.png", "%q.png"):
-        with pytest.raises(OutputError, match="needs one number such as %06d"):
+    for name in ("x_%s.png", "%d_%d.png", "100%%.png", "%q.png", "x_%c.png", "x_%%_%d.png", "%999d.png", "50%"):
+        with pytest.raises(OutputError, match="needs one number such as %06d; make the folder first if it is to be"):
             ImageSequenceSink(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("50%", "50%/000000.png"),
+        ("50%/f", "50%/f/000000.png"),
+        ("50%/x_%03d.png", "50%/x_000.png"),
+        ("a%20b/x_%06d.png", "a%20b/x_000000.png"),
+        ("x%%y/o", "x%%y/o/000000.png"),
+        ("%06d.png", "%06d.png/000000.png"),
+    ],
+)
+def test_folders_keep_their_names_whatever_is_in_them(tmp_path: Path, given: str, made: str) -> None:
+    for name in ("50%", "%06d.png"):
+        (tmp_path / name).mkdir()
+    sink = ImageSequenceSink(tmp_path / given)
+    sink.write(result(0, 0.0))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / made]
+
+
+def test_a_camera_that_does_not_open_leaves_no_folder(tmp_path: Path) -> None:
+    ImageSequenceSink(tmp_path / "frames").close()
+    VideoSink(tmp_path / "films" / "out.mkv", VideoSettings(), "test").close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_are_numbered(tmp_path: Path) -> None:

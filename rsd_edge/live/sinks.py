@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from rsd_edge.errors import MissingDependencyError, OutputError
 from rsd_edge.live.clock import Clock
 from rsd_edge.live.frames import LiveResult
 from rsd_edge.opencv import cv2
-from rsd_edge.stream.atomic import make_folder
+from rsd_edge.stream.atomic import check_writable
 from rsd_edge.stream.images import write_image
 from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 
 _DEFAULT_NAME = "%06d.png"
+_NUMBERED = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 _TITLE = "rsd-edge"
 _QUIT = (27, ord("q"))
 
@@ -38,42 +40,53 @@ class ImageSequenceSink:
     """One image file for each result, numbered from 0; each appears whole or not at all."""
 
     def __init__(self, target: Path) -> None:
-        """target: a folder, which gets 000000.png and so on, or a path with a number in printf's form such as %06d.
+        """target: a folder, which gets 000000.png and so on, or a path whose name has a number such as %06d.
 
         Raises OutputError for a name without a number or of no image format, for one with a suffix that is no folder,
-        and where a sequence of that name is.
+        where a sequence of that name is, and for a folder that cannot be written into.
         """
-        if "%" not in target.name and target.suffix.lower() in IMAGE_SUFFIXES and not target.is_dir():
+        if "%" not in target.name or target.is_dir():
+            _check_folder(target)
+            target = target / _DEFAULT_NAME
+        if not _NUMBERED.fullmatch(target.name):
             raise OutputError(
-                f"cannot write {target}: one file has no room for all frames; give a folder, or a name with a number "
-                f"such as {target.stem}_%06d{target.suffix}"
+                f"cannot write {target}: its name needs one number such as %06d; make the folder first if it is to be "
+                "one"
             )
-        if "%" not in target.name and target.suffix and not target.is_dir():
+        check_suffix(target)
+        self.name = str(target)
+        self._target, self._next = target, 0
+        if self._path().exists():
             raise OutputError(
-                f"cannot write {target}: it ends in '{target.suffix}' and is no folder; end it in .mkv or .mp4 for a "
-                "film, or give numbered images such as x_%06d.png, or make the folder first"
+                f"{self._path()} exists, and two sequences would be mixed; give another name, or remove it"
             )
-        self._pattern = str(target if "%" in target.name else target / _DEFAULT_NAME)
-        check_suffix(Path(self._pattern))
-        try:
-            first = Path(self._pattern % 0)
-            if first == Path(self._pattern % 1) or "%s" in target.name:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise OutputError(f"cannot write {target}: its name needs one number such as %06d") from None
-        if first.exists():
-            raise OutputError(f"{first} exists, and two sequences would be mixed; give another name, or remove it")
-        make_folder(first.parent)
-        self.name = self._pattern
-        self._next = 0
+        check_writable(target.parent)
+
+    def _path(self) -> Path:
+        return self._target.with_name(self._target.name % self._next)
 
     def write(self, result: LiveResult) -> None:
         """See Sink."""
-        write_image(self._pattern % self._next, result.pixels)
+        write_image(self._path(), result.pixels)
         self._next += 1
 
     def close(self) -> None:
         """See Sink."""
+
+
+def _check_folder(target: Path) -> None:
+    """Raises OutputError for what is meant as a file."""
+    if target.is_dir() or not target.suffix:
+        return
+    if target.suffix.lower() in IMAGE_SUFFIXES:
+        raise OutputError(
+            f"cannot write {target}: one file has no room for all frames; give a folder, or a name with a number "
+            f"such as {target.stem}_%06d{target.suffix}"
+        )
+    raise OutputError(
+        f"cannot write {target}: it ends in '{target.suffix}' and is no folder; end it in .mkv or .mp4 for a "
+        "film, or give numbered images such as x_%06d.png, or make the folder first"
+    )
 
 
 class VirtualCameraSink:
