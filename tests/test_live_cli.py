@@ -231,9 +231,16 @@ def test_sizes_and_rates_are_asked_for_together_or_alone() -> None:
     assert _parse_capture("1280x720@30") == ((1280, 720), 30.0)
     assert _parse_capture("1280X720") == ((1280, 720), None)
     assert _parse_capture("@12.5") == (None, 12.5)
-    for text in ("", "@", "1280", "0x9", "9x0", "@0", "@-1", "@inf", "9x9@nan", "9x9@x"):
-        with pytest.raises(InputError, match=r"capture is '.*'; (give WxH|sizes and rates are more than 0)"):
+    for text in ("", "@", "1280", "0x9", "9x0", "@0", "@-1", "@inf", "9x9@nan", "9x9@x", "@0.0004", "@1e300"):
+        with pytest.raises(InputError, match=r"capture is '.*'; (give WxH|sizes are 1 or more, rates 0\.001 to 1000)"):
             _parse_capture(text)
+
+
+@pytest.mark.parametrize("rate", ["0.001", "1000"])
+def test_a_recording_takes_any_rate_that_may_be_asked_for(toy_bundle: Path, tmp_path: Path, rate: str) -> None:
+    target = tmp_path / "out.mp4"
+    assert run_here(*words(toy_bundle, "--capture", f"@{rate}", "-o", str(target), "--max-frames", "2")) == 0
+    assert frames_in(target) == 2
 
 
 def test_batches_are_for_engines_that_are_made_for_them() -> None:

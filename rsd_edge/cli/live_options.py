@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
+_RATES = (0.001, 1000.0)
+"""Frames per second that encoders can plan for."""
 _WINDOW_TICK = 1 / 120
 _TICK = 0.1
 _SHOWN_EVERY = 0.5
@@ -217,8 +219,8 @@ def _parse_capture(text: str | None) -> tuple[tuple[int, int] | None, float | No
         frames = float(rate) if rate else None
     except ValueError:
         raise InputError(f"capture is '{text}'; give WxH, WxH@FPS or @FPS, such as 1280x720@30") from None
-    if min(wanted or (1,)) < 1 or (frames is not None and not (math.isfinite(frames) and frames > 0)):
-        raise InputError(f"capture is '{text}'; sizes and rates are more than 0")
+    if min(wanted or (1,)) < 1 or not (frames is None or _RATES[0] <= frames <= _RATES[1]):
+        raise InputError(f"capture is '{text}'; sizes are 1 or more, rates {_RATES[0]:g} to {_RATES[1]:g}")
     return wanted, frames
 
 
