@@ -10,6 +10,7 @@ from typing import NamedTuple
 import click
 
 from rsd_edge import __version__
+from rsd_edge.cli.messages import lasting_stderr
 from rsd_edge.cli.signals import INTERRUPTED, ended_as_by_ctrl_c
 from rsd_edge.cli.streams import mend_streams, output_is_lost
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
@@ -72,6 +73,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+@lasting_stderr()
 @ended_as_by_ctrl_c()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 if all went well, 2 with one line on stderr if not, 130 after Ctrl-C, and 128

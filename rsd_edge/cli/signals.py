@@ -69,5 +69,6 @@ def noted_signals() -> Iterator[list[int]]:
 def _endings() -> list[signal.Signals]:
     """SIGTERM, and SIGHUP where there is one and nobody has it ignored, as nohup has."""
     hangup = getattr(signal, "SIGHUP", None)
-    ignored = hangup is None or signal.getsignal(hangup) is signal.SIG_IGN
-    return [signal.SIGTERM] if ignored else [signal.SIGTERM, hangup]
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, hangup]
