@@ -6,6 +6,7 @@ that nobody knows how to install; here it becomes a MissingDependencyError that 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ from rsd_edge.errors import MissingDependencyError
 __all__ = ["cv2", "quiet"]
 
 _SILENT = 0
+_CHANGING = threading.Lock()
+_LEVELS: list[int] = []
+"""Of OpenCV's log, as those who are within `quiet` met it."""
 
 _DEBIAN_PACKAGES = {
     "libGL.so": "libgl1",
@@ -58,9 +62,11 @@ def quiet() -> Iterator[None]:
     """Keep OpenCV's messages off the terminal: the caller gets one exception that says it all."""
     # OpenCV 5 moved these; in OpenCV 4 they are in the root.
     logging = getattr(cv2.utils, "logging", cv2)
-    level = logging.getLogLevel()
-    logging.setLogLevel(_SILENT)
+    with _CHANGING:
+        _LEVELS.append(logging.getLogLevel())
+        logging.setLogLevel(_SILENT)
     try:
         yield
     finally:
-        logging.setLogLevel(level)
+        with _CHANGING:  # of several threads, the last to leave takes the level that the first one met
+            logging.setLogLevel(_LEVELS.pop())

@@ -207,22 +207,23 @@ def damaged(folder: Path) -> Path:
     return path
 
 
-def test_what_else_is_drawn_meanwhile_is_no_remark(
+def test_what_else_is_written_meanwhile_is_no_remark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Such as the progress bar of a program that calls this as a library."""
+    """Such as the progress bar and the log of a program that calls this as a library."""
+    others = "\r\x1b[2Kphotos \x1b[36m 12%\x1b[0m\n\nmy app: heartbeat\n"
 
-    def beside_a_bar(*arguments: Any) -> Any:
-        os.write(2, b"\r\x1b[2Kphotos \x1b[36m 12%\x1b[0m\n\n")
+    def beside_others(*arguments: Any) -> Any:
+        os.write(2, others.encode())
         return decode(*arguments)
 
     decode = cv2.imdecode
-    monkeypatch.setattr(cv2, "imdecode", beside_a_bar)
+    monkeypatch.setattr(cv2, "imdecode", beside_others)
     (note,) = load_image(damaged(tmp_path)).losses()
     assert note.startswith("its data is damaged (Corrupt JPEG data")
     (tmp_path / "whole.jpg").write_bytes(seeds(tmp_path)["colour.jpg"])
     assert load_image(tmp_path / "whole.jpg").losses() == ()
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == 2 * others
 
 
 def test_a_terminal_is_told_of_damage_that_takes_long_to_find(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rsd_edge.opencv import cv2, quiet
+
 IMPORT_WITH_BROKEN_CV2 = """
 import sys
 
@@ -41,3 +43,16 @@ def test_a_broken_opencv_names_the_cure(tmp_path: Path, reason: str, cure: str) 
     assert cure in result.stdout
     assert reason in result.stdout
     assert len(result.stdout.splitlines()) == 1
+
+
+def test_threads_that_are_quiet_at_once_leave_the_level_as_it_was() -> None:
+    logging = getattr(cv2.utils, "logging", cv2)
+    before = logging.getLogLevel()
+    first, second = quiet(), quiet()
+    for step in (first.__enter__, second.__enter__):
+        step()
+        assert logging.getLogLevel() == 0
+    first.__exit__(None, None, None)
+    assert logging.getLogLevel() == 0
+    second.__exit__(None, None, None)
+    assert logging.getLogLevel() == before > 0

@@ -281,7 +281,7 @@ class _Display(Observer):
             TimeRemainingColumn(),
         )
         console = Console(stderr=True, force_terminal=terminal, highlight=False, markup=False, emoji=False)
-        # No thread of its own may draw: while a file is decoded, what is written to stderr is taken for the decoder's.
+        # No thread of its own may draw: while a file is decoded, what is written to stderr waits for its end.
         self._progress = Progress(*columns, console=console, auto_refresh=False, disable=not terminal, transient=True)
         self._task = self._progress.add_task("", total=files, rate="")
         self._index = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,11 @@ _WITHOUT_SIGNATURE = {".tga": "TGA"}
 _STDERR = 2
 _HEARING = threading.Lock()
 """Only one thread at a time may take stderr."""
-_ESCAPE = "\x1b"
+_REMARK = re.compile(
+    rb"Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS|Unknown Adobe"
+    rb"|Warning: unknown JFIF|Application transferred|libpng (warning|error)|\w*TIFF\w*: "
+)
+"""What libjpeg, libpng and libtiff say of files."""
 _USUAL_DPI = (0, 1, 72, 96)
 """What programs write where nobody said anything."""
 _ROWS_AT_ONCE = 256
@@ -218,8 +223,8 @@ def _cure(reason: str) -> str:
 def _overheard() -> Iterator[list[str]]:
     """What the libraries below OpenCV write to stderr by themselves while this is open; known when it is closed.
 
-    Nothing else keeps libjpeg from doing so, and what it says is worth a warning with the name of the file. A caller's
-    progress bar, which another thread may draw meanwhile, is no remark.
+    Nothing else keeps libjpeg from doing so, and what it says is worth a warning with the name of the file. What other
+    threads write meanwhile gets to stderr when it is closed.
     """
     remarks: list[str] = []
     with _HEARING, tempfile.TemporaryFile() as heard:
@@ -235,5 +240,7 @@ def _overheard() -> Iterator[list[str]]:
             os.dup2(terminal, _STDERR)
             os.close(terminal)
             heard.seek(0)
-            lines = heard.read().decode(errors="replace").splitlines()
-            remarks += [line for line in lines if line.strip() and _ESCAPE not in line]
+            lines = heard.read().splitlines(keepends=True)
+            remarks += [line.decode(errors="replace").strip() for line in lines if _REMARK.match(line)]
+            with contextlib.suppress(OSError):  # nobody listens
+                os.write(_STDERR, b"".join(line for line in lines if not _REMARK.match(line)))
