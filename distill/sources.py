@@ -112,7 +112,7 @@ def _files(source: str) -> Iterator[tuple[Path, str]]:
             shard = Path(source[: numbers.start()] + str(number).zfill(len(first)) + source[numbers.end() :])
             yield _existing(shard, source), shard.stem
     elif source and root.is_dir():
-        for path in _in_folder(root):
+        for path in images_in(root, recursive=True, suffixes=(*IMAGE_SUFFIXES, SHARD)):
             yield path, path.relative_to(root).with_suffix("").as_posix()
     elif source and root.suffix == LIST and root.is_file():
         for path in _listed(root):
@@ -130,22 +130,6 @@ def _existing(path: Path, source: str) -> Path:
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, SHARD):
         raise InputError(f"data source '{path}' is no folder, list ({LIST}), shard ({SHARD}) or image; choose one")
     return path
-
-
-def _in_folder(root: Path) -> list[Path]:
-    """Images and shards below a folder, sorted, with the links whose targets are missing."""
-    dangling = [
-        path
-        for path in root.rglob("*")
-        if path.is_symlink() and not path.exists() and path.suffix.lower() in (*IMAGE_SUFFIXES, SHARD)
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
-    try:
-        return sorted([*images_in(root, recursive=True, suffixes=(*IMAGE_SUFFIXES, SHARD)), *dangling])
-    except InputError:
-        if dangling:
-            return sorted(dangling)
-        raise
 
 
 def _listed(path: Path) -> list[Path]:

@@ -61,6 +61,19 @@ def test_recursion_mirrors_the_tree(root: Path) -> None:
     }
 
 
+def test_links_to_files_count_and_links_to_folders_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "in" / "sub" / "file.png").symlink_to(root / "other" / "e.bmp")
+    (root / "in" / "sub" / "nothing.png").symlink_to("missing.png")
+    (root / "in" / "sub" / "circle.png").symlink_to("circle.png")
+    (root / "in" / "sub" / "up").symlink_to(root / "in")
+    found = plan(root, "in", "out", recursive=True)
+    assert {"in/sub/file.png", "in/sub/nothing.png", "in/sub/circle.png"} < found.keys()
+    assert len(found) == 7
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root / 'in/sub/up'} leads to another folder, which is left out; name it as an input as well"
+    ]
+
+
 def test_several_folders_keep_their_names(root: Path) -> None:
     assert plan(root, "in other", "out") == {
         "in/a.png": "out/in/a.png",

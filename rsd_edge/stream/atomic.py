@@ -118,7 +118,8 @@ def check_target(path: Path, spared: Iterable[Path] = ()) -> None:
     """
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give a name for the file")
-    if os.path.normcase(path.resolve()) in {os.path.normcase(other.resolve()) for other in spared}:
+    real, *others = (os.path.normcase(os.path.realpath(each)) for each in (path, *spared))
+    if real in others:
         raise OutputError(f"cannot write {path}: it is an input or a result of this run; give another name")
     if not _is_stream(path):
         check_writable(path.parent)

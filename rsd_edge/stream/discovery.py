@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -13,6 +14,8 @@ from rsd_edge.errors import ImageReadError, InputError, OutputError
 from rsd_edge.stream.passwords import without_password
 from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 from rsd_edge.video.formats import CONTAINERS, VIDEO_SUFFIXES, is_video, result_suffix
+
+log = logging.getLogger(__name__)
 
 _OTHER_IMAGE_SUFFIXES = (
     *(".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".exr", ".hdr", ".psd", ".svg", ".pdf"),
@@ -48,12 +51,12 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     """Pair every input image or video with its output file, in a stable order.
 
     A folder stands for the images and videos in it, known by their suffix, and with `recursive` for those in all its
-    sub-folders; images of formats that are not read count too, so that each is refused by name; hidden files, and the
-    output folder where it lies inside, are left out. `output` is a file if it ends in an image or video suffix, and
-    then there must be one input, a file. Otherwise it is a folder: results take the name of their source with the new
-    suffix (videos keep theirs where it can be written, and get .mkv where not) and keep its place in the tree, below
-    the name of its folder if several folders were given. Sources that would share a result get their old suffix into
-    the name (a_jpg.png, a_png.png).
+    sub-folders; images of formats that are not read and links to nothing count too, so that each is refused by name;
+    hidden files, and the output folder where it lies inside, are left out, and links to folders with a warning.
+    `output` is a file if it ends in an image or video suffix, and then there must be one input, a file. Otherwise it is
+    a folder: results take the name of their source with the new suffix (videos keep theirs where it can be written, and
+    get .mkv where not) and keep its place in the tree, below the name of its folder if several folders were given.
+    Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
 
     Raises ImageReadError if the only input is missing, InputError for a folder without images, a single output file for
     several inputs, and results that still collide, OutputError for a format that cannot be written and for a result
@@ -109,10 +112,14 @@ def _walk(folder: Path, recursive: bool, leave_out: Path | None, suffixes: Seque
     for parent, folders, names in os.walk(folder, onerror=refuse):
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in suffixes and path.is_file():
+            # A link to nothing is refused by name.
+            if not name.startswith(".") and path.suffix.lower() in suffixes and (path.is_file() or path.is_symlink()):
                 yield path
         kept = [name for name in folders if recursive and not name.startswith(".")]
         folders[:] = [name for name in kept if leave_out is None or Path(parent, name).resolve() != leave_out]
+        for path in (Path(parent, name) for name in folders):
+            if path.is_symlink():
+                log.warning("%s leads to another folder, which is left out; name it as an input as well", path)
 
 
 def _only_file(inputs: Sequence[Path], output: Path) -> Path:
@@ -138,8 +145,8 @@ def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str)
             images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=_PICTURES_AND_FILMS)
             pairs = [(image, below / _result_name(image.relative_to(path), suffix)) for image in images]
         for source, name in pairs:
-            if (source.resolve(), name) not in seen:
-                seen.add((source.resolve(), name))
+            if (_real(source), name) not in seen:
+                seen.add((_real(source), name))
                 yield source, name
 
 
@@ -176,10 +183,15 @@ def _with_old_suffix(job: Job) -> Job:
 
 
 def _protect_inputs(jobs: list[Job]) -> None:
-    sources = {_key(job.source.resolve()) for job in jobs}
+    sources = {_real(job.source) for job in jobs}
     for job in jobs:
-        if _key(job.target.resolve()) in sources:
+        if _real(job.target) in sources:
             raise OutputError(f"{job.target} is an input and would be replaced by a result; choose another -o")
+
+
+def _real(path: Path) -> str:
+    """Equal for two ways to one file; also of links that lead in a circle."""
+    return os.path.normcase(os.path.realpath(path))
 
 
 def _key(path: Path) -> str:
