@@ -31,6 +31,11 @@ pytest.importorskip("aiohttp")
 from rsd_edge.live import server
 from rsd_edge.live.server import PageSink
 
+UPGRADE = (
+    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
 
 def make_result(index: int, size: tuple[int, int] = (64, 48)) -> LiveResult:
     width, height = size
@@ -253,18 +258,33 @@ def test_clients_that_take_nothing_slow_nobody_and_are_let_go(
     assert not sink._thread.is_alive()
 
 
+def test_a_browser_that_takes_nothing_is_let_go(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_SECONDS_TO_SEND", 0.2)
+    sink = PageSink(Address.parse("0"), "test", statistics)
+    noise = np.random.default_rng(0).integers(0, 256, (1920, 2560, 3), np.uint8)  # as JPEG, more than sockets hold
+    large = LiveResult(LiveFrame(0, 0.0, np.zeros((480, 640, 3), np.uint8)), noise)
+    try:
+        with socket.create_connection(("127.0.0.1", int(sink.url.rsplit(":", 1)[1].strip("/")))) as lazy:
+            lazy.sendall(f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\n{UPGRADE}\r\n".encode())
+            assert lazy.recv(12).split()[1] == b"101"
+            assert sink.watching == 1
+            deadline = time.monotonic() + 10  # long before the heartbeat would miss an answer
+            while sink.watching and time.monotonic() < deadline:
+                sink.write(large)
+                time.sleep(0.05)
+            assert sink.watching == 0
+    finally:
+        sink.close()
+
+
 @pytest.mark.parametrize("path", ["stream.mjpg", "ws"])
 def test_who_leaves_while_there_is_no_signal_keeps_no_seat(statistics: Statistics, path: str) -> None:
     sink = PageSink(Address.parse("0"), "test", statistics, most_clients=2)
     address = ("127.0.0.1", int(sink.url.rsplit(":", 1)[1].strip("/")))
-    upgrade = (
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    )
     try:
         for _ in range(3):
             with socket.create_connection(address) as client:
-                client.sendall(f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{upgrade}\r\n".encode())
+                client.sendall(f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{UPGRADE}\r\n".encode())
                 assert client.recv(12).split()[1] in (b"101", b"200")
                 assert sink.watching == 1
             deadline = time.monotonic() + 10
