@@ -10,9 +10,8 @@ from typing import NamedTuple
 import click
 
 from rsd_edge import __version__
-from rsd_edge.cli.messages import lasting_stderr
 from rsd_edge.cli.signals import INTERRUPTED, ended_as_by_ctrl_c
-from rsd_edge.cli.streams import mend_streams, output_is_lost
+from rsd_edge.cli.streams import lasting_stderr, mend_streams, output_is_lost
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
 
 FAILED = 2

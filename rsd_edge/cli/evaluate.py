@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -112,7 +110,6 @@ def command(
     _check_device(models, settings.metrics, options["device"])
     outputs.check(settings.metrics)
     with ExitStack() as stack:
-        stack.enter_context(_sigterm_unwinds())
         for path in outputs.files:
             stack.enter_context(folder_for(path))
         results = [_folder_results(folder, options) for folder in folders]
@@ -275,20 +272,6 @@ def _run_settings(model: str, options: dict[str, Any]) -> RunSettings:
     names = ("precision", "backend", "steps", "tile", "batch", "threads")
     device = options["device"] if model.endswith(CHECKPOINT_SUFFIX) else None  # elsewhere it is of pyiqa alone
     return RunSettings(engine=model, device=device, **{name: options[name] for name in names})
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that temporary folders go; the exit code is that of the signal."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
