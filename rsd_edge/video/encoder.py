@@ -190,7 +190,7 @@ def _try(
     canonical = str(codec.canonical_name)
     tagged = container.tags_colours or canonical in _TAGS_ITSELF
     if is_hdr(clip.colour) and not tagged:
-        return None, f"in .{container.name} cannot say that a film is HDR"
+        return None, f"in {container.suffix} cannot say that a film is HDR"
     encoder = Encoder(
         name=name,
         codec=canonical,
@@ -279,7 +279,7 @@ def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
     elif clip.colour.bits > 10:
         notes.append(f"{clip.colour.bits} bits reduced to 10")
     if encoder.colour != clip.colour:
-        what = f".{encoder.container.name} cannot tag the colours of {encoder.codec}"
+        what = f"{encoder.container.suffix} cannot tag the colours of {encoder.codec}"
         notes.append(f"{what}: converted to BT.601 in limited range, which players assume")
     late = clip.first * clip.time_base - clip.shift
     if encoder.container.fixed_rate and late >= 1 / clip.rate:

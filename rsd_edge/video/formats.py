@@ -20,6 +20,13 @@ class Container:
     """Whatever the codec, the file tells matrix and range."""
     negative_times: bool = False
     """Packets may begin before zero, as the priming samples of AAC do."""
+    equal_times: bool = False
+    """Packets of one track may have the same time."""
+
+    @property
+    def suffix(self) -> str:
+        """As users know the format."""
+        return ".mkv" if self.name == "matroska" else f".{self.name}"
 
 
 _MP4 = Container("mp4", ("h264", "hevc", "mpeg4"), negative_times=True)
@@ -27,8 +34,8 @@ CONTAINERS = {
     ".mp4": _MP4,
     ".m4v": _MP4,
     ".mov": Container("mov", ("h264", "hevc", "mpeg4"), negative_times=True),
-    ".mkv": Container("matroska", ("h264", "hevc", "mpeg4")),
-    ".webm": Container("webm", ("vp9", "av1")),
+    ".mkv": Container("matroska", ("h264", "hevc", "mpeg4"), equal_times=True),
+    ".webm": Container("webm", ("vp9", "av1"), equal_times=True),
     ".avi": Container("avi", ("mpeg4",), fixed_rate=True, tags_colours=False),
 }
 _READ_ONLY = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".mxf")

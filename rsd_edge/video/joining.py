@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +20,17 @@ from rsd_edge.stream.atomic import output_error
 from rsd_edge.video.encoder import Encoder
 from rsd_edge.video.journal import Segment
 from rsd_edge.video.source import Clip, opened
-from rsd_edge.video.tracks import Tracks, add_track, copied_packets, copy_chapters, film_tags
+from rsd_edge.video.track_times import TrackTimes
+from rsd_edge.video.tracks import (
+    Tracks,
+    add_track,
+    copied_packets,
+    copy_chapters,
+    describe,
+    drops_priming,
+    film_tags,
+    time_notes,
+)
 
 
 @dataclass(frozen=True)
@@ -45,27 +55,53 @@ class Film:
         return (self.segments[-1].end - first) * self.encoder.time_base
 
 
-def join(film: Film, target: Path) -> None:
-    """Write the film and put it at `target` in one step. Raises OutputError; then `target` is as it was."""
+class _RefusedTrackError(Exception):
+    """The container takes a track and not what is in it."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+def join(film: Film, target: Path) -> tuple[str, ...]:
+    """Write the film and put it at `target` in one step; notes about what became of its tracks.
+
+    A track that the container refuses on the way is left out. Raises OutputError; then `target` is as it was.
+    """
     partial = film.folder / "joined.part"
     try:
-        _write(film, partial)
+        notes = _write_what_fits(film, partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, target)
+        return notes
     except OutputError:
         raise
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise output_error(target, error) from error
-        raise OutputError(f"cannot write {target}: the container refuses it ({error}); try .mkv") from error
+        cure = "try another --codec" if film.encoder.container.name == "matroska" else "try .mkv"
+        raise OutputError(f"cannot write {target}: the container refuses it ({error.strerror}); {cure}") from error
     except OSError as error:
         raise output_error(target, error) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _write(film: Film, path: Path) -> None:
+def _write_what_fits(film: Film, path: Path) -> tuple[str, ...]:
+    notes: list[str] = []
+    while True:
+        try:
+            return (*notes, *_write(film, path))
+        except _RefusedTrackError as refused:
+            with opened(film.clip.path) as source:
+                what = describe(source.streams[refused.index])
+            notes.append(f"{what} left out: {film.encoder.container.suffix} refuses a part of it ({refused})")
+            copied = tuple(index for index in film.tracks.copied if index != refused.index)
+            film = replace(film, tracks=replace(film.tracks, copied=copied))
+
+
+def _write(film: Film, path: Path) -> tuple[str, ...]:
     container = film.encoder.container
     # An index at the front lets players begin before they have all of it.
     options = {"movflags": "+faststart"} if container.name in ("mp4", "mov") else {}
@@ -78,9 +114,21 @@ def _write(film: Film, path: Path) -> None:
         output.metadata.update(film_tags(source.metadata, strip=film.strip))
         copy_chapters(source, output, film.clip.shift, film.end)
         output.start_encoding()
-        others = copied_packets(source, copied, film.clip, container, film.end)
+        times = TrackTimes(film.clip, container, film.end, drop_priming=drops_priming(source, container))
+        others = copied_packets(source, copied, times)
         for _, packet in heapq.merge(_video_packets(film, video), others, key=lambda entry: entry[0]):
-            output.mux(packet)
+            _mux(output, packet, copied)
+        return time_notes(source, times)
+
+
+def _mux(output: OutputContainer, packet: Packet[Stream], copied: dict[int, Stream]) -> None:
+    try:
+        output.mux(packet)
+    except av.FFmpegError as error:
+        index = next((index for index, added in copied.items() if added is packet.stream), None)
+        if index is None or isinstance(error, OSError):  # a full disk is no fault of the track
+            raise
+        raise _RefusedTrackError(index, str(error.strerror)) from error
 
 
 def _add_video(film: Film, source: InputContainer, output: OutputContainer) -> VideoStream:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
+from av import AudioCodecContext, AudioLayout, AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import AttachmentStream, Discard, Stream
 
 from rsd_edge.video.formats import Container
 from rsd_edge.video.source import Clip, is_picture, opened
+from rsd_edge.video.track_times import TrackTimes
 
 if TYPE_CHECKING:
     from av.container.core import Chapter  # exists for type checkers only
@@ -46,6 +49,9 @@ _PICTURES = {"mjpeg": (".jpg", "image/jpeg"), "png": (".png", "image/png")}
 _OPEN_ENDED = ("pgssub", "dvbsub")
 """Subtitles that are shown until others take their place."""
 
+_COVERS = ("mp4", "matroska")
+"""MOV drops them without a word, and AVI shows them as a second film."""
+
 _CHAPTERS = ("mp4", "mov", "matroska", "webm")
 
 
@@ -61,6 +67,7 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
     """Try each stream in the container. Raises VideoReadError if the source cannot be opened any more."""
     copied, notes = [], []
     with opened(clip.path) as source:
+        firsts = _first_packets(source, clip)
         for stream in source.streams:
             if stream.index == clip.index or stream.discard == Discard.all:
                 continue  # FFmpeg discards what it has read already, such as chapters that MP4 keeps in a track
@@ -68,17 +75,17 @@ def plan_tracks(clip: Clip, container: Container) -> Tracks:
                 notes.append(f"video track {stream.index} left out: only the first one is enlarged")
             elif stream.type not in _COPIED and not is_picture(stream):
                 notes.append(f"{stream.type} track {stream.index} left out")
-            elif _fits(stream, container):
+            elif _fits(stream, firsts.get(stream.index), container):
                 copied.append(stream.index)
-                if stream.type == "audio" and clip.begin is None and _drops_priming(source, container):
+                if stream.type == "audio" and clip.begin is None and drops_priming(source, container):
                     notes += _priming_note(stream, container)
                 if stream.type == "subtitle" and clip.begin is not None:
                     notes += _open_end_note(stream)
             else:
                 cure = "" if container.name == "matroska" else "; .mkv takes more"
-                notes.append(f"{_describe(stream)} left out: .{container.name} does not take it{cure}")
+                notes.append(f"{describe(stream)} left out: {container.suffix} does not take it{cure}")
         if source.chapters() and container.name not in _CHAPTERS:
-            notes.append(f"chapters left out: .{container.name} has none")
+            notes.append(f"chapters left out: {container.suffix} has none")
     return Tracks(tuple(copied), tuple(notes))
 
 
@@ -95,9 +102,19 @@ def add_track(output: OutputContainer, stream: Stream, *, strip: bool = False) -
         name = stream.metadata.get("filename", f"attachment-{stream.index}")
         return output.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
     added = output.add_stream_from_template(stream, opaque=True)
+    if isinstance(added, AudioStream):
+        _name_channels(added.codec_context)
     added.metadata.update(film_tags(stream.metadata, strip=strip))
     added.disposition = stream.disposition
     return added
+
+
+def _name_channels(context: AudioCodecContext) -> None:
+    """Take the usual ones of that number where the source does not name them: MP4 refuses sound without."""
+    count = context.layout.nb_channels
+    if context.layout.name == f"{count} channels":
+        with suppress(ValueError):  # no usual ones
+            context.layout = AudioLayout(f"{count}c")
 
 
 def _picture(stream: Stream) -> bytes:
@@ -137,16 +154,15 @@ def copy_chapters(source: InputContainer, output: OutputContainer, shift: Fracti
 
 
 def copied_packets(
-    source: InputContainer, streams: dict[int, Stream], clip: Clip, container: Container, end: Fraction | None
+    source: InputContainer, streams: dict[int, Stream], times: TrackTimes
 ) -> Iterator[tuple[Fraction, Packet[Stream]]]:
     """(seconds, packet for the output) of all copied streams, in the order of the file.
 
-    end: seconds in the result behind which nothing is copied; None for all.
+    streams: of the output, which has begun, by their index in the source.
     """
     wanted = [source.streams[index] for index, added in streams.items() if added.type != "attachment"]
     if not wanted:
         return
-    drop_priming = _drops_priming(source, container)
     packets = source.demux(wanted)
     while True:
         try:
@@ -155,13 +171,28 @@ def copied_packets(
             return  # the same damage has ended the pictures, and been told
         if packet is None:
             return
-        moved = _moved(packet, clip, drop_priming, end)
-        if moved is not None:
-            packet.stream = streams[packet.stream.index]
-            yield moved, packet
+        added = streams[packet.stream.index]
+        assert added.time_base is not None
+        seconds = times(packet, added.time_base)
+        if seconds is not None:
+            packet.stream = added
+            yield seconds, packet
 
 
-def _drops_priming(source: InputContainer, container: Container) -> bool:
+def time_notes(source: InputContainer, times: TrackTimes) -> tuple[str, ...]:
+    """What was wrong with the times of copied streams, in words."""
+    moved = [
+        f"{describe(source.streams[index])}: {count} packets had no usable time; each was put behind the one before it"
+        for index, count in times.moved.items()
+    ]
+    left_out = [
+        f"{describe(source.streams[index])}: {count} packets left out, whose times go back or jump"
+        for index, count in times.left_out.items()
+    ]
+    return (*moved, *left_out)
+
+
+def drops_priming(source: InputContainer, container: Container) -> bool:
     """Matroska states how long the priming is, and can do so again; from MP4 only the negative times are known."""
     return not container.negative_times and "matroska" not in source.format.name
 
@@ -171,56 +202,56 @@ def _priming_note(stream: Stream, container: Container) -> list[str]:
         return []
     early = float(-stream.start_time * stream.time_base)
     what = f"the encoder's {1000 * early:.0f} ms before the beginning left out"
-    return [f"{_describe(stream)}: {what}, which .{container.name} cannot place; nothing is heard of them"]
+    return [f"{describe(stream)}: {what}, which {container.suffix} cannot place; nothing is heard of them"]
 
 
 def _open_end_note(stream: Stream) -> list[str]:
     if getattr(stream.codec_context, "name", "") not in _OPEN_ENDED:
         return []
-    return [f"{_describe(stream)}: a picture that is shown at the beginning is left out until the next one"]
+    return [f"{describe(stream)}: a picture that is shown at the beginning is left out until the next one"]
 
 
-def _moved(packet: Packet[Stream], clip: Clip, drop_priming: bool, end: Fraction | None) -> Fraction | None:
-    """Shift the packet's times; its place in the result in seconds, or None if it has none."""
-    base = packet.time_base
-    if packet.size and is_picture(packet.stream):
-        packet.pts = packet.dts = 0
-        return Fraction(0)
-    time = packet.pts if packet.dts is None else packet.dts
-    if packet.size == 0 or time is None:
-        return None
-    shift = round(clip.shift / base)
-    if packet.pts is not None:
-        packet.pts -= shift
-    if packet.dts is not None:
-        packet.dts -= shift
-    seconds = (time - shift) * base
-    if end is not None and seconds >= end:
-        return None
-    left = time - shift + (packet.duration or 0)
-    if clip.begin is not None and time < shift and left > 0 and packet.stream.type == "subtitle":
-        packet.pts, packet.dts, packet.duration = 0, 0, left
-        return Fraction(0)
-    if time < shift and (clip.begin is not None or (left <= 0 and drop_priming)):
-        return None  # before the part that is wanted, or priming samples that this container cannot place before zero
-    return seconds
+def _first_packets(source: InputContainer, clip: Clip) -> dict[int, Packet[Stream]]:
+    """One of each sound and cover, by index: subtitles may come late, and to look for them reads the whole file."""
+    wanted = [s for s in source.streams if s.index != clip.index and (s.type == "audio" or is_picture(s))]
+    found: dict[int, Packet[Stream]] = {}
+    if wanted:
+        with suppress(av.FFmpegError):
+            for packet in source.demux(wanted):
+                if packet.size:
+                    found.setdefault(packet.stream.index, packet)
+                if len(found) == len(wanted):
+                    break
+    return found
 
 
-def _fits(stream: Stream, container: Container) -> bool:
-    """Whether the container takes the stream, found out by beginning a file with it."""
-    output = av.open(io.BytesIO(), "w", format=container.name)
+def _fits(stream: Stream, first: Packet[Stream] | None, container: Container) -> bool:
+    """Whether the container takes the stream, found out by writing a file with its first packet.
+
+    Some containers refuse a stream at the end only, once they know that there is something in it.
+    """
+    if stream.type == "attachment" and container.name != "matroska":
+        return False
+    if is_picture(stream) and container.name not in _COVERS:
+        return False
     try:
-        if stream.type == "attachment" and container.name != "matroska":
-            return False
-        add_track(output, stream)
-        if stream.type in ("audio", "subtitle"):
-            output.start_encoding()  # others cannot be the only stream of a file
+        with av.open(io.BytesIO(), "w", format=container.name) as output:
+            added = add_track(output, stream)
+            if added.type == "attachment":
+                return True  # which cannot be the only stream of a file
+            output.start_encoding()
+            if first is not None:
+                tick = added.time_base or Fraction(0)
+                if container.fixed_rate and tick > 2 * (first.duration or 0) * first.time_base:
+                    return False  # its clock is the rate that the source states, which is wrong then
+                first.stream, first.pts, first.dts = added, 0, 0
+                output.mux(first)
     except (av.FFmpegError, ValueError, KeyError):
         return False
     return True
 
 
-def _describe(stream: Stream) -> str:
+def describe(stream: Stream) -> str:
     codec = getattr(stream.codec_context, "name", "unknown codec")
     language = stream.metadata.get("language")
     what = "cover picture" if is_picture(stream) else f"{stream.type} track"

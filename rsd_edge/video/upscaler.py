@@ -142,7 +142,7 @@ class VideoUpscaler:
                 raise VideoReadError(f"{source} holds no frame that can be decoded; copy or download it again")
             film = self._film(plan, work, work.segments)
             try:
-                join(film, target)
+                track_notes = join(film, target)
             except KeyboardInterrupt:
                 what = f"interrupted while {target} was put together"
                 raise VideoInterrupted(f"{source}: {what}; all frames are kept, and the same command goes on") from None
@@ -159,7 +159,7 @@ class VideoUpscaler:
             bytes=target.stat().st_size,
             seconds=time.perf_counter() - began,
             new_frames=work.frames - earlier,
-            notes=(*notes, *damage.notes(plan.clip), *_missing(plan.clip, work.frames)),
+            notes=(*notes, *damage.notes(plan.clip), *_missing(plan.clip, work.frames), *track_notes),
         )
 
     def _plan(self, source: Path, target: Path) -> _Plan:
