@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +62,10 @@ def decoded(path: Path) -> list[NDArray[np.uint8]]:
     while (found := capture.read())[0]:
         frames.append(found[1])
     return frames  # type: ignore[return-value]
+
+
+def never(image: NDArray[Any], **_: Any) -> NDArray[Any]:
+    raise AssertionError("the work has begun")
 
 
 @contextmanager
@@ -143,6 +150,44 @@ def test_all_frames_of_longer_films_are_found(tmp_path: Path, suffix: str) -> No
     settings = VideoSettings(io="opencv", scale=1, temporal="fixed")
     assert VideoUpscaler(cubic, settings)(source, tmp_path / f"b{suffix}").frames == 130
     assert len(decoded(tmp_path / f"b{suffix}")) == 130
+
+
+@pytest.mark.parametrize(("source", "target"), [(b"f\xe9.mkv", b"b.avi"), (b"a.mkv", b"d\xe9/b.avi")])
+def test_paths_that_opencv_cannot_take_are_refused(
+    tmp_path: Path, source: bytes, target: bytes, toy_bundle: Path
+) -> None:
+    path = make(tmp_path / "a.mkv", Recipe()).rename(tmp_path / os.fsdecode(source))
+    # In another process, which OpenCV would end.
+    command = [sys.executable, "-m", "rsd_edge", "run", str(path), "-o", str(tmp_path / os.fsdecode(target))]
+    command += ["--video-io", "opencv", "--engine", str(toy_bundle), "--threads", "1"]
+    run = subprocess.run(command, capture_output=True, check=False)
+    (error,) = run.stderr.splitlines()
+    assert run.returncode == 2
+    assert error.endswith(b"is not UTF-8, which OpenCV cannot take; rename it or try --video-io av")
+
+
+def test_a_result_may_have_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    target = tmp_path / os.fsdecode(b"f\xe9.avi")
+    VideoUpscaler(cubic, VideoSettings(io="opencv"))(make(tmp_path / "a.mkv", Recipe()), target)
+    assert target.stat().st_size
+
+
+def test_a_folder_that_takes_no_files_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    source = make(tmp_path / "a.mkv", Recipe())
+    monkeypatch.setattr("tempfile.TemporaryDirectory", denied)  # root may write anywhere
+    with pytest.raises(OutputError, match="Permission denied; choose a folder that you may write to"):
+        VideoUpscaler(never, VideoSettings(io="opencv"))(source, tmp_path / "b.avi")
+
+
+def test_films_too_small_for_opencv_are_refused(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(size=(8, 6)))
+    for suffix in ("avi", "webm"):
+        with pytest.raises(OutputError, match=r"needs 16 pixels each way and gets 16x12; take a larger --scale or"):
+            VideoUpscaler(cubic, VideoSettings(io="opencv", scale=2))(source, tmp_path / f"b.{suffix}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv"]
 
 
 def test_ctrl_c_while_the_result_is_checked_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

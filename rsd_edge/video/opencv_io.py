@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rsd_edge.errors import InputError, OutputError, VideoInterrupted, VideoReadError
 from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2, quiet
-from rsd_edge.stream.atomic import folder_for, output_error
+from rsd_edge.stream.atomic import check_target, folder_for, output_error
 from rsd_edge.stream.passwords import without_password
 from rsd_edge.video.encoder import fitted
 from rsd_edge.video.journal import free_partial
@@ -29,6 +29,9 @@ _CODES = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi"
 _USUAL_RATE = 25.0
 _RATES = (1, 240)
 """Beyond these, what a camera says of itself is made up."""
+_LEAST_SIDE = 16
+"""Pixels: with less, OpenCV's encoders lose frames (VP8), or write beyond their memory (MJPG)."""
+_ONLY_UTF8 = "which OpenCV cannot take; rename it or try --video-io av"
 _NOTE = (
     "--video-io opencv: pictures only (no audio, subtitles or tags), 8 bits, one fixed rate, OpenCV's own colours, HDR "
     "not recognised"
@@ -97,7 +100,19 @@ def _checked_code(settings: VideoSettings, target: Path) -> str:
     code = _CODES.get(target.suffix.lower())
     if code is None:
         raise OutputError(f"cannot write {target}: OpenCV writes {', '.join(_CODES)}")
+    if not _is_utf8(target.parent.absolute()):  # of which OpenCV sees no more
+        raise OutputError(f"cannot write {target}: its folder's path is not UTF-8, {_ONLY_UTF8}")
+    check_target(target)
     return code
+
+
+def _is_utf8(name: Path | str) -> bool:
+    """Whether OpenCV can take the name at all: any other ends the process."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _name(source: Path | str) -> str:
@@ -111,11 +126,14 @@ def _reader(source: Path | str) -> Iterator[Any]:
         raise VideoReadError(f"{source} does not exist; check the spelling")
     if isinstance(source, Path) and not source.is_file():
         raise VideoReadError(f"{source} is no video file and no camera; name one")
+    name = str(source.absolute()) if isinstance(source, Path) else source
+    if not _is_utf8(name):
+        raise VideoReadError(f"{_name(source)} has a path that is not UTF-8, {_ONLY_UTF8}")
     # OpenCV's own FFmpeg writes to stderr, and only this variable, read when it first starts, makes it quiet.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         with quiet():
-            capture = cv2.VideoCapture(str(source.absolute()) if isinstance(source, Path) else source)
+            capture = cv2.VideoCapture(name)
     except cv2.error as error:
         reason = without_password(error.err)
         raise VideoReadError(f"{_name(source)} cannot be opened by OpenCV ({reason}); {_cure(source)}") from None
@@ -203,6 +221,9 @@ class _Writer:
         """uint8 BGR (h, w, 3); what has not the size of the first one is resized to it. Raises OutputError."""
         size = (image.shape[1] + image.shape[1] % 2, image.shape[0] + image.shape[0] % 2)
         if self._writer is None:
+            if min(size) < _LEAST_SIDE:
+                what = f"OpenCV needs {_LEAST_SIDE} pixels each way and gets {size[0]}x{size[1]}"
+                raise OutputError(f"cannot write {self._target}: {what}; take a larger --scale or --video-io av")
             self.size = size
             self._writer = cv2.VideoWriter(str(self._partial.absolute()), self._code, self._rate, self.size)
             if not self._writer.isOpened():
