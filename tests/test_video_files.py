@@ -329,8 +329,13 @@ def test_the_forecast_goes_with_quality_and_preset(tmp_path: Path, options: Any,
         ({"codec": "mpeg4"}, "b.webm", "choose another --codec"),
         ({"codec": "h264_nvenc"}, "b.mp4", "h264_nvenc does not work here"),
         ({"codec": "aac"}, "b.mp4", "aac is no video encoder"),
-        ({"codec": "mpeg4", "preset": "fast"}, "b.avi", "mpeg4 has no presets; choose"),
-        ({"preset": "hasty"}, "b.mp4", "libx264 has no preset 'hasty'; it has ultrafast"),
+        ({"codec": "mpeg4", "preset": "fast"}, "b.avi", "mpeg4 takes no --preset; leave it out"),
+        ({"codec": "ffv1", "preset": "fast"}, "b.mkv", "ffv1 takes no --preset; leave it out"),
+        ({"codec": "mpeg2video", "crf": 2}, "b.avi", "mpeg2video takes no --crf; leave it out"),
+        ({"codec": "libvpx", "preset": "fast"}, "b.webm", r"libvpx has no preset 'fast'; choose a --preset of 0, 1, "),
+        ({"preset": "fast"}, "b.webm", r"libvpx-vp9 has no preset 'fast'; choose a --preset of 0, .* 7, 8$"),
+        ({"codec": "av1", "preset": "medium"}, "b.mkv", r"libsvtav1 has no preset 'medium'; .* 12, 13$"),
+        ({"preset": "hasty"}, "b.mp4", "libx264 has no preset 'hasty'; choose a --preset of ultrafast"),
         ({}, "b.wmv", r"'\.wmv' is no video format here; use one of \.mp4"),
         ({}, "a.mp4", "is the input; choose another -o"),
     ],
@@ -342,6 +347,15 @@ def test_what_cannot_be_encoded_is_refused(tmp_path: Path, options: Any, target:
     with pytest.raises(OutputError, match=error):
         upscale(source, target, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
+
+
+def test_only_options_that_count_are_told(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", Recipe())
+    result, _ = upscale(source, "b.mkv", codec="ffv1")
+    assert result.encoder_options == {}
+    good, bad = (upscale(source, "b.webm", codec="libvpx", crf=crf)[0] for crf in (4, 50))
+    assert good.encoder_options["crf"] == "4"
+    assert good.bytes > 1.5 * bad.bytes
 
 
 def test_too_large_a_frame_and_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

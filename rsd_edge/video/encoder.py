@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class _Kind:
     crf_option: str = "crf"
     fixed: tuple[tuple[str, str], ...] = ()
     presets: tuple[str, ...] = ()
-    """All that there are, where they have names."""
+    """All that there are."""
     large: tuple[str, ...] = ()
     """Presets whose files are twice as large as those of the others; the default is one of them."""
     halving: float = 5
@@ -75,15 +75,25 @@ class _Kind:
         return self.bits_per_pixel * steps / (2 if smaller else 1)
 
 
+def _steps(last: int) -> tuple[str, ...]:
+    return tuple(str(step) for step in range(last + 1))
+
+
 _X26X = ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"]
 _KINDS = {
     # Faster presets than usual: engine and encoder share the processor. Of enlarged film, superfast of x264 at 21
     # has the size and the PSNR of veryfast at 18, to a tenth, in half the time.
     "libx264": _Kind(21, 0.19, "superfast", "preset", presets=tuple(_X26X), large=("ultrafast", "superfast")),
     "libx265": _Kind(20, 0.08, "superfast", "preset", fixed=(("x265-params", "log-level=none"),), presets=tuple(_X26X)),
-    "libsvtav1": _Kind(28, 0.06, "10", "preset", halving=9),
-    "libaom-av1": _Kind(28, 0.06, "8", "cpu-used", halving=9),
-    "libvpx-vp9": _Kind(26, 0.08, "6", "cpu-used", fixed=(("deadline", "realtime"), ("row-mt", "1")), halving=9),
+    "libsvtav1": _Kind(28, 0.06, "10", "preset", presets=_steps(13), halving=9),
+    "libaom-av1": _Kind(28, 0.06, "8", "cpu-used", presets=_steps(8), halving=9),
+    "libvpx-vp9": _Kind(
+        26, 0.08, "6", "cpu-used", fixed=(("deadline", "realtime"), ("row-mt", "1")), presets=_steps(8), halving=9
+    ),
+    # Quality counts for VP8 as far as the bit rate lets it, whose default is 256 kb/s.
+    "libvpx": _Kind(
+        20, 0.2, "6", "cpu-used", fixed=(("b", "100000000"), ("deadline", "realtime")), presets=_steps(16), halving=20
+    ),
     "mpeg4": _Kind(3, 0.3, halving=0),
 }
 _HARDWARE = _Kind(20, 0.12, None, "preset", "cq", (("rc", "vbr"),))
@@ -180,10 +190,8 @@ def _try(
     if codec.type != "video":
         return None, "is no video encoder"
     kind = _KINDS.get(name) or (_HARDWARE if name.endswith(("_nvenc", "_qsv")) else _OTHER)
-    if settings.preset is not None and kind.preset_option is None:
-        return None, "has no presets"
     if settings.preset is not None and kind.presets and settings.preset not in kind.presets:
-        raise OutputError(f"{name} has no preset '{settings.preset}'; it has {', '.join(kind.presets)}")
+        raise OutputError(f"{name} has no preset '{settings.preset}'; choose a --preset of {', '.join(kind.presets)}")
     if name == "libsvtav1":
         # It writes to stderr by itself, and only this variable, read when it first starts, makes it quiet.
         os.environ.setdefault("SVT_LOG", "1")
@@ -207,8 +215,16 @@ def _try(
         bits_per_pixel=kind.bits(settings),
         threads=min(usable_cores(), _MOST_THREADS),
     )
-    why = _probe(encoder)
-    return (None, why) if why else (encoder, "")
+    try:
+        ignored = _probe(encoder)
+    except OutputError as error:
+        return None, str(error)
+    options = {option: value for option, value in encoder.options if option not in ignored}
+    taken = {"preset": kind.preset_option in options, "crf": name == "mpeg4" or kind.crf_option in options}
+    for setting, known in taken.items():
+        if not known and getattr(settings, setting) is not None:
+            raise OutputError(f"{name} takes no --{setting}; leave it out")
+    return replace(encoder, options=tuple(options.items())), ""
 
 
 def _options(name: str, kind: _Kind, container: Container, settings: VideoSettings) -> tuple[tuple[str, str], ...]:
@@ -248,8 +264,11 @@ def _tidy(rate: Fraction) -> Fraction:
     return near if near.numerator <= _MPEG4_TICKS else Fraction(round(rate))
 
 
-def _probe(encoder: Encoder) -> str:
-    """Encode a few frames; why that failed, or nothing."""
+def _probe(encoder: Encoder) -> frozenset[str]:
+    """Encode a few frames; the options that the encoder does not know, with which it starts all the same.
+
+    Raises OutputError with nothing but the reason if that fails.
+    """
     deep = is_deep(encoder.pixel_format)
     flat = np.full((encoder.height, encoder.width, 3), 128, np.uint16 if deep else np.uint8)
     try:
@@ -259,6 +278,7 @@ def _probe(encoder: Encoder) -> str:
         finally:
             del output  # never started, so there is nothing to close
         context = encoder.start()
+        ignored = frozenset(context.options)
         frame = FromBgr(encoder.colour, encoder.pixel_format)(flat)
         packets = []
         for i in range(_PROBE_FRAMES):
@@ -266,10 +286,12 @@ def _probe(encoder: Encoder) -> str:
             packets += context.encode(frame)
         packets += context.encode(None)
     except ValueError as error:
-        return f"does not fit ({error})"
+        raise OutputError(f"does not fit ({error})") from None
     except (av.FFmpegError, OutputError) as error:
-        return f"does not work here ({error})"
-    return "" if len(packets) == _PROBE_FRAMES else "lost frames of a probe"
+        raise OutputError(f"does not work here ({error})") from None
+    if len(packets) != _PROBE_FRAMES:
+        raise OutputError("lost frames of a probe")
+    return ignored
 
 
 def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
