@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from test_video_resume import Counting
 from video_clips import Recipe, cubic, make, read
 
-from rsd_edge import VideoSettings, VideoUpscaler
+from rsd_edge import SuperResolver, VideoSettings, VideoUpscaler, selection
 from rsd_edge.errors import OutputError
+from rsd_edge.selection import Candidate
 
 
 def stopped(source: Path, target: Path, settings: VideoSettings) -> None:
@@ -52,3 +55,29 @@ def test_a_copy_goes_on_and_a_changed_source_does_not(tmp_path: Path) -> None:
     source.write_bytes(kept)
     os.utime(source, (1, 1))
     assert VideoUpscaler(cubic, settings)(source, target).new_frames == 4
+
+
+def test_the_engine_of_a_run_can_be_had_again_where_another_is_the_fastest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = make(tmp_path / "a.mkv", Recipe()), tmp_path / "b.mkv"
+    settings, frames = VideoSettings(segment_frames=4, temporal="fixed"), iter(range(5))
+
+    def fastest(label: str) -> SuperResolver:
+        def timed(candidates: Sequence[Candidate], threads: int) -> dict[str, float]:
+            return {candidate.label: 1.0 + (candidate.label != label) for candidate in candidates}
+
+        monkeypatch.setattr(selection._Memory, "recall", lambda memory: None)
+        monkeypatch.setattr(selection, "_time", timed)
+        return SuperResolver.load("edge-n", threads=1)
+
+    with fastest("fp32 on onnxruntime") as engine:
+        upscale = VideoUpscaler(engine, settings)
+        with pytest.raises(StopIteration):
+            upscale(source, target, progress=lambda *_: next(frames) and None)
+    with fastest("int8 on onnxruntime") as engine, pytest.raises(OutputError) as refused:
+        VideoUpscaler(engine, settings)(source, target)
+    options = re.findall(r"repeat its command with --precision (\w+) --backend (\w+) to go on", str(refused.value))
+    precision, backend = options[0]
+    with SuperResolver.load("edge-n", precision=precision, backend=backend, threads=1) as engine:
+        assert VideoUpscaler(engine, settings)(source, target).new_frames == 4

@@ -233,8 +233,8 @@ class WorkFolder:
         words = _differences(found, header)
         if words:
             raise OutputError(
-                f"{self.path} holds an interrupted run that differs ({', '.join(words)}); repeat its command to go on, "
-                "or delete that folder to begin again"
+                f"{self.path} holds an interrupted run that differs ({', '.join(words)}); repeat its command"
+                f"{_engine_options(found, header)} to go on, or delete that folder to begin again"
             )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -282,6 +282,15 @@ def _differences(found: dict[str, Any], header: dict[str, Any]) -> list[str]:
     if not words and found["encoder"] != header["encoder"]:
         words = ["this FFmpeg would encode otherwise"]
     return words
+
+
+def _engine_options(found: dict[str, Any], header: dict[str, Any]) -> str:
+    """What gives the earlier engine again where none was asked for, and another one is the fastest by now."""
+    old, new = found["engine"], header["engine"]
+    choice = ("precision", "backend")
+    if not {*choice} <= {*old} or all(old[name] == new.get(name) for name in choice):
+        return ""
+    return f" with {' '.join(f'--{name} {old[name]}' for name in choice)}"
 
 
 def _value(name: str, value: Any) -> str:
