@@ -113,3 +113,40 @@ def test_hdr_is_refused_or_passed(tmp_path: Path, transfer: int) -> None:
     result, after = upscale(source, "b.mkv", hdr="pass")
     assert after.tags == (9, 1, 9, transfer)
     assert any("HDR values enlarged as if they were SDR" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [
+        ("libx264", "mkv", {"crf": "1"}),
+        ("libvpx-vp9", "webm", {"crf": "1", "b": "0", "deadline": "realtime"}),
+        ("ffv1", "mkv", {}),  # whose decoder does not tell where chroma lies
+        ("rawvideo", "y4m", {}),
+    ],
+)
+@pytest.mark.parametrize("target", ["mp4", "webm"])
+def test_chroma_stays_in_its_place(
+    tmp_path: Path, codec: str, suffix: str, options: dict[str, str], target: str
+) -> None:
+    between = 0.5 if suffix == "y4m" else 0.0  # its header says so
+    wave = np.rint(128 + 50 * np.sin(2 * np.pi * (2 * np.arange(64) + between) / 32)).astype(np.uint8)
+    pictures = np.concatenate([np.full(128 * 64, 128, np.uint8), np.tile(wave, 64)])
+    source = tmp_path / f"a.{suffix}"
+    if suffix == "y4m":
+        source.write_bytes(b"YUV4MPEG2 W128 H64 F25:1 Ip A1:1 C420jpeg\n" + b"FRAME\n" + pictures.tobytes())
+    else:
+        _encode(source, codec, options, pictures.reshape(96, 128))
+    _, after = upscale(source, f"b.{target}", crf=1, strength=0)
+    blue = after.first[256:384].reshape(2, 128, 256)[0, 64, 64:192] - 128.0
+    # Of result pixels, whose first lies 1.5 of them before the first of the source; players take chroma for left.
+    at = 2 * np.arange(64, 192) - 1.5
+    turns = np.sum(blue * np.exp(-2j * np.pi * at / 128))
+    assert abs(np.angle(1j * turns)) * 128 / (2 * np.pi) < 0.1
+
+
+def _encode(path: Path, codec: str, options: dict[str, str], planes: NDArray[np.uint8]) -> None:
+    with av.open(str(path), "w") as output:
+        video: Any = output.add_stream(codec, rate=25, options=options)
+        video.width, video.height, video.pix_fmt = 128, 64, "yuv420p"
+        output.mux(video.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        output.mux(video.encode(None))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
+from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -34,7 +36,9 @@ _LUMA = {
 """Shares of red and blue in luma."""
 _HD_LINES = 720
 
-# swscale moves chroma between sample grids only, which it does exactly. Its own matrices are off by up to three levels.
+# swscale moves chroma between sample grids only: its own matrices are off by up to three levels. What no label says of
+# the place of chroma it takes for the middle between two luma samples, where few films have it: see `FromBgr._labelled`
+# and `source.set_up_decoder`.
 # Its flags are numbers here because not every PyAV has names for all: bicubic and bilinear, then accurate rounding and
 # all chroma samples taken into account.
 _ENLARGE = 4 | 0x40000 | 0x2000 | 0x4000
@@ -130,14 +134,18 @@ class FromBgr:
         # Whatever the source had, 10 bits are encoded where this is deep.
         self._matrix = _invert(_to_bgr_matrix(replace(colour, bits=10 if self._deep else 8), self._deep))
         self._reformatter = VideoReformatter()
+        self._graph: Graph | None = None
 
     def __call__(self, image: NDArray[Any]) -> av.VideoFrame:
-        """A frame with tags; the array may be overwritten afterwards. image: uint8 or uint16 (h, w, 3), even sides."""
+        """A frame with tags; the array may be overwritten afterwards.
+
+        image: uint8 or uint16 (h, w, 3), even sides, of the same size each time.
+        """
         packed: Frame = cv2.transform(image, self._matrix)  # type: ignore[assignment]
         frame = av.VideoFrame.from_ndarray(packed, format=_full_chroma(self._deep), **_last(self._deep))
         matrix = _SWSCALE[self._colour.matrix]
         converted = self._reformatter.reformat(
-            frame,
+            self._labelled(frame),
             format=self._format,
             src_colorspace=matrix,
             dst_colorspace=matrix,
@@ -149,6 +157,23 @@ class FromBgr:
         converted.colorspace, converted.color_range = self._colour.matrix, self._colour.range
         converted.color_primaries, converted.color_trc = self._colour.primaries, self._colour.transfer
         return converted
+
+    def _labelled(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Asks for chroma at the left luma sample, where players take it to be; a filter alone can label a frame."""
+        if self._graph is None:
+            self._graph = Graph()
+            self._graph.threads = 1
+            begin = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+            )
+            label, end = self._graph.add("setparams", "chroma_location=left"), self._graph.add("buffersink")
+            begin.link_to(label)
+            label.link_to(end)
+            self._graph.configure()
+        self._graph.push(frame)
+        labelled = self._graph.pull()
+        assert isinstance(labelled, av.VideoFrame)
+        return labelled
 
 
 def is_deep(pixel_format: str) -> bool:

@@ -16,7 +16,7 @@ from rsd_edge.errors import VideoReadError
 from rsd_edge.frames import Frame
 from rsd_edge.video.colour import ToBgr
 from rsd_edge.video.packet_times import LONGEST_GAP
-from rsd_edge.video.source import Clip, limit_pixels, opened
+from rsd_edge.video.source import Clip, opened, set_up_decoder
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -91,7 +91,7 @@ def _wanted(clip: Clip, damage: Damage) -> Generator[_Decoded, None, None]:
             stream = container.streams[clip.index]
             if not isinstance(stream, VideoStream):
                 raise VideoReadError(f"{clip.path} has changed since it was opened; run it again")
-            limit_pixels(stream, clip.max_pixels)
+            set_up_decoder(stream, clip.max_pixels)
             frames = _in_order(_decoded(container, stream, entry, damage), clip, damage)
             first = _lead_in(frames, clip.begin, damage, certain=entry == 0)
             if first is not None:

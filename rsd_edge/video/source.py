@@ -48,6 +48,9 @@ _DEMUXERS = (
 _RUNNING_CLOCK = ("mpegts", "mpeg")
 """Formats whose first time means nothing."""
 
+_SITED = ("yuv4mpegpipe",)
+"""Formats whose headers tell where chroma lies."""
+
 _SLACK = Fraction(1, 10)
 """Seconds by which the headers of intact files are off."""
 
@@ -162,9 +165,15 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise VideoReadError(f"{path} holds no video that can be decoded ({found} only); name a file with one")
 
 
-def limit_pixels(stream: VideoStream, most: int) -> None:
-    """Let the decoder refuse larger frames, which a file may announce at any time. To be called before it decodes."""
-    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(most)}
+def set_up_decoder(stream: VideoStream, most: int) -> None:
+    """To be called before it decodes. most: pixels of a frame; it refuses larger ones, which may come at any time.
+
+    Where nothing tells at which luma sample chroma lies, that is the left one, as in nearly all films.
+    """
+    options = {**stream.codec_context.options, "max_pixels": str(most)}
+    if stream.container.format.name not in _SITED:
+        options["chroma_sample_location"] = "left"  # decoders that know better say so
+    stream.codec_context.options = options
 
 
 def is_picture(stream: Stream) -> bool:
@@ -182,7 +191,7 @@ def survey(path: Path, settings: VideoSettings) -> Clip:
         stream = video_stream(container, path)
         context = stream.codec_context
         check_pixels(path, context.width, context.height, settings.max_pixels)  # before a frame takes memory
-        limit_pixels(stream, settings.max_pixels)
+        set_up_decoder(stream, settings.max_pixels)
         times = PacketTimes(path.stat().st_size)
         frame = None
         try:
