@@ -11,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from video_clips import PATCHES, Recipe, cubic, make, patch_colours, read, upscale
 
-from rsd_edge import VideoUpscaler
+from rsd_edge import VideoSettings, VideoUpscaler
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.frames import PixelT
+from rsd_edge.video.decoding import Damage, timed_frames
+from rsd_edge.video.source import survey
 
 
 @pytest.mark.parametrize("target", ["mp4", "mkv", "webm"])
@@ -103,6 +105,24 @@ def test_transparency_is_dropped_aloud(tmp_path: Path) -> None:
     assert result.notes.count("transparency dropped") == 1
     plain, _ = upscale(make(tmp_path / "c.webm", Recipe("libvpx-vp9", {"deadline": "realtime"})), "d.mkv")
     assert "transparency dropped" not in plain.notes
+
+
+@pytest.mark.parametrize(("form", "bits"), [("gray", 8), ("gray10le", 10)])
+@pytest.mark.parametrize(("limited", "expected"), [(True, (0, 255)), (False, (16, 235))])
+def test_gray_films_are_read_in_their_range(
+    tmp_path: Path, form: str, bits: int, limited: bool, expected: tuple[int, int]
+) -> None:
+    levels = np.repeat(np.array([16, 235]) << (bits - 8), 32).astype(np.uint8 if bits == 8 else np.uint16)
+    gray = av.VideoFrame.from_ndarray(np.tile(levels, (64, 1)), format=form)
+    with av.open(str(tmp_path / "a.mkv"), "w") as output:
+        video: Any = output.add_stream("libx265", rate=25, options={"x265-params": "log-level=none:lossless=1"})
+        video.width, video.height, video.pix_fmt = 64, 64, form
+        video.codec_context.color_range = 1 if limited else 2
+        output.mux(video.encode(gray))
+        output.mux(video.encode(None))
+    frame = next(timed_frames(survey(tmp_path / "a.mkv", VideoSettings()), 0, None, bits > 8, Damage()))
+    found = frame.pixels[32, (8, 56)] / (257 if bits > 8 else 1)
+    assert np.abs(found - np.array(expected)[:, None]).max() < (0.8 if bits > 8 else 0.1)  # 235 of 255 is 943 of 1023
 
 
 @pytest.mark.parametrize("transfer", [16, 18])

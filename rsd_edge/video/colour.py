@@ -106,7 +106,9 @@ class ToBgr:
         """uint8 or uint16 (h, w, 3) with all of the dtype's range in use."""
         if frame.format.is_rgb or frame.format.has_palette:
             return self._sampled(frame, "bgr48le" if self._deep else "bgr24", FULL).to_ndarray()  # type: ignore[return-value]
-        sampled = self._sampled(frame, _full_chroma(self._deep), self._colour.range)
+        # swscale takes all gray for full range, and makes it limited where that is asked for.
+        stays = frame.format.name.startswith("gray") and frame.color_range == LIMITED
+        sampled = self._sampled(frame, _full_chroma(self._deep), FULL if stays else self._colour.range)
         image: Frame = cv2.transform(_packed(sampled), self._matrix)  # type: ignore[assignment]
         return image
 
