@@ -76,3 +76,9 @@ def test_a_folder_is_no_target(tmp_path: Path) -> None:
         check_target(tmp_path)
     check_target(tmp_path / "new" / "report.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_told_with_its_own_cure(tmp_path: Path) -> None:
+    for write in (check_target, lambda path: write_json(path, {})):
+        with pytest.raises(OutputError, match=r"its name is too long; choose a shorter one"):
+            write(tmp_path / (256 * "n"))

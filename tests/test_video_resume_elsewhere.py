@@ -12,7 +12,7 @@ from test_video_resume import Counting
 from video_clips import Recipe, cubic, make, read
 
 from rsd_edge import SuperResolver, VideoSettings, VideoUpscaler, selection
-from rsd_edge.errors import OutputError
+from rsd_edge.errors import OutputError, VideoInterrupted
 from rsd_edge.selection import Candidate
 
 
@@ -81,3 +81,18 @@ def test_the_engine_of_a_run_can_be_had_again_where_another_is_the_fastest(
     precision, backend = options[0]
     with SuperResolver.load("edge-n", precision=precision, backend=backend, threads=1) as engine:
         assert VideoUpscaler(engine, settings)(source, target).new_frames == 4
+
+
+@pytest.mark.parametrize("letter", ["n", "ü", "\N{FILM FRAMES}", os.fsdecode(b"\xe9")])
+def test_a_run_whose_result_has_the_longest_name_goes_on(tmp_path: Path, letter: str) -> None:
+    source, settings = make(tmp_path / "a.mkv", Recipe()), VideoSettings(segment_frames=4)
+    name = letter * (250 // len(os.fsencode(letter)))
+    targets = [tmp_path / f"{name}{end}.mkv" for end in "ab"]
+    for target in targets:
+        with pytest.raises(VideoInterrupted):
+            VideoUpscaler(Counting(6, KeyboardInterrupt()), settings)(source, target)
+    assert len([path for path in tmp_path.iterdir() if path.name.endswith(".rsd-edge")]) == 2
+    assert len([path for path in tmp_path.iterdir() if path.name.endswith(".partial.mkv")]) == 2
+    for target in targets:
+        assert VideoUpscaler(cubic, settings)(source, target).new_frames == 4
+    assert {*tmp_path.iterdir()} == {source, *targets}

@@ -52,7 +52,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _is_stream(path: Path) -> bool:
-    return path.exists() and (_descriptor(path) is not None or not (path.is_file() or path.is_dir()))
+    """Raises OutputError for a name that no file can have, or a folder that does not tell."""
+    try:
+        return path.exists() and (_descriptor(path) is not None or not (path.is_file() or path.is_dir()))
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _descriptor(path: Path) -> int | None:
@@ -116,12 +120,13 @@ def check_target(path: Path, spared: Iterable[Path] = ()) -> None:
 
     spared: files that it must not replace. Raises OutputError.
     """
+    is_stream = _is_stream(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give a name for the file")
     real, *others = (os.path.normcase(os.path.realpath(each)) for each in (path, *spared))
     if real in others:
         raise OutputError(f"cannot write {path}: it is an input or a result of this run; give another name")
-    if not _is_stream(path):
+    if not is_stream:
         check_writable(path.parent)
     elif not os.access(path, os.W_OK):
         raise OutputError(f"cannot write {path}: Permission denied; choose something that you may write to")
@@ -149,6 +154,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
     """The OutputError for an OSError met while writing `path`, with its `errno`."""
     if error.errno in _DISK_FULL:
         cure = "the disk is full; free some space or choose another folder"
+    elif error.errno == errno.ENAMETOOLONG:
+        cure = "its name is too long; choose a shorter one"
     else:
         cure = f"{error.strerror or error}; choose a folder that you may write to"
     raised = OutputError(f"cannot write {path}: {cure}")

@@ -7,6 +7,7 @@ segment; the last one that all are there. A line counts when it is whole, and is
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import json
 import math
@@ -29,6 +30,10 @@ from rsd_edge.stream.atomic import PARTS, atomic_file, make_folder, output_error
 State = Mapping[str, NDArray[Any]]
 
 _VERSION = 4
+_MOST_BYTES = 255
+"""Of a file's name."""
+_KEPT_LETTERS = 40
+"""Of a longer one; a letter has up to four bytes."""
 _STATE = ".state"
 _SMALL_STATE = 16_000_000
 """Bytes that may be written after each segment."""
@@ -58,7 +63,7 @@ class WorkFolder:
         header: what must be the same for a run to go on, and `threads`, which need not be.
         Raises OutputError if another run is at it, or if it holds a run with another header.
         """
-        self.path = target.with_name(f".{target.name}.rsd-edge")
+        self.path = target.with_name(_name(".", target.name, ".rsd-edge"))
         self.target = target
         self.segments: list[Segment] = []
         self.complete = False
@@ -262,10 +267,17 @@ def _segment(entry: dict[str, Any]) -> Segment:
 
 def free_partial(target: Path) -> Path:
     """A name beside the target for the beginning of it, at which nothing is."""
-    names, path = itertools.count(2), target.with_name(f"{target.stem}.partial{target.suffix}")
-    while path.exists():
-        path = target.with_name(f"{target.stem}.partial{next(names)}{target.suffix}")
-    return path
+    endings = (f".partial{number}{target.suffix}" for number in itertools.chain([""], itertools.count(2)))
+    paths = (target.with_name(_name("", target.stem, ending)) for ending in endings)
+    return next(path for path in paths if not path.exists())
+
+
+def _name(before: str, name: str, after: str) -> str:
+    """The three in one, where file systems take it; otherwise the name is cut, and told from others by a hash."""
+    whole = f"{before}{name}{after}"
+    if len(os.fsencode(whole)) <= _MOST_BYTES:
+        return whole
+    return f"{before}{name[:_KEPT_LETTERS]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{after}"
 
 
 def _differences(found: dict[str, Any], header: dict[str, Any]) -> list[str]:
