@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from video_clips import PATCHES, Recipe, cubic, make, patch_colours, read, upsca
 from rsd_edge import VideoSettings, VideoUpscaler
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.frames import PixelT
+from rsd_edge.video import encoder
 from rsd_edge.video.decoding import Damage, timed_frames
 from rsd_edge.video.source import survey
 
@@ -91,6 +93,21 @@ def test_ten_bits_reach_the_resolver_and_are_given_up_aloud(tmp_path: Path) -> N
     result = VideoUpscaler(watch)(source, tmp_path / "b.avi")
     assert seen == 8 * [np.uint16] + 8 * [np.uint8]
     assert "10 bits reduced to 8, because mpeg4 has no more" in result.notes
+
+
+def test_ten_bits_are_sought_in_another_codec_and_not_in_another_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_, tried = encoder._try, []
+
+    def eight_bits_of_h264(name: str, *rest: Any) -> Any:
+        tried.append(name)
+        found, why = try_(name, *rest)
+        return found and replace(found, pixel_format="yuv420p" if name == "libx264" else found.pixel_format), why
+
+    monkeypatch.setattr(encoder, "_try", eight_bits_of_h264)
+    result, _ = upscale(make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le")), "b.mkv")
+    assert (result.encoder, tried) == ("libx265", ["libx264", "libx265"])
 
 
 def test_transparency_is_dropped_aloud(tmp_path: Path) -> None:

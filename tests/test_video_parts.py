@@ -138,6 +138,13 @@ def test_two_frames_at_one_time_do_not_shift_the_rest(tmp_path: Path) -> None:
     assert any("1 frames had no usable time" in note for note in result.notes)
 
 
+def test_times_between_two_ticks_stay_evenly_far_apart(tmp_path: Path) -> None:
+    ticks = [*range(0, 8 * 3645, 3645), 180_000]  # 40.5 ms each, and a pause, so that the rate is not fixed
+    source = make(tmp_path / "a.mp4", Recipe(time_base=Fraction(1, 90_000), times=ticks))
+    _, after = upscale(source, "b.mkv", codec="mpeg4")  # which has milliseconds
+    assert [round(1000 * time) for time in after.times] == [0, 41, 81, 122, 162, 203, 243, 284, 2000]
+
+
 def test_a_clock_that_begins_anew_goes_on(tmp_path: Path) -> None:
     parts = [make(tmp_path / f"{name}.ts", Recipe(times=range(0, 10 * 512, 512))) for name in "ab"]
     joined = tmp_path / "joined.ts"

@@ -96,6 +96,14 @@ def test_a_killed_run_goes_on(source: Path, whole: list[int], kill: signal.Signa
     assert names(source.parent) == {"b.mp4"}
 
 
+def test_what_is_finished_is_on_the_disk_before_it_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").resolve().name))
+    VideoUpscaler(cubic, VideoSettings(segment_frames=FRAMES, temporal="fixed"))(source, source.with_name("b.mp4"))
+    journal = "journal.jsonl"
+    assert synced == [journal, "000000.packets", journal, journal, "joined.part"]
+
+
 def test_a_torn_journal_and_a_torn_segment_do_no_harm(source: Path, whole: list[int]) -> None:
     target = source.with_name("b.mp4")
     with pytest.raises(ValueError, match="stop"):

@@ -19,6 +19,7 @@ from rsd_edge.video.formats import CONTAINERS
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import survey
 from rsd_edge.video.track_times import TrackTimes
+from rsd_edge.video.tracks import copy_chapters
 
 CAMERA = Recipe("mjpeg", {}, pixel_format="yuvj420p", time_base=Fraction(1, 25), times=range(8))
 SOUND = 0.024
@@ -161,3 +162,38 @@ def still(codec: str) -> bytes:
     context.width, context.height, context.pix_fmt, context.time_base = 32, 32, form, Fraction(1, 25)
     picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 99, np.uint8), format="bgr24").reformat(format=form)
     return b"".join(bytes(packet) for packet in [*context.encode(picture), *context.encode(None)])
+
+
+def test_chapters_are_cut_at_both_ends() -> None:
+    class Booklet:
+        """What is needed of a source and of an output."""
+
+        def chapters(self) -> list[dict[str, Any]]:
+            base = Fraction(1, 1000)
+            times = [(0, 300), (300, 500), (500, 1000), (1000, 1500)]
+            return [
+                {"id": i, "start": a, "end": b, "time_base": base, "metadata": {}} for i, (a, b) in enumerate(times)
+            ]
+
+        def set_chapters(self, chapters: list[dict[str, Any]]) -> None:
+            self.kept = [(chapter["id"], chapter["start"], chapter["end"]) for chapter in chapters]
+
+    booklet: Any = Booklet()
+    copy_chapters(booklet, booklet, Fraction(4, 10), Fraction(6, 10))
+    assert booklet.kept == [(1, 0, 100), (2, 100, 600)]
+    copy_chapters(booklet, booklet, Fraction(4, 10), None)
+    assert booklet.kept == [(1, 0, 100), (2, 100, 600), (3, 600, 1100)]
+
+
+def test_what_a_film_is_among_others_is_kept(tmp_path: Path) -> None:
+    plain, source = make(tmp_path / "plain.mkv", Recipe()), tmp_path / "a.mkv"
+    with av.open(str(plain)) as opened, av.open(str(source), "w") as output:
+        video = output.add_stream_from_template(opened.streams.video[0], opaque=True)
+        video.disposition = Disposition.default | Disposition.original
+        for packet in opened.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+    upscale(source, "b.mkv")
+    with av.open(str(tmp_path / "b.mkv")) as opened:
+        assert opened.streams.video[0].disposition == Disposition.default | Disposition.original

@@ -154,14 +154,14 @@ def _video_packets(film: Film, stream: VideoStream) -> Iterator[tuple[Fraction, 
     place = {time: rank for rank, time in enumerate(shown)}
     delay = max(index - place[time] for index, time in enumerate(times))
     last = film.segments[-1].end
-    lead = shown[min(delay, len(shown) - 1)] - shown[0]
+    lead = shown[delay] - shown[0]
     index = 0
     for segment in film.segments:
         with (film.folder / segment.file).open("rb") as file:
             for size, time, key in segment.packets:
                 packet = Packet(file.read(size))
                 packet.pts = time
-                packet.dts = shown[index - delay] if index >= delay else shown[index] - max(lead, delay)
+                packet.dts = shown[index - delay] if index >= delay else shown[index] - lead
                 rank = place[time]
                 packet.duration = (shown[rank + 1] if rank + 1 < len(shown) else last) - time
                 packet.time_base, packet.stream, packet.is_keyframe = film.encoder.time_base, stream, key
