@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from video_clips import Recipe, make, read, upscale
 
-from rsd_edge.video import joining
+from rsd_edge.video import joining, tracks
 from rsd_edge.video.formats import CONTAINERS
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import survey
@@ -122,6 +122,16 @@ def test_sound_of_avi_whose_channels_have_no_names(tmp_path: Path, target: str) 
     result, after = upscale(make(tmp_path / "a.avi", replace(CAMERA, audio=("pcm_s16le",))), f"b.{target}")
     assert after.streams[1] == ("audio", "pcm_s16le")
     assert not any("left out" in note for note in result.notes)
+
+
+def test_what_is_refused_at_the_end_of_a_file_is_found_out_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracks, "_name_channels", lambda context: None)  # as for more channels than have names
+    source = make(tmp_path / "a.avi", replace(CAMERA, audio=("pcm_s16le",)))
+    result, after = upscale(source, "b.mp4")
+    assert "audio track 1 (pcm_s16le) left out: .mp4 does not take it; .mkv takes more" in result.notes
+    assert (len(after.times), after.packets) == (8, {})
 
 
 def test_sound_that_avi_would_stretch_is_left_out_aloud(tmp_path: Path) -> None:
