@@ -300,7 +300,7 @@ def test_no_internals_in_the_refusal(source: Path) -> None:
     for old, new, words in (
         ('"codec": "h264"', '"codec": "other"', "this FFmpeg would encode otherwise"),
         ('"engine": {}', '"engine": {"digest": "123"}', "another digest"),
-        ('"version": 4', '"version": 1', "it comes from another version of rsd-edge"),
+        ('"version": 5', '"version": 1', "it comes from another version of rsd-edge"),
     ):
         assert kept.count(old) == 1
         journal.write_text(kept.replace(old, new))

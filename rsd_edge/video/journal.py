@@ -29,7 +29,7 @@ from rsd_edge.stream.atomic import PARTS, atomic_file, make_folder, output_error
 
 State = Mapping[str, NDArray[Any]]
 
-_VERSION = 4
+_VERSION = 5
 _MOST_BYTES = 255
 """Of a file's name."""
 _KEPT_LETTERS = 40
