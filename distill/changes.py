@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rsd_edge.distill.config import DistillConfig, config_to_dict
 from rsd_edge.errors import ModelError
-from rsd_edge.specs import from_dict
+from rsd_edge.plain import from_dict
 
 _STAGE_SECTIONS = ("autoencoder", "teacher", "student", "finetune")
 

@@ -17,9 +17,13 @@ import yaml
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.stage_config import StageConfig, StudentConfig
 from rsd_edge.errors import InputError, ModelError
-from rsd_edge.specs import ModelSpec, from_dict, to_dict
+from rsd_edge.plain import from_dict, to_dict
+from rsd_edge.specs import ModelSpec, TileSpec
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+_LARGEST_SEED = 2**63 - 1 - 2
+"""Of torch's generators, less what stages add to it."""
 
 _UNQUOTED = (bool, int, float, datetime.date, datetime.datetime)
 """What YAML makes of some words that are meant as text."""
@@ -80,8 +84,11 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is '{self.precision}'; training runs in fp32, bf16 or fp16")
-        if self.seed < 0 or (self.threads is not None and self.threads < 1):
-            raise InputError("seed must not be negative, and threads at least 1")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise InputError(f"seed is {self.seed}; it must lie between 0 and {_LARGEST_SEED}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}; it must be at least 1")
+        self._check_runnable()
         last = self.model.schedule.steps - 1
         for name, stage in (("student", self.student), ("finetune", self.finetune)):
             if stage.starts_from_truth and max(stage.timesteps) > last:
@@ -89,6 +96,15 @@ class DistillConfig:
                     f"{name}.timesteps holds {max(stage.timesteps)}, but the schedule's last index is {last}; "
                     "lower it or raise model.schedule.steps"
                 )
+
+    def _check_runnable(self) -> None:
+        """Raise InputError for a model that could be trained, and not be run afterwards."""
+        if self.model.steps != 1:
+            raise InputError(f"model.steps is {self.model.steps}; what is trained here takes 1 step, leave it out")
+        try:
+            TileSpec.of(self.model)
+        except InputError as error:
+            raise InputError(f"model.halo is {self.model.halo}, with which it could not run: {error}") from error
 
     @property
     def teacher_model(self) -> ModelSpec:

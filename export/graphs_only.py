@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from rsd_edge.bundle import BuildRecord, hash_file, plan_name, replace_folder
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.tensorrt_options import TensorRtOptions, trtexec_line
-from rsd_edge.specs import EngineSpec, from_dict, to_dict
+from rsd_edge.plain import from_dict, to_dict
+from rsd_edge.specs import EngineSpec
 from rsd_edge.stream.atomic import make_folder, output_error
 
 log = logging.getLogger(__name__)

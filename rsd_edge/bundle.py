@@ -26,7 +26,8 @@ from typing import Any
 
 from rsd_edge.errors import ModelError, OutputError
 from rsd_edge.machine import cpu_name
-from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision, from_dict, to_dict
+from rsd_edge.plain import from_dict, to_dict
+from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision
 
 FORMAT = 3
 MANIFEST = "manifest.json"

@@ -18,8 +18,6 @@ from rsd_edge.specs import ScheduleSpec
 ArrayT = TypeVar("ArrayT", bound=Any)
 """A NumPy array or a torch tensor: whatever multiplies with a float."""
 
-_SQRT_ETA_FIRST_LIMIT = math.sqrt(0.001)
-
 
 class ResidualSchedule:
     """Coefficients of a ScheduleSpec, each a read-only float64 array of length T (`steps`).
@@ -81,7 +79,7 @@ def _sqrt_etas(spec: ScheduleSpec) -> NDArray[np.float64]:
     """ResShift's `exponential` rule: a geometric progression from the first to the last value, bent by a power."""
     if spec.steps == 1:
         return np.array([spec.etas_end])
-    first = min(spec.min_noise_level / spec.kappa, spec.min_noise_level, _SQRT_ETA_FIRST_LIMIT)
+    first = spec.sqrt_eta_first
     progress = np.linspace(0.0, 1.0, spec.steps) ** spec.power
     return np.asarray(first * (spec.etas_end / first) ** progress)
 

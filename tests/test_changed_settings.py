@@ -38,7 +38,7 @@ def with_student(config: DistillConfig, **settings: Any) -> DistillConfig:
         (lambda c: with_student(c, ema=0.9, lr=0.1), r"student\.ema=0\.999 \(now 0\.9\)"),
         (lambda c: replace(c, data=replace(c.data, train="elsewhere")), r"data\.train=.* \(now elsewhere\)"),
         (lambda c: replace(c, data=replace(c.data, degradations={"real": 1.0})), r"data\.degradations\.light=0\.4"),
-        (lambda c: replace(c, model=replace(c.model, halo=3)), r"model\.halo="),
+        (lambda c: replace(c, model=replace(c.model, halo=8)), r"model\.halo="),
     ],
 )
 def test_a_change_that_makes_another_run_is_refused(

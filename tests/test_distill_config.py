@@ -10,7 +10,8 @@ from rsd_edge.distill.config import DistillConfig, config_to_dict, load_config
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.stage_config import StudentConfig
 from rsd_edge.errors import InputError, ModelError, RsdEdgeError
-from rsd_edge.specs import ModelSpec, ScheduleSpec, from_dict
+from rsd_edge.plain import from_dict
+from rsd_edge.specs import ModelSpec, ScheduleSpec
 
 MINIMAL = "model: {name: tiny}\nseed: 0\n"
 
@@ -119,8 +120,8 @@ def test_wrong_keys_and_types_are_named(minimal: Path, override: str, message: s
         ("data.workers=-1", "data.workers"),
         ("data.val_crops=0", "data.val_crops"),
         ("precision=int8", "precision is 'int8'; training runs in fp32, bf16 or fp16"),
-        ("seed=-1", "seed must not be negative"),
-        ("threads=0", "threads at least 1"),
+        ("seed=-1", "seed is -1; it must lie between 0 and"),
+        ("threads=0", "threads is 0; it must be at least 1"),
         ("student.objective=gan", "objective is 'gan'; choose rsd, vsd or sinsr"),
         ("student.iterations=0", "iterations of a stage is 0; it must be at least 1"),
         ("student.log_every=0", "log_every of a stage is 0"),
@@ -140,6 +141,16 @@ def test_wrong_keys_and_types_are_named(minimal: Path, override: str, message: s
         ("model.architecture.time_width=7", "time_width is 7; it must be even"),
         ("model.architecture.decoder_width=0", "widths must be at least 1"),
         ("model.schedule.steps=0", "schedule steps is 0"),
+        ("model.schedule.etas_end=0.01", r"schedule etas_end is 0\.01; it must be more than what .*, 0\.02 with this"),
+        ("model.scale=2", "model scale is 2; every family enlarges by 4"),
+        ("model.multiple_of=0", "model multiple_of is 0; it must be at least 1"),
+        ("model.multiple_of=3", "model multiple_of is 3; it must be a multiple of 2"),
+        ("model.steps=15", r"model\.steps is 15; what is trained here takes 1 step"),
+        ("model.halo=-4", "model halo is -4; it must be at least 0"),
+        ("model.halo=15", "model halo is 15; it must be a multiple of 2"),
+        ("model.halo=2", r"model\.halo is 2, with which it could not run: tile feather 4 must lie between 0 and"),
+        ("model.halo=120", r"model\.halo is 120, with which it could not run: tile size 208 is too small"),
+        (f"seed={2**63}", f"seed is {2**63}; it must lie between 0 and"),
     ],
 )
 def test_values_out_of_range_are_named(minimal: Path, override: str, message: str) -> None:

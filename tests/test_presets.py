@@ -9,7 +9,7 @@ from rsd_edge.distill.config import config_to_dict, load_config
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.presets import Blur, Noise, Pass, Presets, Resize, SecondOrder, Shuffled, Sinc
 from rsd_edge.errors import InputError, ModelError
-from rsd_edge.specs import from_dict
+from rsd_edge.plain import from_dict
 
 
 @pytest.fixture

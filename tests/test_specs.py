@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rsd_edge.errors import ModelError
+from rsd_edge.plain import from_dict, to_dict
 from rsd_edge.specs import (
     EdgeArchitecture,
     EngineSpec,
@@ -13,8 +14,6 @@ from rsd_edge.specs import (
     SwinUNetArchitecture,
     TileSpec,
     VqArchitecture,
-    from_dict,
-    to_dict,
 )
 
 UNET = SwinUNetArchitecture(model_channels=32, num_res_blocks=(1, 1, 1, 1))

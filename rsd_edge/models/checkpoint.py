@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from rsd_edge.bundle import missing_checkpoint
 from rsd_edge.errors import ModelError
-from rsd_edge.specs import ModelSpec, from_dict, to_dict
+from rsd_edge.plain import from_dict, to_dict
+from rsd_edge.specs import ModelSpec
 from rsd_edge.stream.atomic import atomic_file
 
 FORMAT = 1

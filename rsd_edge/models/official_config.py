@@ -15,13 +15,8 @@ from typing import Any, TypeVar
 import yaml
 
 from rsd_edge.errors import InputError, ModelError
-from rsd_edge.specs import (
-    PublishedArchitecture,
-    ScheduleSpec,
-    SwinUNetArchitecture,
-    VqArchitecture,
-    from_dict,
-)
+from rsd_edge.plain import from_dict
+from rsd_edge.specs import PublishedArchitecture, ScheduleSpec, SwinUNetArchitecture, VqArchitecture
 
 SpecT = TypeVar("SpecT")
 
