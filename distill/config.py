@@ -8,9 +8,9 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import yaml
 
@@ -126,7 +126,7 @@ _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:
-    """Read a YAML file and apply `dotted.key=value` overrides (values parsed as YAML).
+    """Read a YAML file and apply `dotted.key=value` overrides: values are YAML, but text is taken as it is.
 
     Raises InputError for a missing or malformed file and for values out of range, ModelError for unknown keys and wrong
     types.
@@ -147,7 +147,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:
         return from_dict(DistillConfig, tree)
     except ModelError as error:
         if str(error).endswith(tuple(f"must be of type str, not {kind.__name__}" for kind in _UNQUOTED)):
-            raise ModelError(f"{error}; YAML reads off, no, numbers and dates as such: quote it, key='text'") from error
+            raise ModelError(f"{error}; YAML reads off, no, numbers and dates as such: quote it") from error
         raise
 
 
@@ -162,10 +162,20 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise InputError(f"override '{override}': '{parent}' is a value, not a group of keys")
         node = child
+    if _is_text(dotted) and not text.startswith(("'", '"')):
+        node[leaf] = text  # a name, in which YAML would find comments, numbers and signs of its own
+        return
     try:
         node[leaf] = yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         raise InputError(f"override '{override}': the value is not valid YAML, perhaps for want of quotes") from error
+
+
+def _is_text(dotted: str) -> bool:
+    hint: Any = DistillConfig
+    for key in dotted.split("."):
+        hint = get_type_hints(hint).get(key) if is_dataclass(hint) else None
+    return hint is str
 
 
 def config_to_dict(config: DistillConfig) -> Mapping[str, Any]:

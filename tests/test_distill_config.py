@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rsd_edge.distill.config import DistillConfig, config_to_dict, load_config
 from rsd_edge.distill.data_config import DataConfig
@@ -110,7 +111,7 @@ def test_wrong_keys_and_types_are_named(minimal: Path, override: str, message: s
         ("student.iterations", "override 'student.iterations' is not key=value"),
         ("=3", "is not key=value"),
         ("seed.x=3", "'seed' is a value, not a group of keys"),
-        ("run_dir=[", "the value is not valid YAML"),
+        ("student.timesteps=[", "the value is not valid YAML"),
         ("data.crop=100", "data.crop is 100; it must be a multiple of 8, at least 64"),
         ("student.crop=32", "crop of a stage is 32"),
         ("student.crop=0", "crop of a stage is 0"),
@@ -159,10 +160,22 @@ def test_values_out_of_range_are_named(minimal: Path, override: str, message: st
 
 
 @pytest.mark.parametrize("word", ["off", "no", "12", "2026-01-31", "1.5"])
-def test_text_that_yaml_takes_for_something_else_wants_quotes(minimal: Path, word: str) -> None:
-    with pytest.raises(ModelError, match=r"'run_dir' must be of type str, .*quote it, key='text'"):
-        load_config(minimal, [f"run_dir={word}"])
-    assert load_config(minimal, [f"run_dir='{word}'"]).run_dir == word
+def test_text_that_yaml_takes_for_something_else_wants_quotes_in_a_file(minimal: Path, word: str) -> None:
+    minimal.write_text(f"{MINIMAL}run_dir: {word}\n")
+    with pytest.raises(ModelError, match=r"'run_dir' must be of type str, .*numbers and dates as such: quote it"):
+        load_config(minimal)
+    minimal.write_text(f"{MINIMAL}run_dir: '{word}'\n")
+    assert load_config(minimal).run_dir == word
+
+
+@pytest.mark.parametrize("text", ["photos #2", "off", "12", "2026-01-31", "a: b", "{a", "", "caf\udce9", " x"])
+def test_text_of_an_override_is_taken_as_it_is(minimal: Path, tmp_path: Path, text: str) -> None:
+    config = load_config(minimal, [f"data.train={text}"])
+    assert config.data.train == text
+    assert load_config(minimal, ["data.train='photos #2'"]).data.train == "photos #2"
+    written = tmp_path / "written.yaml"
+    written.write_text(yaml.safe_dump(dict(config_to_dict(config))), encoding="utf-8")
+    assert load_config(written) == config
 
 
 @pytest.mark.parametrize("stage", ["student", "finetune"])
