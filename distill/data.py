@@ -25,7 +25,7 @@ from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import degrade
 from rsd_edge.distill.sources import Entry, list_images, pair, read_entry
 from rsd_edge.distill.stop_signal import obey_only_the_parent, withheld_from_children
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.frames import SCALE, to_model
 from rsd_edge.opencv import cv2
 
@@ -213,13 +213,17 @@ class _RankBatches(Sampler[Sequence[int]]):
             start += self.batch * self.ranks
 
 
+class DataWorkerError(RsdEdgeError):
+    """A process that reads images ended before its time."""
+
+
 class TrainingData(Iterator[Batch]):
     """Endless batches of one rank."""
 
     def __init__(self, dataset: CropDataset, workers: int, sampler: _RankBatches) -> None:
         self.skipped: dict[str, str] = {}
         """Images that could not be used so far, and why."""
-        self._total = len(dataset.entries)
+        self._total, self._workers = len(dataset.entries), workers
         loader = DataLoader(
             _BatchDataset(dataset),
             batch_size=None,
@@ -235,8 +239,16 @@ class TrainingData(Iterator[Batch]):
             self._batches = iter(loader)
 
     def __next__(self) -> Batch:
-        """Raises InputError when no image can be used any more."""
-        batch: Batch | InputError = next(self._batches)
+        """Raises InputError when no image can be used any more, DataWorkerError if a worker was killed."""
+        try:
+            batch: Batch | InputError = next(self._batches)
+        except (RuntimeError, OSError, EOFError) as error:  # whichever of them meets the missing process first
+            if not self._workers:
+                raise
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise DataWorkerError(
+                f"a worker that reads images ended ({reason}); if memory is short, lower data.workers or data.cache_mb"
+            ) from error
         if isinstance(batch, InputError):
             raise batch
         for name, reason in batch.skipped:

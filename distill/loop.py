@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -22,12 +23,13 @@ from rsd_edge.distill.progress import Progress
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.run_log import RunLog
 from rsd_edge.distill.snapshot import STATE_FILE, Resumed, resume, save_state
-from rsd_edge.distill.stage import Draw, EncodedBatch, Part, Stage
+from rsd_edge.distill.stage import Draw, EncodedBatch, Part, Stage, Validation
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stop_signal import StopSignal
 from rsd_edge.errors import InputError
 from rsd_edge.models.checkpoint import save_checkpoint
 from rsd_edge.stream.atomic import atomic_file, make_folder
+from rsd_edge.stream.locking import locked
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,17 @@ def train(stage: Stage, batches_from: BatchesFrom | None = None) -> Path:
     batches_from: instead of the data that the configuration names, for the same iterations in the same order.
     The first Ctrl-C ends the iteration, saves and raises KeyboardInterrupt; a second one does not wait. Raises
     TrainingDivergedError, ModelError for a state that does not fit or has other settings, OutputError if the folder
-    cannot be written; in each case the last state saved stays as it is.
+    cannot be written or another run trains in it; in each case the last state saved stays as it is.
     """
     check_share(stage)
     stage.validation  # noqa: B018 (what is missing there should not show after the first five hundred iterations)
     folder = stage.config.stage_dir(stage.name)
+    alone = locked(folder.parent, folder.name, "trains", refusal="wait for its end, or choose another run_dir")
+    with alone if stage.runtime.is_main else contextlib.nullcontext():
+        return _train(stage, folder, batches_from)
+
+
+def _train(stage: Stage, folder: Path, batches_from: BatchesFrom | None) -> Path:
     if stage.runtime.is_main:
         make_folder(folder)
     stage.runtime.wait()
@@ -137,7 +145,7 @@ class _Run:
         stage, settings = self.stage, self.stage.stage
         writes = stage.runtime.is_main
         if self.start >= settings.iterations:
-            return stage.validate().figures if writes else {}
+            return self._validate().figures if writes else {}
         batches = batches_from(self.start)
         with (
             RunLog(self.folder if writes else None, stage.name, self.start) as run_log,
@@ -146,9 +154,10 @@ class _Run:
         ):
             try:
                 return self._iterate(batches, run_log, progress, stop)
-            except KeyboardInterrupt:
+            except BaseException as error:
+                how = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 kept = f"iteration {self.saved} of {settings.iterations} is kept, the same command goes on from there"
-                log.warning("%s interrupted: %s", stage.name, kept if self.saved else "no iteration was saved yet")
+                log.warning("%s %s: %s", stage.name, how, kept if self.saved else "no iteration was saved yet")
                 raise
 
     def _iterate(
@@ -157,7 +166,7 @@ class _Run:
         stage, settings = self.stage, self.stage.stage
         figures: dict[str, float] = {}
         if stage.origin and self.start == 0 and stage.runtime.is_main:
-            run_log.validation(0, stage.validate())  # what a fine-tune of finished weights has to be better than
+            run_log.validation(0, self._validate())  # what a fine-tune of finished weights has to be better than
         for iteration in range(self.start, settings.iterations):
             _set_learning_rates(stage, iteration)
             scalars = stage.step(iteration, draws(stage, batches, iteration))
@@ -169,13 +178,21 @@ class _Run:
             if last or done % settings.log_every == 0:
                 progress.show(run_log.flush(done, self.seconds))
             if stage.runtime.is_main and (last or done % settings.validate_every == 0):
-                figures = run_log.validation(done, stage.validate())
+                figures = run_log.validation(done, self._validate())
             if last or stopping or done % settings.save_every == 0:
                 self._save(done)
             progress.advance()
             if stopping:
                 raise KeyboardInterrupt
         return figures
+
+    def _validate(self) -> Validation:
+        """Raises TrainingDivergedError for figures that are not finite: before the state that gave them is saved."""
+        found = self.stage.validate()
+        for name, figure in found.figures.items():
+            if not math.isfinite(figure):
+                raise self.stage.diverged(f"{name} of the validation is {figure}", "lr")
+        return found
 
     def _save(self, done: int) -> None:
         save_state(self.stage, self.folder, done, self.seconds, self.changes)

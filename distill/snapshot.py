@@ -47,7 +47,7 @@ def save_state(stage: Stage, folder: Path, done: int, elapsed: float, changed: S
     for name, tensors in (*networks.items(), *averages.items()):
         # A step with a finite gradient can still overflow, and what cannot be trained on must not replace a good state.
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise stage.diverged(f"weights of '{name}' are not finite after iteration {done}")
+            raise stage.diverged(f"weights of '{name}' are not finite after iteration {done}", stage.rate_of(name))
     state = {
         "iteration": done,
         "seconds": elapsed,

@@ -88,6 +88,7 @@ class Stage(ABC):
         self.given: dict[str, str] = {}
         """Digests of the weights that it was built from, by role or stage."""
         self._updates: dict[str, tuple[str, ...]] = {}
+        self._rates: dict[str, str] = {}
 
     @functools.cached_property
     def validation(self) -> Batch:
@@ -116,14 +117,16 @@ class Stage(ABC):
         if average:
             self.averages[name] = Ema(network, self.stage.ema)
 
-    def add_optimizer(self, name: str, networks: Iterable[str], lr: float) -> None:
-        """An optimiser for all parameters of these networks."""
+    def add_optimizer(self, name: str, networks: Iterable[str], rate: str = "lr") -> None:
+        """An optimiser for all parameters of these networks, with the rate that this setting of the stage says."""
+        lr = getattr(self.stage, rate)
         names = tuple(networks)
         parameters = itertools.chain.from_iterable(self.networks[network].parameters() for network in names)
         self.optimizers[name] = torch.optim.AdamW(parameters, lr=lr, betas=self.stage.betas, weight_decay=0.0)
         self.optimizers[name].param_groups[0]["peak_lr"] = lr
         self.scalers[name] = self.runtime.scaler()
         self._updates[name] = names
+        self._rates |= dict.fromkeys((name, *names), rate)
 
     def require_loss(self, *weights: str) -> None:
         """Raise InputError unless one of these weights is set: without a loss the stage would run and learn nothing."""
@@ -153,7 +156,7 @@ class Stage(ABC):
                 sums[key] = sums.get(key, torch.zeros_like(total)) + value.detach() / len(parts)
         total = self.runtime.mean(total)
         if not torch.isfinite(total):
-            raise self.diverged(f"loss of '{name}' is {float(total)}")
+            raise self.diverged(f"loss of '{name}' is {float(total)}", self.rate_of(name))
         return self._apply(name, total), sums
 
     def _apply(self, name: str, loss: Tensor) -> Tensor:
@@ -164,16 +167,18 @@ class Stage(ABC):
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         # fp16 overflows on purpose: its scale is as large as it can be, and a step too far is skipped.
         if not torch.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() < 1):
-            raise self.diverged(f"gradient of '{name}' is not finite (loss {float(loss):.4g})")
+            raise self.diverged(f"gradient of '{name}' is not finite (loss {float(loss):.4g})", self.rate_of(name))
         scaler.step(optimizer)
         scaler.update()
         return norm
 
-    def diverged(self, what: str) -> TrainingDivergedError:
-        """The error to raise; it says what to do about it."""
-        return TrainingDivergedError(
-            f"stage {self.name}: {what}; the last state saved is kept, resume with a lower {self.name}.lr"
-        )
+    def rate_of(self, name: str) -> str:
+        """The setting that an optimiser, or a network in training, has its rate from."""
+        return self._rates[name]
+
+    def diverged(self, what: str, rate: str) -> TrainingDivergedError:
+        """The error to raise; it says what to do about it. rate: the setting that is to be lowered."""
+        return TrainingDivergedError(f"stage {self.name}: {what}; try again with a lower {self.name}.{rate}")
 
     def weights(self, record: dict[str, Any]) -> Checkpoint:
         """What the stage hands on."""

@@ -45,7 +45,7 @@ class OneWeight(Stage):
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.network.weight)
         self.train_network("student", self.network, average=True)
-        self.add_optimizer("student", ["student"], self.stage.lr)
+        self.add_optimizer("student", ["student"])
         self.rates: list[float] = []
         self.validations = 0
 
@@ -275,7 +275,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_state(
     with pytest.raises(TrainingDivergedError, match=message) as caught:
         train(stage)
     assert "stage student" in str(caught.value)
-    assert "the last state saved is kept, resume with a lower student.lr" in str(caught.value)
+    assert "try again with a lower student.lr" in str(caught.value)
     assert stage.network.weight.item() == weights[-1]  # nothing was updated
     assert state_path(config).read_bytes() == before[0]
     assert read_state(state_path(config))["iteration"] == 2
@@ -385,7 +385,7 @@ def test_a_full_disk_keeps_the_last_state(tiny_config: MakeConfig, monkeypatch: 
 def test_a_run_folder_that_cannot_be_made_is_named(tiny_config: MakeConfig) -> None:
     config = tiny_config()
     Path(config.run_dir).write_text("a file")
-    with pytest.raises(OutputError, match=r"cannot write .*student: Not a directory"):
+    with pytest.raises(OutputError, match=r"cannot write into .*run: it is a file; choose a folder"):
         train(OneWeight(config))
 
 

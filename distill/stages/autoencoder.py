@@ -43,7 +43,7 @@ class AutoencoderStage(Stage):
             self.encoder = published_encoder(teacher).to(self.runtime.device)
         self.train_network("stem", channels_last(EdgeStem(arch)), average=True)
         self.train_network("decoder", channels_last(EdgeDecoder(arch)), average=True)
-        self.add_optimizer("autoencoder", self.networks, self.stage.lr)
+        self.add_optimizer("autoencoder", self.networks)
         self.lpips = channels_last(LpipsSqueeze.packaged()).to(self.runtime.device)
         self.criterion = PixelCriterion(self.stage, self.lpips, self.runtime)
 

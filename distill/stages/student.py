@@ -101,7 +101,7 @@ class StudentStage(Stage):
             self.latent = EdgeLatentSpace(self.latent.encoder, self.live["stem"], self.live["decoder"])
         for network in (self.student, self.teacher, self.latent):
             network.recompute = self.stage.recompute  # type: ignore[assignment]
-        self.add_optimizer("student", side, self.stage.lr)
+        self.add_optimizer("student", side)
 
     def _train_adversaries(self) -> None:
         if self.stage.needs_fake:
@@ -111,11 +111,11 @@ class StudentStage(Stage):
                 head = FeatureHead(cast(int, denoiser.bottleneck_channels), self.config.roles.head_width)
             self.fake = channels_last(FakeModel(denoiser, head))
             self.train_network("fake", self.fake, average=False)
-            self.add_optimizer("fake", ["fake"], self.stage.fake_lr)
+            self.add_optimizer("fake", ["fake"], "fake_lr")
         if self.stage.pixel_gan:
             self.discriminator = channels_last(PatchDiscriminator())
             self.train_network("discriminator", self.discriminator, average=False)
-            self.add_optimizer("discriminator", ["discriminator"], self.stage.gan_lr)
+            self.add_optimizer("discriminator", ["discriminator"], "gan_lr")
 
     @property
     def batches_per_iteration(self) -> int:

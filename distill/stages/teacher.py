@@ -37,7 +37,7 @@ class TeacherStage(Stage):
         self.teacher = channels_last(EdgeGenerator(config.model.edge, noise_channel=False))
         self.teacher.recompute = self.stage.recompute
         self.train_network("teacher", self.teacher, average=True)
-        self.add_optimizer("teacher", ["teacher"], self.stage.lr)
+        self.add_optimizer("teacher", ["teacher"])
         self.diffusion = ResidualDiffusion(config.model.schedule, self.runtime.device)
         self.lpips = LpipsSqueeze.packaged().to(self.runtime.device)
 
