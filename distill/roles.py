@@ -73,9 +73,10 @@ def load_stage(config: DistillConfig, stage: str) -> Checkpoint:
     """
     path = stage_weights(config, stage)
     if not path.is_file():
+        other = "fine-tune other weights with finetune_from" if stage == "student" else f"set roles.{stage}.weights"
         raise ModelError(
             f"stage {stage} has no weights yet ({path}); run 'rsd-edge distill {stage} --config ...' first, with the "
-            "same configuration, or fine-tune other weights with finetune_from"
+            f"same configuration, or {other}"
         )
     checkpoint = load_checkpoint(path)
     check_model(checkpoint, config, path, "restore that, or train all stages in another run_dir")
@@ -118,7 +119,8 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
     """Teacher, latent space and a student at birth. Raises InputError or ModelError for roles that do not suit."""
     _check_teacher(config, teacher.spec, crop)
     role = config.roles.autoencoder
-    latent_from = _load_role("autoencoder", role) if role.weights else teacher
+    own = _own_latent(config, teacher.spec)
+    latent_from = own or teacher
     if latent_from.spec.architecture.latent_channels != teacher.spec.architecture.latent_channels:
         raise ModelError(f"{role.weights} has another latent space than the teacher; give the teacher's autoencoder")
     _check_latent(config.model, latent_from, role.weights or "the teacher's checkpoint")
@@ -129,9 +131,18 @@ def build_roles(config: DistillConfig, teacher: Checkpoint, crop: int) -> Roles:
     if teacher.spec.family == EDGE_FAMILY and teacher.spec.architecture == config.model.architecture:
         parts["teacher"] = network
     born = _load_role("student", config.roles.student) if config.roles.student.weights else None
-    sources = {"teacher": teacher, "autoencoder": latent_from if role.weights else None, "student": born}
+    sources = {"teacher": teacher, "autoencoder": own, "student": born}
     given = {name: source.digest() for name, source in sources.items() if source is not None}
     return Roles(latent, network, channels_last(_newborn(config, teacher, network, born)), parts, given)
+
+
+def _own_latent(config: DistillConfig, teacher: ModelSpec) -> Checkpoint | None:
+    """Where the latent space comes from, if not from the teacher's checkpoint."""
+    if config.roles.autoencoder.weights:
+        return _load_role("autoencoder", config.roles.autoencoder)
+    if config.model.family == EDGE_FAMILY != teacher.family:
+        return load_stage(config, "autoencoder")  # a compact student runs with stem and decoder of its own only
+    return None
 
 
 def _check_latent(model: ModelSpec, source: Checkpoint, path: str) -> None:
@@ -173,6 +184,13 @@ def fake_of(teacher: nn.Module) -> nn.Module:
 def takes_noise(network: nn.Module) -> bool:
     """Whether a generator sees the student's noise channel eps."""
     return network.noise_channel if isinstance(network, EdgeGenerator) else bool(network.arch.noise_channels)  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def silence(student: nn.Module) -> None:
+    """Make a student deaf to its noise channel eps, which comes last into its first convolution."""
+    first = student.head if isinstance(student, EdgeGenerator) else student.input_blocks[0][0]  # type: ignore[index]
+    first.weight[:, -1] = 0  # type: ignore[union-attr]
 
 
 def channels_last(network: ModuleT) -> ModuleT:

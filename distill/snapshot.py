@@ -20,10 +20,10 @@ from torch import Tensor
 from rsd_edge.distill.changes import Change, changes, plain
 from rsd_edge.distill.stage import Stage
 from rsd_edge.errors import ModelError
+from rsd_edge.models.checkpoint import STATE_KEY
 from rsd_edge.stream.atomic import atomic_file
 
 STATE_FILE = "state.safetensors"
-_TREE = "tree"
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def save_state(stage: Stage, folder: Path, done: int, elapsed: float, changed: S
         tensors = {}
         tree = _pack(state, "", tensors)
         with atomic_file(folder / STATE_FILE) as file:
-            file.write(save(tensors, metadata={_TREE: json.dumps(tree)}))
+            file.write(save(tensors, metadata={STATE_KEY: json.dumps(tree)}))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         length = int.from_bytes(data[:8], "little")
-        tree = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_TREE])
+        tree = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][STATE_KEY])
         state = _unpack(tree, load(data))
         if not isinstance(state, dict):
             raise TypeError("it holds no state")
@@ -120,7 +120,7 @@ def resume(stage: Stage, path: Path) -> Resumed:
 
 def _check_origin(stage: Stage, begun: dict[str, str]) -> None:
     """Raise ModelError if the stage began with something else than what has that name today; the record would lie."""
-    if begun != stage.origin:
+    if any(begun.get(key) != stage.origin.get(key) for key in ("digest", "sha256")):  # a file may have been renamed
         then, now = (", ".join(f"{key} {value}" for key, value in which.items()) for which in (begun, stage.origin))
         raise ModelError(
             f"stage {stage.name} began with {then or 'the stages before it'}, and finetune_from says "

@@ -163,6 +163,11 @@ class StudentConfig(StageConfig):
         return bool(self.distill_weight) or self.feature_gan
 
     @property
+    def deterministic(self) -> bool:
+        """Whether the student learns a map that z_T alone decides: SinSR's."""
+        return bool(self.distill_weight) and self.objective == "sinsr"
+
+    @property
     def starts_from_truth(self) -> bool:
         """Whether the student is asked at its t_n, for an objective or a discriminator on its answers there."""
         return self.objective == "rsd" and self.needs_fake

@@ -62,6 +62,6 @@ class StudentSampler:
     def _eps(self, purpose: str, like: Tensor, noise: Randomness) -> Tensor | None:
         if not self.takes_noise:
             return None
-        if self.stage.objective == "sinsr":  # its map is deterministic given z_T
+        if self.stage.deterministic:
             return torch.zeros_like(like[:, :1])
         return noise.normal(purpose, 1, *like.shape[2:])

@@ -39,7 +39,7 @@ ZOO = Path(__file__).with_name("zoo")
 
 _DIGEST_LENGTH = 12
 _READ_SIZE = 1 << 20
-_PICKLES = (".pth", ".pt", ".ckpt")
+PICKLES = (".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def resolve_engine(engine: str | Path, precision: Precision | None = None) -> Bu
                 f"or build that one with 'rsd-edge build-engine --precision {precision.value}'"
             )
         return bundle
-    if path.suffix in _PICKLES and path.is_file():
-        raise ModelError(f"'{engine}' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights' and give that")
+    if path.suffix in PICKLES and path.is_file():
+        raise unconverted(path)
     if path.exists():
         raise ModelError(
             f"engine '{engine}' is a file; pass the folder that 'rsd-edge build-engine' made, the one with {MANIFEST}"
@@ -322,6 +322,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{_mend(folder)} with this version"
         )
     return manifest
+
+
+def unconverted(path: Path) -> ModelError:
+    """The error for a file with one of PICKLES' suffixes where a checkpoint is wanted."""
+    return ModelError(f"'{path}' is a PyTorch checkpoint; convert it with 'rsd-edge import-weights' and give that")
 
 
 def missing_checkpoint(path: Path) -> ModelError:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsd_edge.errors import ModelError, OutputError
-from rsd_edge.models.checkpoint import METADATA_KEY, Checkpoint, load_checkpoint, save_checkpoint, state_of
+from rsd_edge.models.checkpoint import METADATA_KEY, STATE_KEY, Checkpoint, load_checkpoint, save_checkpoint, state_of
 from rsd_edge.models.edge import EdgeEncoder, EdgeStem
 from rsd_edge.specs import ModelSpec
 
@@ -58,7 +59,7 @@ def test_state_of_is_a_copy() -> None:
 
 def test_a_part_that_is_missing_or_does_not_fit_is_named(tiny_weights: Checkpoint) -> None:
     arch = tiny_weights.spec.architecture
-    with pytest.raises(ModelError, match="no part 'critic'; it holds decoder, encoder, stem, student, teacher"):
+    with pytest.raises(ModelError, match="no part 'critic', it holds decoder, encoder, stem, student, teacher; give"):
         tiny_weights.load_into("critic", EdgeStem(arch))
     with pytest.raises(ModelError, match=r"part 'decoder' does not fit this architecture: .*body\.0\.weight") as caught:
         tiny_weights.load_into("decoder", EdgeStem(arch))
@@ -86,6 +87,25 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     torch.save({"stem.x": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(ModelError, match="cannot be read"):
         load_checkpoint(tmp_path / "weights.safetensors")
+
+
+def test_a_missing_part_names_the_file(tiny_weights: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "latent.safetensors"
+    save_checkpoint(path, replace(tiny_weights, parts={"stem": tiny_weights.parts["stem"]}))
+    with pytest.raises(ModelError, match=r"checkpoint .*latent\.safetensors has no part 'teacher', it holds stem;"):
+        load_checkpoint(path).load_into("teacher", nn.Module())
+
+
+def test_a_published_file_says_what_converts_it(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "teacher.pth")
+    with pytest.raises(ModelError, match=r"teacher\.pth' is a PyTorch checkpoint; convert it with 'rsd-edge"):
+        load_checkpoint(tmp_path / "teacher.pth")
+
+
+def test_the_state_of_a_run_is_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "state.safetensors", metadata={STATE_KEY: "{}"})
+    with pytest.raises(ModelError, match=r"is the state of a run, not what it left; give the weights\.safetensors"):
+        load_checkpoint(tmp_path / "state.safetensors")
 
 
 @pytest.mark.parametrize(

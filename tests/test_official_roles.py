@@ -16,13 +16,15 @@ from rsd_edge.distill.data import Batch, validation_batch
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.discriminators import FakeModel, FeatureHead
 from rsd_edge.distill.loop import draws
-from rsd_edge.distill.roles import build_roles, random_teacher, takes_noise
+from rsd_edge.distill.randomness import Randomness
+from rsd_edge.distill.roles import build_roles, random_teacher, stage_weights, takes_noise
+from rsd_edge.distill.snapshot import STATE_FILE
 from rsd_edge.distill.stage_config import StageConfig, StudentConfig
 from rsd_edge.distill.stages import run_stage
 from rsd_edge.distill.stages.student import StudentStage
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, state_of
-from rsd_edge.models.edge import EdgeGenerator
+from rsd_edge.models.edge import EdgeDecoder, EdgeGenerator, EdgeStem
 from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.models.published import bicubic_up, published_model
 from rsd_edge.models.swin_unet import SwinUNet
@@ -76,6 +78,11 @@ def make(hr_photos: Path, tmp_path: Path) -> MakeConfig:
         if not path.is_file():
             torch.manual_seed(3)
             save_checkpoint(path, random_teacher(made))
+        latent = stage_weights(made, "autoencoder")
+        if family == "edge" and not latent.is_file():
+            networks = {"stem": EdgeStem(made.model.edge), "decoder": EdgeDecoder(made.model.edge)}
+            parts = {part: state_of(network) for part, network in networks.items()}
+            save_checkpoint(latent, Checkpoint(made.model, parts))
         return made
 
     return config
@@ -131,9 +138,48 @@ def test_a_run_leaves_a_model_that_runs(make: MakeConfig) -> None:
     assert (path.parent / "strips" / "000001.png").is_file()
 
 
-def test_an_edge_student_of_a_published_teacher_keeps_its_latent_space(make: MakeConfig) -> None:
-    path = run_stage("student", make("edge", gan_weight=0.0))
-    assert set(load_checkpoint(path).parts) == {"student", "autoencoder"}
+def test_an_edge_student_of_a_published_teacher_needs_a_stem_and_a_decoder(make: MakeConfig, tmp_path: Path) -> None:
+    """With the teacher's own autoencoder it could be trained, and not be run."""
+    config = replace(make("edge"), run_dir=str(tmp_path / "another"))
+    with pytest.raises(
+        ModelError, match=r"run 'rsd-edge distill autoencoder --config .*, or set roles\.autoencoder\.weights$"
+    ):
+        run_stage("student", config)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "teacher"])
+def test_stages_of_compact_networks_alone_are_refused_by_family(make: MakeConfig, stage: str) -> None:
+    with pytest.raises(InputError, match=f"stage {stage} trains compact networks, and the model is of family rsd; set"):
+        run_stage(stage, make())
+
+
+def test_a_student_of_a_deterministic_map_does_not_hear_eps(make: MakeConfig) -> None:
+    """Of other sizes than its teacher, it starts from random weights, and eps is zero while it is trained."""
+    settings = {"gan_weight": 0.0, "objective": "sinsr"}
+    config = make("edge", **settings)
+    config = replace(config, finetune=replace(config.student, train_decoder=True))
+    student = run_stage("student", config)
+    checkpoint = load_checkpoint(student)
+    checkpoint.parts["student"]["head.weight"][:, -1] = 1.0  # of a student that was trained otherwise
+    save_checkpoint(student, checkpoint)
+    lq, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 16, 16)
+    for stage in ("finetune", "student"):
+        stage_weights(config, "student").with_name(STATE_FILE).unlink(missing_ok=True)
+        tile = edge_tile(load_checkpoint(run_stage(stage, config)))
+        assert torch.equal(tile(lq, noise), tile(lq, torch.cat([noise[:, :-1], -noise[:, -1:]], dim=1)))
+    regression = StudentStage(make("edge", **{**settings, "distill_weight": 0.0}))
+    assert regression.sampler.from_prior(torch.zeros(1, 3, 2, 2), Randomness("0", 0, 1, "cpu")).eps.any()
+
+
+def test_the_stem_learns_nothing_from_the_inverse_terms_target(make: MakeConfig) -> None:
+    gradients = []
+    for weight in (0.0, 1.0):
+        settings = {"objective": "sinsr", "lpips_weight": 0.0, "gan_weight": 0.0, "inverse_weight": weight}
+        stage = StudentStage(make("edge", **settings, train_decoder=True))
+        (part,) = draws(stage, itertools.repeat(pair(stage)), 0)()
+        loss = stage._student_terms(part, 0, [])[0]
+        gradients.append(torch.autograd.grad(loss, list(stage.networks["stem"].parameters())))
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
 def test_an_edge_student_of_a_published_teacher_runs_without_its_autoencoder(make: MakeConfig) -> None:
@@ -143,7 +189,6 @@ def test_an_edge_student_of_a_published_teacher_runs_without_its_autoencoder(mak
     config = replace(config, autoencoder=StageConfig(iterations=1, batch=2, **losses))
     path = run_stage("autoencoder", config)
     assert set(load_checkpoint(path).parts) == {"stem", "decoder"}
-    config = replace(config, roles=replace(config.roles, autoencoder=RoleConfig(str(path))))
     joint = StudentConfig(**{**vars(config.student), "distill_weight": 0.0, "train_decoder": True})
     config = replace(config, finetune=joint)
     for stage in ("student", "finetune"):
@@ -212,5 +257,5 @@ def test_roles_that_do_not_suit_are_named(make: MakeConfig, tiny_weights: Checkp
     roles = replace(config.roles, autoencoder=RoleConfig(str(path)))  # of four channels
     with pytest.raises(ModelError, match="another latent space than the teacher"):
         build_roles(replace(config, roles=roles), teacher, 64)
-    with pytest.raises(InputError, match="train_decoder needs the compact decoder of an edge teacher"):
-        StudentStage(make("edge", train_decoder=True))
+    with pytest.raises(InputError, match="train_decoder needs a model of family edge; leave it out"):
+        StudentStage(make("rsd", train_decoder=True))

@@ -101,6 +101,11 @@ def test_a_fine_tune_knows_what_it_began_with(tiny_config: MakeConfig, engine: P
     rows = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     assert [row["iteration"] for row in rows if "validation" in row] == [0, 2]
     assert rows[0]["validation"]["psnr_y"] != 99.0
+    renamed = weights.with_name("renamed.safetensors")
+    shutil.copy(weights, renamed)
+    follow = replace(config, finetune_from=str(weights), run_dir=f"{config.run_dir}-2")
+    for name in (weights, renamed):
+        run_stage("finetune", replace(follow, finetune_from=str(name)))
     copied = shutil.copytree(engine, engine.parent / "copied")
     run_stage("finetune", replace(config, finetune_from=str(copied)))  # finished, and begun with the same
     other = load_checkpoint(weights)

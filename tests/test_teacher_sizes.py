@@ -12,7 +12,7 @@ import torch
 from rsd_edge.distill.config import DistillConfig, RoleConfig, RolesConfig
 from rsd_edge.distill.roles import stage_weights
 from rsd_edge.distill.stages import run_stage
-from rsd_edge.distill.stages.student import StudentStage
+from rsd_edge.distill.stages.student import FinetuneStage, StudentStage
 from rsd_edge.errors import ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -66,6 +66,19 @@ def test_a_student_of_a_larger_teacher_is_fine_tuned(larger_teacher: DistillConf
     result = load_checkpoint(run_stage("finetune", finetune))
     assert result.spec == student.spec
     assert result.parts.keys() >= {"stem", "student", "decoder"}
+
+
+def test_a_fine_tune_takes_the_teacher_that_is_named(prepared: MakeConfig, tmp_path: Path) -> None:
+    """Not the one that the student's checkpoint carries."""
+    config = replace(prepared(distill_weight=1.0), roles=RolesConfig(teacher=RoleConfig(str(tmp_path / "nowhere"))))
+    with pytest.raises(ModelError, match=r"nowhere does not exist"):
+        run_stage("finetune", config)
+    named = tmp_path / "teacher.safetensors"
+    weights = load_checkpoint(stage_weights(config, "student"))
+    weights.parts["teacher"]["tail.bias"] += 1
+    save_checkpoint(named, weights)
+    stage = FinetuneStage(replace(config, roles=RolesConfig(teacher=RoleConfig(str(named)))))
+    assert torch.equal(stage.teacher.state_dict()["tail.bias"], weights.parts["teacher"]["tail.bias"])
 
 
 def test_a_latent_space_of_other_sizes_is_refused(prepared: MakeConfig, tiny_weights: Checkpoint) -> None:

@@ -15,6 +15,7 @@ from rsd_edge.distill.stages.autoencoder import AutoencoderStage
 from rsd_edge.distill.stages.student import FinetuneStage, StudentStage
 from rsd_edge.distill.stages.teacher import TeacherStage
 from rsd_edge.errors import InputError
+from rsd_edge.specs import EDGE_FAMILY
 
 STAGES: dict[str, Callable[[DistillConfig, Runtime | None], Stage]] = {
     "autoencoder": AutoencoderStage,
@@ -32,7 +33,12 @@ def run_stage(name: str, config: DistillConfig, runtime: Runtime | None = None) 
 
 
 def check_start(name: str, config: DistillConfig) -> None:
-    """Raise InputError for a stage that comes before what `finetune_from` stands in for."""
+    """Raise InputError for a stage that the run has no use for."""
+    if config.model.family != EDGE_FAMILY and name in ("autoencoder", "teacher"):
+        raise InputError(
+            f"stage {name} trains compact networks, and the model is of family {config.model.family}; set "
+            "roles.teacher.weights, and run 'rsd-edge distill student'"
+        )
     if config.finetune_from and name != "finetune":
         raise InputError(
             f"finetune_from is {config.finetune_from}, so that stage {name} is not needed; run 'rsd-edge distill "

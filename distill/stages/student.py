@@ -36,6 +36,7 @@ from rsd_edge.distill.roles import (
     channels_last,
     fake_of,
     load_stage,
+    silence,
     student_part,
     takes_noise,
     teacher_checkpoint,
@@ -70,6 +71,8 @@ class StudentStage(Stage):
         torch.manual_seed(config.seed + 2)
         device = self.runtime.device
         roles = self._roles(teacher)
+        if self.stage.deterministic and takes_noise(roles.student):
+            silence(roles.student)  # which is never trained, and would be heard where the student runs
         self.given = roles.given
         self.latent, self.teacher = roles.latent.to(device), roles.teacher.to(device)
         self.diffusion = ResidualDiffusion(config.model.schedule, device)
@@ -94,7 +97,7 @@ class StudentStage(Stage):
         self.train_network("student", self.student, average=True)
         if self.stage.train_decoder:
             if not isinstance(self.latent, EdgeLatentSpace):
-                raise InputError(f"{self.name}.train_decoder needs the compact decoder of an edge teacher")
+                raise InputError(f"{self.name}.train_decoder needs a model of family edge; leave it out")
             for part in ("stem", "decoder"):
                 side.append(part)
                 self.train_network(part, self.frozen.pop(part).requires_grad_(True).train(), average=True)
@@ -241,7 +244,8 @@ class StudentStage(Stage):
     def _sinsr(self, z0_hat: Tensor, prior: Point, z0: Tensor, z_y: Tensor, lq: Tensor) -> Tensor:
         """SinSR's three terms. The student's inputs at t = 0 are scaled with T's factor, as its published code does."""
         last, first = prior.t, self.diffusion.at(0, len(z0))
-        z_T = prior.x_scaled / self.diffusion.tables.input_scale[-1]  # noqa: N806 (the paper's symbol)
+        # A target: where stem and decoder are trained, too, z_T has a gradient to the stem.
+        z_T = (prior.x_scaled / self.diffusion.tables.input_scale[-1]).detach()  # noqa: N806 (the paper's symbol)
         z0_teacher = self.diffusion.deterministic(self.teacher, z_T, z_y, lq)
         with torch.no_grad():
             inverted = Point(self.diffusion.scale(z0, last), first, prior.eps)
@@ -314,10 +318,10 @@ class FinetuneStage(StudentStage):
             return start.roles
         finished = load_stage(self.config, "student")
         crop = self.config.crop_of(self.stage)
-        own_teacher = "teacher" in finished.parts
+        own_teacher = "teacher" in finished.parts and not self.config.roles.teacher.weights
         roles = build_roles(self.config, finished if own_teacher else teacher or teacher_checkpoint(self.config), crop)
         roles.given["student"] = roles.given["teacher"] if own_teacher else finished.digest()
         finished.load_into(student_part(finished.spec), roles.student)
-        for name in finished.parts.keys() & roles.parts.keys():
+        for name in (finished.parts.keys() & roles.parts.keys()) - {"teacher"}:
             finished.load_into(name, roles.parts[name])
         return roles

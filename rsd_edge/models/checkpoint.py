@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rsd_edge.bundle import missing_checkpoint
+from rsd_edge.bundle import PICKLES, missing_checkpoint, unconverted
 from rsd_edge.errors import ModelError
 from rsd_edge.plain import from_dict, to_dict
 from rsd_edge.specs import ModelSpec
@@ -26,6 +26,8 @@ from rsd_edge.stream.atomic import atomic_file
 
 FORMAT = 1
 METADATA_KEY = "rsd_edge"
+STATE_KEY = "tree"
+"""In the metadata of a run's state, which is no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Checkpoint:
     spec: ModelSpec
     parts: dict[str, dict[str, Tensor]]
     record: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    """The file that it was read from."""
 
     def digest(self) -> str:
         """SHA-256 of the weights alone: training that ended again with the same ones writes another record."""
@@ -48,7 +52,10 @@ class Checkpoint:
     def load_into(self, part: str, module: nn.Module) -> None:
         """Load one part strictly. Raises ModelError naming missing, unknown or misshapen tensors."""
         if part not in self.parts:
-            raise ModelError(f"checkpoint has no part '{part}'; it holds {', '.join(sorted(self.parts))}")
+            named = f"checkpoint {self.path}" if self.path else "the checkpoint"
+            raise ModelError(
+                f"{named} has no part '{part}', it holds {', '.join(sorted(self.parts))}; give one that has it"
+            )
         try:
             module.load_state_dict(self.parts[part], strict=True)
         except RuntimeError as error:
@@ -71,23 +78,25 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote. Raises ModelError if it is missing, damaged or of another kind."""
     with _opened(path) as handle:
-        header = (handle.metadata() or {}).get(METADATA_KEY)
+        metadata = handle.metadata() or {}
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-    spec, record = _described(header, path)
-    return Checkpoint(spec, _by_part(tensors), record)
+    spec, record = _described(metadata, path)
+    return Checkpoint(spec, _by_part(tensors), record, path)
 
 
 def read_spec(path: Path) -> ModelSpec:
     """What a checkpoint is, without reading its weights. Raises ModelError as `load_checkpoint` does."""
     with _opened(path) as handle:
-        header = (handle.metadata() or {}).get(METADATA_KEY)
-    return _described(header, path)[0]
+        metadata = handle.metadata() or {}
+    return _described(metadata, path)[0]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise missing_checkpoint(path)
+    if path.suffix in PICKLES:
+        raise unconverted(path)
     try:
         with safe_open(path, framework="pt") as handle:
             yield handle
@@ -95,7 +104,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ModelError(f"checkpoint {path} cannot be read ({error}); it may be truncated, copy it again") from error
 
 
-def _described(header: str | None, path: Path) -> tuple[ModelSpec, dict[str, Any]]:
+def _described(metadata: Mapping[str, str], path: Path) -> tuple[ModelSpec, dict[str, Any]]:
+    if STATE_KEY in metadata:
+        raise ModelError(f"{path} is the state of a run, not what it left; give the weights.safetensors beside it")
+    header = metadata.get(METADATA_KEY)
     if header is None:
         raise ModelError(
             f"checkpoint {path} carries no rsd-edge metadata; it was not written by `rsd-edge distill` or "
