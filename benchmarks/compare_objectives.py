@@ -40,7 +40,7 @@ from rsd_edge import SuperResolver
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.changes import plain
 from rsd_edge.distill.config import DistillConfig, load_config
-from rsd_edge.distill.data import training_batches
+from rsd_edge.distill.data import CropDataset, training_batches
 from rsd_edge.distill.loop import draws, train
 from rsd_edge.distill.roles import stage_weights
 from rsd_edge.distill.stage import EncodedBatch
@@ -133,7 +133,7 @@ def _to_model(pixels: Tensor) -> Tensor:
 def _encode(path: Path, config: DistillConfig, teacher: Checkpoint, samples: int) -> None:
     """Pairs as training draws them, uint8, and z0 and z_y, float32."""
     stage = StudentStage(_alone(config), None, teacher)
-    batches = training_batches(config.data, config.crop_of(config.student), 16, config.seed, 0)
+    batches = training_batches(CropDataset(config.data, config.crop_of(config.student), config.seed), 16, 0)
     found: dict[str, list[Tensor]] = {name: [] for name in ("x0", "y0", "z0", "z_y")}
     with torch.no_grad():
         for _ in range(-(-samples // 16)):

@@ -21,6 +21,13 @@ _MAY_CHANGE_IN_A_STAGE = (
 )
 
 
+_COMPARED_BY_DIGEST = (
+    *("finetune_from", "data.train", "data.train_lr"),
+    *("roles.teacher.weights", "roles.autoencoder.weights", "roles.student.weights"),
+)
+"""Places, which may be moved; `snapshot` compares what lies there."""
+
+
 class Change(NamedTuple):
     """A setting that a run was resumed with another value of."""
 
@@ -71,9 +78,7 @@ def _leaves(tree: Mapping[str, Any], stage: str, prefix: str = "") -> Iterator[t
     for key, value in tree.items():
         if not prefix and key in _STAGE_SECTIONS and key != stage:
             continue
-        if key == "finetune_from":  # what it stands for is compared by its hash
-            continue
         if isinstance(value, Mapping):
             yield from _leaves(value, stage, f"{prefix}{key}.")
-        else:
+        elif f"{prefix}{key}" not in _COMPARED_BY_DIGEST:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

@@ -6,11 +6,14 @@ the samples, nor a resumed run changes what the networks see. Every epoch takes 
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rsd_edge.distill.blur_kernels import draw_index
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import degrade
+from rsd_edge.distill.presets import PRESET_NAMES
 from rsd_edge.distill.sources import Entry, list_images, pair, read_entry
 from rsd_edge.distill.stop_signal import obey_only_the_parent, withheld_from_children
 from rsd_edge.errors import InputError, RsdEdgeError
@@ -76,13 +80,22 @@ class CropDataset(Dataset[Sample]):
             self.entries = list(pair([entry for (entry,) in self.entries], list_images(lr_source, "lr")))
         self.crop = crop
         self.rescale = config.rescale
-        self.presets = [config.presets.named(name) for name in config.degradations]
-        total = sum(config.degradations.values())
-        self.shares = tuple(share / total for share in config.degradations.values())
+        self.workers = config.workers
+        shares = {name: config.degradations[name] for name in PRESET_NAMES if name in config.degradations}
+        self.presets = [config.presets.named(name) for name in shares]
+        self.shares = tuple(share / sum(shares.values()) for share in shares.values())
         self._seed = (seed, VALIDATION_STREAM if validation else TRAINING_STREAM)
         self._cache = _Cache(config.cache_mb * 10**6)
         self._unusable: dict[int, Skipped] = {}
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def digest(self) -> str:
+        """SHA-256 of what images there are, by their names and order: not of what they show, which is not read."""
+        found = hashlib.sha256()
+        for entry in itertools.chain.from_iterable(self.entries):
+            row = f"{entry.key} {Path(entry.path).name} {entry.member} {entry.size}\n"
+            found.update(row.encode(errors="surrogateescape"))
+        return found.hexdigest()
 
     def __getitem__(self, sample: int) -> Sample:
         rng = np.random.default_rng((*self._seed, sample))
@@ -132,7 +145,7 @@ class CropDataset(Dataset[Sample]):
     def _check(self, images: tuple[Image, ...], entries: tuple[Entry, ...]) -> None:
         sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
         if min(images[0].shape[:2]) < self.crop:
-            raise InputError(f"{entries[0].name} is {sizes[0]}, smaller than the crop of {self.crop}; lower data.crop")
+            raise InputError(f"{entries[0].name} is {sizes[0]}, smaller than the crop of {self.crop}; lower the crop")
         if len(images) == 2 and images[0].shape[:2] != tuple(SCALE * side for side in images[1].shape[:2]):
             raise InputError(
                 f"{entries[0].name} is {sizes[0]} and {entries[1].name} is {sizes[1]}; "
@@ -270,7 +283,7 @@ def _begin_work(worker: int) -> None:
 
 
 def training_batches(
-    config: DataConfig, crop: int, batch: int, seed: int, first_sample: int, *, rank: int = 0, ranks: int = 1
+    dataset: CropDataset, batch: int, first_sample: int, *, rank: int = 0, ranks: int = 1
 ) -> TrainingData:
     """Endless batches of `batch` samples for one of several ranks, from `first_sample` on.
 
@@ -278,9 +291,8 @@ def training_batches(
     A run that goes on passes the number of samples that all ranks have taken together. Raises InputError if no image
     can be used.
     """
-    dataset = CropDataset(config, crop, seed)
     dataset[first_sample]
-    return TrainingData(dataset, config.workers, _RankBatches(first_sample, batch, rank, ranks))
+    return TrainingData(dataset, dataset.workers, _RankBatches(first_sample, batch, rank, ranks))
 
 
 def validation_batch(config: DataConfig, crop: int, seed: int) -> Batch:

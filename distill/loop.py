@@ -18,12 +18,12 @@ import yaml
 
 from rsd_edge.distill.changes import Change
 from rsd_edge.distill.config import config_to_dict
-from rsd_edge.distill.data import Batch, training_batches
+from rsd_edge.distill.data import Batch, CropDataset, training_batches
 from rsd_edge.distill.progress import Progress
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.run_log import RunLog
 from rsd_edge.distill.snapshot import STATE_FILE, Resumed, resume, save_state
-from rsd_edge.distill.stage import Draw, EncodedBatch, Part, Stage, Validation
+from rsd_edge.distill.stage import DATA, Draw, EncodedBatch, Part, Stage, Validation
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stop_signal import StopSignal
 from rsd_edge.errors import InputError
@@ -69,11 +69,14 @@ def _train(stage: Stage, folder: Path, batches_from: BatchesFrom | None) -> Path
     if stage.runtime.is_main:
         make_folder(folder)
     stage.runtime.wait()
+    if batches_from is None:
+        dataset = CropDataset(stage.config.data, stage.config.crop_of(stage.stage), _data_seed(stage))
+        stage.given[DATA] = dataset.digest()
+        batches_from = functools.partial(_batches, stage, dataset)
     run = _Run(stage, folder, resume(stage, folder / STATE_FILE))
-    source = batches_from or functools.partial(_batches, stage)
     if stage.runtime.is_main:
         _write_config(stage, folder, run.changes)
-    figures = run.iterate(source)
+    figures = run.iterate(batches_from)
     path = folder / WEIGHTS_FILE
     if stage.runtime.is_main:
         save_checkpoint(path, stage.weights(_record(stage, run, figures)))
@@ -200,14 +203,12 @@ class _Run:
         self.saved = done
 
 
-def _batches(stage: Stage, start: int) -> Iterator[Batch]:
+def _batches(stage: Stage, dataset: CropDataset, start: int) -> Iterator[Batch]:
     """This process's batches from an iteration on."""
     settings, runtime = stage.stage, stage.runtime
     return training_batches(
-        stage.config.data,
-        stage.config.crop_of(settings),
+        dataset,
         settings.batch // runtime.processes,
-        _data_seed(stage),
         start * stage.batches_per_iteration * settings.batch,
         rank=runtime.rank,
         ranks=runtime.processes,

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rsd_edge.distill.changes import Change, changes, plain
-from rsd_edge.distill.stage import Stage
+from rsd_edge.distill.stage import DATA, Stage
 from rsd_edge.errors import ModelError
 from rsd_edge.models.checkpoint import STATE_KEY
 from rsd_edge.stream.atomic import atomic_file
@@ -129,8 +129,16 @@ def _check_origin(stage: Stage, begun: dict[str, str]) -> None:
 
 
 def _check_given(stage: Stage, begun: dict[str, str]) -> None:
-    """Raise ModelError if weights that the stage was built from are others now: what was trained belongs to those."""
-    for role in sorted({*begun, *stage.given}):
+    """Raise ModelError if weights that the stage was built from are others now: what was trained belongs to those.
+
+    And if its images are: which ones a run has seen already follows from all of them.
+    """
+    if len({begun.get(DATA), stage.given.get(DATA)} - {None}) > 1:  # earlier versions kept no digest
+        raise ModelError(
+            f"stage {stage.name} was begun with other images in data.train than there are now; put those back to go on "
+            "with it, or choose another run_dir for a new run"
+        )
+    for role in sorted({*begun, *stage.given} - {DATA}):
         if begun.get(role) != stage.given.get(role):
             raise ModelError(
                 f"stage {stage.name} was begun with other weights of '{role}' than there are now; put those back to go "

@@ -21,6 +21,8 @@ from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.models.checkpoint import Checkpoint, state_of
 
+DATA = "data"
+"""The training images among what a stage is given."""
 PartT = TypeVar("PartT")
 Scalars = dict[str, Tensor]
 
@@ -86,7 +88,7 @@ class Stage(ABC):
         self.origin: dict[str, str] = {}
         """What its networks began as, where that is no stage of the run; part of the record."""
         self.given: dict[str, str] = {}
-        """Digests of the weights that it was built from, by role or stage."""
+        """Digests of the weights that it was built from, by role or stage, and under DATA of what images it has."""
         self._updates: dict[str, tuple[str, ...]] = {}
         self._rates: dict[str, str] = {}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from safetensors.torch import save
 from test_loop import OneWeight, state_path
 from torch import nn
 
-from rsd_edge.distill.config import DistillConfig, load_config
+from rsd_edge.distill.config import DistillConfig, RoleConfig, load_config
 from rsd_edge.distill.loop import CONFIG_FILE, train
 from rsd_edge.distill.roles import stage_weights
+from rsd_edge.distill.snapshot import save_state
+from rsd_edge.distill.stage import DATA
 from rsd_edge.distill.stages import STAGES
 from rsd_edge.errors import ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -36,7 +40,6 @@ def with_student(config: DistillConfig, **settings: Any) -> DistillConfig:
         (lambda c: with_student(c, distill_weight=0.5), r"student\.distill_weight=0\.0 \(now 0\.5\)"),
         (lambda c: with_student(c, timesteps=(3, 14)), r"student\.timesteps=\[3, 7, 11, 14\] \(now \[3, 14\]\)"),
         (lambda c: with_student(c, ema=0.9, lr=0.1), r"student\.ema=0\.999 \(now 0\.9\)"),
-        (lambda c: replace(c, data=replace(c.data, train="elsewhere")), r"data\.train=.* \(now elsewhere\)"),
         (lambda c: replace(c, data=replace(c.data, degradations={"real": 1.0})), r"data\.degradations\.light=0\.4"),
         (lambda c: replace(c, model=replace(c.model, halo=8)), r"model\.halo="),
     ],
@@ -114,6 +117,42 @@ def test_a_stage_belongs_to_the_weights_that_it_was_built_from(
     with pytest.raises(ModelError, match=f"stage {name} was begun with other weights of '{role}' than there are now"):
         train(STAGES[name](config, None))
     assert weights.read_bytes() == before
+
+
+def test_a_stage_belongs_to_the_images_that_it_was_begun_with(
+    tiny_config: MakeConfig, hr_photos: Path, tmp_path: Path
+) -> None:
+    """Which of them a sample shows follows from all of them. Their folder may be moved."""
+    config = tiny_config()
+    weights = train(OneWeight(config))
+    moved = shutil.copytree(hr_photos, tmp_path / "moved")
+    config = replace(config, data=replace(config.data, train=str(moved)))
+    train(OneWeight(config))
+    first = min(file for file in moved.iterdir() if file.is_file())
+    shutil.copy(first, moved / f"one-more{first.suffix}")
+    before = weights.read_bytes()
+    with pytest.raises(
+        ModelError, match=r"stage student was begun with other images in data\.train than there are"
+    ):
+        train(OneWeight(config))
+    assert weights.read_bytes() == before
+
+
+def test_weights_that_a_stage_was_built_from_may_be_moved(prepared: MakeConfig, tmp_path: Path) -> None:
+    config = prepared(iterations=1)
+    for name in ("first", "second"):
+        file = shutil.copy(stage_weights(config, "teacher"), tmp_path / f"{name}.safetensors")
+        roles = replace(config.roles, teacher=RoleConfig(str(file)))
+        train(STAGES["student"](replace(config, roles=roles), None))
+
+
+def test_a_state_of_an_earlier_version_has_no_digest_of_its_images(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    stage = OneWeight(config)
+    train(stage)
+    del stage.given[DATA]
+    save_state(stage, state_path(config).parent, 2, 1.0)
+    train(OneWeight(config))
 
 
 def test_a_state_without_settings_is_named(tiny_config: MakeConfig) -> None:

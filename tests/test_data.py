@@ -45,7 +45,7 @@ def dataset(config: DataConfig, seed: int = 5) -> CropDataset:
 
 
 def take(config: DataConfig, count: int, first: int = 0) -> list[Batch]:
-    return list(itertools.islice(training_batches(config, CROP, 2, 5, first), count))
+    return list(itertools.islice(training_batches(CropDataset(config, CROP, 5), 2, first), count))
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
@@ -99,6 +99,13 @@ def test_degradations_are_drawn_by_their_shares(config: DataConfig, monkeypatch:
     assert counts["SecondOrder"] == pytest.approx(300, abs=26)  # three standard deviations
 
 
+def test_the_order_of_the_degradations_changes_no_sample(config: DataConfig) -> None:
+    """Which a resumed run could not see: settings are compared by name."""
+    shares = {"bicubic": 0.5, "real": 0.5}
+    orders = [dict(items) for items in (shares.items(), reversed(shares.items()))]
+    assert same(*(take(replace(config, degradations=order), 6) for order in orders))
+
+
 def test_a_small_memory_changes_no_sample(config: DataConfig) -> None:
     small = dataset(replace(config, cache_mb=0))
     large = dataset(config)
@@ -124,11 +131,11 @@ def test_batches_depend_on_neither_workers_nor_where_a_run_stopped(config: DataC
     """A resumed run needs the number of samples taken alone, whatever the workers have fetched ahead."""
     whole = take(config, 5)
     assert not same(whole[:1], whole[1:2])
-    run = training_batches(replace(config, workers=2), CROP, 2, 5, 0)
+    run = training_batches(CropDataset(replace(config, workers=2), CROP, 5), 2, 0)
     assert same(list(itertools.islice(run, 3)), whole[:3])
     taken = 3 * 2
     assert same(take(config, 2, first=taken), whole[3:])
-    resumed = training_batches(config, CROP, 1, 5, taken, rank=1, ranks=2)
+    resumed = training_batches(CropDataset(config, CROP, 5), 1, taken, rank=1, ranks=2)
     assert torch.equal(next(resumed).x0, whole[3].x0[1:])
 
 
@@ -209,7 +216,7 @@ def test_images_that_cannot_be_validated_on_are_named_once_and_counted(
 def test_skipped_images_are_named_once_and_counted(
     spoilt: Path, config: DataConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = training_batches(replace(config, train=str(spoilt)), CROP, 2, 5, 0)
+    data = training_batches(CropDataset(replace(config, train=str(spoilt)), CROP, 5), 2, 0)
     with caplog.at_level(logging.WARNING):
         for _ in range(5):  # two epochs
             next(data)
@@ -225,13 +232,13 @@ def test_a_folder_of_unusable_images_is_an_error(spoilt: Path, config: DataConfi
     for name in ("a", "b"):
         (spoilt / f"{name}.png").unlink()
     with pytest.raises(InputError, match=r"none of the 3 images can be used, the last because: .*") as caught:
-        training_batches(replace(config, train=str(spoilt), workers=2), CROP, 2, 5, 0)
+        training_batches(CropDataset(replace(config, train=str(spoilt), workers=2), CROP, 5), 2, 0)
     assert "\n" not in str(caught.value)
 
 
 def test_images_that_vanish_end_a_run_with_one_line(spoilt: Path, config: DataConfig) -> None:
     """A worker reports what it skips and why it ends to the process that trains."""
-    data = training_batches(replace(config, train=str(spoilt), workers=1, cache_mb=0), CROP, 2, 5, 0)
+    data = training_batches(CropDataset(replace(config, train=str(spoilt), workers=1, cache_mb=0), CROP, 5), 2, 0)
     for _ in range(3):  # an epoch
         next(data)
     assert len(data.skipped) == 3
@@ -255,8 +262,8 @@ def test_an_epoch_takes_every_image_once_in_an_order_of_its_own(config: DataConf
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_share_the_batch_of_one_process(config: DataConfig, ranks: int) -> None:
     """Their batches, one after the other, are the batch of one process that is that many times as large."""
-    shares = [training_batches(config, CROP, 2, 5, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
-    whole = training_batches(config, CROP, 2 * ranks, 5, 6)
+    shares = [training_batches(CropDataset(config, CROP, 5), 2, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
+    whole = training_batches(CropDataset(config, CROP, 5), 2 * ranks, 6)
     for _ in range(3):
         parts = [next(share) for share in shares]
         joined = Batch(torch.cat([part.x0 for part in parts]), torch.cat([part.y0 for part in parts]))
@@ -319,7 +326,7 @@ def test_rescaled_crops_show_the_whole_of_a_square(config: DataConfig, hr_photos
 
 
 def test_training_data_is_an_iterator_of_batches(config: DataConfig) -> None:
-    data = training_batches(config, CROP, 2, 5, 4)
+    data = training_batches(CropDataset(config, CROP, 5), 2, 4)
     assert isinstance(data, TrainingData)
     assert next(data).x0.shape == (2, 3, CROP, CROP)
     assert data.skipped == {}

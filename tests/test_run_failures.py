@@ -17,7 +17,7 @@ import torch
 from test_loop import OneWeight, average_weight, state_path
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.data import Batch, DataWorkerError, training_batches
+from rsd_edge.distill.data import Batch, CropDataset, DataWorkerError, training_batches
 from rsd_edge.distill.loop import draws, train
 from rsd_edge.distill.snapshot import read_state
 from rsd_edge.distill.stage import TrainingDivergedError, Validation
@@ -85,7 +85,7 @@ def test_divergence_names_the_rate_of_the_network_that_diverged(
 def test_a_killed_worker_ends_a_run_with_one_line(tiny_config: MakeConfig) -> None:
     config = tiny_config()
     before = set(active_children())
-    data = training_batches(replace(config.data, workers=1), 64, 2, 5, 0)
+    data = training_batches(CropDataset(replace(config.data, workers=1), 64, 5), 2, 0)
     next(data)
     (worker,) = set(active_children()) - before
     assert worker.pid is not None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.data import Batch, training_batches
+from rsd_edge.distill.data import Batch, CropDataset, training_batches
 from rsd_edge.distill.discriminators import PatchDiscriminator
 from rsd_edge.distill.loop import draws
 from rsd_edge.distill.pixel_losses import BatchStatistics, PixelCriterion
@@ -44,7 +44,7 @@ def gradients(config: DistillConfig, name: str) -> dict[str, Tensor]:
     stage = STAGES[name](config, None)
     for optimizer in stage.optimizers.values():
         optimizer.step = lambda *_: None  # type: ignore[assignment,method-assign,misc]
-    batch = next(training_batches(config.data, config.data.crop, 4, 1, 0))
+    batch = next(training_batches(CropDataset(config.data, config.data.crop, 1), 4, 0))
     for iteration in range(2):
         stage.step(iteration, draws(stage, itertools.repeat(batch), iteration))
     return {
@@ -77,7 +77,7 @@ def test_an_iteration_refines_the_norms_once(prepared: MakeConfig, monkeypatch: 
     stage = FinetuneStage(prepared(accumulate=2, **JOINT))
     refined: list[int] = []
     monkeypatch.setattr(stage.discriminator, "refine", lambda: refined.append(1))
-    batch = next(training_batches(stage.config.data, stage.config.data.crop, 2, 1, 0))
+    batch = next(training_batches(CropDataset(stage.config.data, stage.config.data.crop, 1), 2, 0))
     stage.step(0, draws(stage, itertools.repeat(batch), 0))
     assert refined == [1]
 

@@ -6,7 +6,7 @@ import multiprocessing
 import subprocess
 from pathlib import Path
 
-from rsd_edge.distill.data import training_batches
+from rsd_edge.distill.data import CropDataset, training_batches
 from rsd_edge.distill.data_config import DataConfig
 
 _AHEAD = 4
@@ -16,7 +16,7 @@ _AHEAD = 4
 def test_workers_go_on_when_the_group_is_told_to_end(hr_photos: Path) -> None:
     before = set(multiprocessing.active_children())
     config = DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=1, val_crops=1)
-    data = training_batches(config, 64, 2, 5, 0)
+    data = training_batches(CropDataset(config, 64, 5), 2, 0)
     (worker,) = set(multiprocessing.active_children()) - before
     for _ in ("while it starts", "at work"):
         for name in ("INT", "TERM"):
