@@ -7,6 +7,7 @@ shuffle buffer could not be resumed at a sample, nor shared out between ranks wi
 from __future__ import annotations
 
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.errors import ImageReadError, InputError
-from rsd_edge.stream.discovery import images_in
 from rsd_edge.stream.images import decode_image, read_image
 from rsd_edge.stream.results import IMAGE_SUFFIXES, to_bytes
 
@@ -30,6 +30,7 @@ LARGEST_IMAGE = 1 << 30
 
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _ROLES = ("hr", "lr")
+_IN_FOLDERS = (*IMAGE_SUFFIXES, SHARD)
 
 
 class Entry(NamedTuple):
@@ -67,14 +68,14 @@ def list_images(source: str, role: str = "hr") -> list[Entry]:
     """All images of a source, sorted: a folder (and its folders), a list of files, a shard, or `shard-{000..041}.tar`.
 
     A list has a path a line, relative to its own folder; lines that begin with # are comments (./#name is a file).
-    Folders and lists may name shards, too. What a list names, or a link in a folder points to, and is not there counts
-    as an image, to be named when it is met. Where members of a shard are called key.hr.png and key.lr.png, `role` tells
-    which are wanted.
+    Folders and lists may name shards, too. Links to folders are followed, and each folder is searched once. What a list
+    names, or a link in a folder points to, and is not there counts as an image, to be named when it is met. Where
+    members of a shard are called key.hr.png and key.lr.png, `role` tells which are wanted.
     Raises InputError if there is nothing there or no image in it.
     """
     entries: list[Entry] = []
     for path, key in _files(source):
-        entries += _shard_entries(path, role) if path.suffix == SHARD else [Entry(key, str(path))]
+        entries += _shard_entries(path, role) if path.suffix.lower() == SHARD else [Entry(key, str(path))]
     if not entries:
         raise InputError(f"data source '{source}' names no images; check data.train and data.val")
     return entries
@@ -112,9 +113,9 @@ def _files(source: str) -> Iterator[tuple[Path, str]]:
             shard = Path(source[: numbers.start()] + str(number).zfill(len(first)) + source[numbers.end() :])
             yield _existing(shard, source), shard.stem
     elif source and root.is_dir():
-        for path in images_in(root, recursive=True, suffixes=(*IMAGE_SUFFIXES, SHARD)):
+        for path in _in_folder(root):
             yield path, path.relative_to(root).with_suffix("").as_posix()
-    elif source and root.suffix == LIST and root.is_file():
+    elif source and root.suffix.lower() == LIST and root.is_file():
         for path in _listed(root):
             yield path, path.stem
     else:
@@ -127,18 +128,47 @@ def _existing(path: Path, source: str) -> Path:
             f"data source '{path if source else ''}' does not exist; set data.train and data.val to a folder of "
             f"images, a list of files ({LIST}) or shards ({SHARD})"
         )
-    if path.suffix.lower() not in (*IMAGE_SUFFIXES, SHARD):
+    if path.suffix.lower() not in _IN_FOLDERS:
         raise InputError(f"data source '{path}' is no folder, list ({LIST}), shard ({SHARD}) or image; choose one")
     return path
 
 
+def _in_folder(root: Path) -> list[Path]:
+    """Images and shards below a folder, sorted, with the links whose targets are missing."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); allow this user to read it")
+
+    found: list[Path] = []
+    searched: set[str] = set()
+    for parent, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        where = os.path.realpath(parent)
+        if where in searched:  # a link may lead back up
+            folders.clear()
+            continue
+        searched.add(where)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in _IN_FOLDERS and _is_file_or_dangling(path)]
+    if not found:
+        raise InputError(f"{root} contains no images ({' '.join(IMAGE_SUFFIXES)}) or shards ({SHARD}); name another")
+    return sorted(found)
+
+
+def _is_file_or_dangling(path: Path) -> bool:
+    return path.is_file() or not path.exists()
+
+
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"list {path} cannot be read ({error}); it must be text with a path a line") from None
+        # Windows begins its text with a mark, and names of files elsewhere may be of any bytes.
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(f"list {path} cannot be read ({error.strerror}); check its permissions") from None
+    if "\0" in text:
+        raise InputError(f"list {path} is no text in UTF-8; save it as such, with a path a line")
     # Files that are missing are met, named and counted like damaged ones: a long list may well have some.
-    names = [line.strip() for line in lines]
+    names = [line.strip() for line in text.splitlines()]
     return [path.parent / name for name in names if name and not name.startswith("#")]
 
 
@@ -159,6 +189,9 @@ def _shard_entries(path: Path, role: str) -> list[Entry]:
             ) from None
         log.warning("shard %s is damaged (%s): its first %d images are used", path, error, len(found))
     split = any(own for own, _ in found)
+    neither = sum(not own for own, _ in found)
+    if split and neither:
+        log.warning("shard %s: %d images that are neither .hr nor .lr are left out, since others are", path, neither)
     return [entry for own, entry in found if not split or own == role]
 
 

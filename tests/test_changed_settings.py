@@ -131,9 +131,7 @@ def test_a_stage_belongs_to_the_images_that_it_was_begun_with(
     first = min(file for file in moved.iterdir() if file.is_file())
     shutil.copy(first, moved / f"one-more{first.suffix}")
     before = weights.read_bytes()
-    with pytest.raises(
-        ModelError, match=r"stage student was begun with other images in data\.train than there are"
-    ):
+    with pytest.raises(ModelError, match=r"stage student was begun with other images in data\.train than there are"):
         train(OneWeight(config))
     assert weights.read_bytes() == before
 

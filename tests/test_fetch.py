@@ -234,6 +234,39 @@ def test_what_a_mirror_sends_instead_is_told(
     assert not [name for name in files(tmp_path) if name.endswith((".pth", ".part"))]
 
 
+@pytest.mark.parametrize(
+    "change", [{"content_type": "text/html"}, {"content": b"<html>log in first</html>"}], ids=["said", "not said"]
+)
+def test_a_page_in_place_of_the_rest_costs_nothing(
+    change: dict[str, Any], mirror: tuple[Mirror, Published], tmp_path: Path
+) -> None:
+    """As hotels and trains send it. The file itself comes as it did, from where it stopped."""
+    state, published = mirror
+    state.cut_after = 500_000
+    with pytest.raises(FetchError, match="was cut"):
+        fetch(published, tmp_path)
+    have = (tmp_path / "weights.pth.part").stat().st_size
+    state.cut_after, state.ranges = None, False
+    before = {name: getattr(state, name) for name in change}
+    for name, value in change.items():
+        setattr(state, name, value)
+    with pytest.raises(FetchError, match="sent"):
+        fetch(published, tmp_path)
+    for name, value in before.items():
+        setattr(state, name, value)
+    state.ranges = True
+    assert fetch(published, tmp_path).read_bytes() == CONTENT
+    assert state.asked[-1] == f"bytes={have}-"
+
+
+def test_a_file_that_only_lacks_its_name_is_not_asked_for(mirror: tuple[Mirror, Published], tmp_path: Path) -> None:
+    state, published = mirror
+    (tmp_path / "weights.pth.part").write_bytes(CONTENT)
+    (tmp_path / "weights.pth.part.json").write_text(json.dumps({"etag": state.etag, "total": len(CONTENT)}))
+    assert fetch(published, tmp_path).read_bytes() == CONTENT
+    assert state.asked == []
+
+
 def test_another_content_later_is_refused(mirror: tuple[Mirror, Published], tmp_path: Path) -> None:
     state, published = mirror
     fetch(published, tmp_path).unlink()

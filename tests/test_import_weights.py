@@ -109,6 +109,8 @@ class Payload:
         ({"state_dict": Payload()}, "is no PyTorch checkpoint, or holds more than weights, which is not read; down"),
         (b"<html>quota exceeded</html>", "is no PyTorch checkpoint, or holds more than weights"),
         (b"", "cannot be read as a PyTorch checkpoint"),
+        (b"\x80\x02.", "cannot be read as a PyTorch checkpoint"),  # IndexError of torch's unpickler
+        (b"\x80\x02M", "cannot be read as a PyTorch checkpoint"),  # struct.error
         ({"step": 3, "config": {"a": 1}}, r"holds no state dict \(it holds step, config\)"),
         ({"decay": 0.9, "shadow_params": [torch.zeros(1)]}, "its shadow_params are averages without names, which only"),
         ({"a.b": torch.zeros(1), "module.a.b": torch.zeros(1)}, r"holds a\.b twice, with and without a prefix"),

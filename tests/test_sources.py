@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_a_link_to_nothing_is_met_like_a_missing_file(hr_photos: Path, tmp_path:
     assert [entry.key for entry in list_images(str(folder))] == ["a", "more/gone"]
 
 
+def test_a_list_may_come_from_windows_and_name_any_bytes(hr_photos: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / odd).write_bytes((hr_photos / "b.png").read_bytes())
+    (tmp_path / "a.png").write_bytes((hr_photos / "a.png").read_bytes())
+    (tmp_path / "L.TXT").write_bytes(b"\xef\xbb\xbfa.png\r\ncaf\xe9.png\r\n")
+    entries = list_images(str(tmp_path / "L.TXT"))
+    assert [Path(entry.path).name for entry in entries] == ["a.png", odd]
+    assert np.array_equal(read_entry(entries[1]), read_image(hr_photos / "b.png"))
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_searched_once(hr_photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    folder.mkdir()
+    (folder / "photos").symlink_to(hr_photos)
+    (folder / "up").symlink_to(folder)
+    assert [entry.key for entry in list_images(str(folder))] == [f"photos/{key}" for key in ("a", "b", "c", "more/d")]
+
+
 def test_a_shard_is_read_in_any_order(pngs: dict[str, bytes], hr_photos: Path, tmp_path: Path) -> None:
     members = {f"000/{name}.png": data for name, data in pngs.items()} | {"000/a.json": b"{}", "notes.txt": b"x"}
     entries = list_images(str(write_shard(tmp_path / "s.tar", members)))
@@ -93,6 +112,15 @@ def test_a_shard_of_pairs_is_read_by_role(pngs: dict[str, bytes], tmp_path: Path
     shard = str(write_shard(tmp_path / "pairs.tar", members))
     pairs = pair(list_images(shard), list_images(shard, "lr"))
     assert [(hr.member, lr.member) for hr, lr in pairs] == [("1.hr.png", "1.lr.png"), ("2.hr.png", "2.lr.png")]
+
+
+def test_members_of_neither_role_are_left_out_and_counted(
+    pngs: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {"1.hr.png": pngs["a"], "2.png": pngs["b"], "3.png": pngs["c"]}
+    entries = list_images(str(write_shard(tmp_path / "MIXED.TAR", members)))
+    assert [entry.member for entry in entries] == ["1.hr.png"]
+    assert "MIXED.TAR: 2 images that are neither .hr nor .lr are left out" in caplog.text
 
 
 def test_damaged_members_are_named_when_they_are_read(pngs: dict[str, bytes], tmp_path: Path) -> None:
@@ -127,17 +155,17 @@ def test_a_cut_shard_gives_what_it_holds(
         ("absent.txt", "does not exist"),
         ("notes.md", "is no folder, list"),
         ("blank.txt", "names no images"),
-        ("odd.txt", "list .*odd.txt cannot be read"),
+        ("odd.txt", r"list .*odd.txt is no text in UTF-8; save it as such"),
         ("no.tar", "shard .* cannot be read .* uncompressed tar"),
         ("texts.tar", "names no images"),
-        ("void", "contains no images"),
+        ("void", r"contains no images \(.*\) or shards \(\.tar\); name another"),
         ("gone.txt", "shard .*gone.tar does not exist"),
     ],
 )
 def test_what_is_no_source_is_named(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "blank.txt").write_text("\n\n")
-    (tmp_path / "odd.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "odd.txt").write_bytes("a.png\n".encode("utf-16"))
     (tmp_path / "no.tar").write_bytes(b"x" * 2000)
     (tmp_path / "gone.txt").write_text("gone.tar\n")
     write_shard(tmp_path / "texts.tar", {"a.json": b"{}"})

@@ -7,6 +7,7 @@ under the same name is refused later.
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import re
 import shutil
@@ -141,6 +142,8 @@ def _continue(published: Published, partial: Path, progress: Progress) -> None:
     """Ask for what is missing, and add it."""
     known = _read_json(_notes(partial))
     have = partial.stat().st_size if partial.is_file() and known else 0
+    if have and have == known.get("total"):  # whole, but for its name
+        return
     request = urllib.request.Request(published.url, headers=_HEADERS)
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -155,14 +158,17 @@ def _continue(published: Published, partial: Path, progress: Progress) -> None:
             raise _CutError("the file has another size now") from error
         raise
     with response:
+        _refuse_pages(response.headers.get("Content-Type", ""), published)
         start, total = _extent(response, have)
+        blocks = _blocks(response)
+        if not start:
+            blocks = _checkpoint_blocks(blocks, response.url)
         if start != have or (start and total != known.get("total")):
             partial.unlink(missing_ok=True)
             if start:
                 raise _CutError("the file has another size now")
-        _refuse_pages(response.headers.get("Content-Type", ""), published)
         write_json(_notes(partial), {"etag": response.headers.get("ETag"), "total": total})
-        _append(response, partial, start, total, progress)
+        _append(blocks, partial, start, total, progress)
 
 
 def _extent(response: Any, have: int) -> tuple[int, int]:
@@ -173,19 +179,14 @@ def _extent(response: Any, have: int) -> tuple[int, int]:
     return 0, int(response.headers.get("Content-Length", 0))
 
 
-def _append(response: Any, partial: Path, start: int, total: int, progress: Progress) -> None:
+def _append(blocks: Iterator[bytes], partial: Path, start: int, total: int, progress: Progress) -> None:
     done = start
     try:
         with partial.open("ab" if start else "wb") as file:
-            for block in _blocks(response):
-                if not done and not block.startswith(_MAGIC):
-                    raise FetchError(f"{response.url} sent no checkpoint (it begins with {block[:12]!r})")
+            for block in blocks:
                 file.write(block)
                 done += len(block)
                 progress(done, total)
-    except FetchError:
-        partial.unlink()
-        raise
     except _CutError as error:
         raise _CutError(f"{done}{f' of {total}' if total else ''} bytes came, then: {error}") from error
     except OSError as error:
@@ -207,6 +208,14 @@ def _blocks(response: Any) -> Iterator[bytes]:
         raise _CutError("the connection ended") from error
     except (OSError, http.client.HTTPException) as error:
         raise _CutError(str(error)) from error
+
+
+def _checkpoint_blocks(blocks: Iterator[bytes], url: str) -> Iterator[bytes]:
+    """The same, from the start of a file. The first is looked at at once: what is here may be better than a page."""
+    first = next(blocks, b"")
+    if first and not first.startswith(_MAGIC):
+        raise FetchError(f"{url} sent no checkpoint (it begins with {first[:12]!r}); try later")
+    return itertools.chain((first,), blocks)
 
 
 def _refuse_pages(content_type: str, published: Published) -> None:

@@ -60,7 +60,7 @@ def _load(path: Path) -> Any:
         raise ModelError(
             f"{path} is no PyTorch checkpoint, or holds more than weights, which is not read; download it again"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ModelError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); download it again") from error
 
