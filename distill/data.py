@@ -145,7 +145,9 @@ class CropDataset(Dataset[Sample]):
     def _check(self, images: tuple[Image, ...], entries: tuple[Entry, ...]) -> None:
         sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
         if min(images[0].shape[:2]) < self.crop:
-            raise InputError(f"{entries[0].name} is {sizes[0]}, smaller than the crop of {self.crop}; lower the crop")
+            raise InputError(
+                f"{entries[0].name} is {sizes[0]}, below the crop of {self.crop}; lower data.crop, or the stage's own"
+            )
         if len(images) == 2 and images[0].shape[:2] != tuple(SCALE * side for side in images[1].shape[:2]):
             raise InputError(
                 f"{entries[0].name} is {sizes[0]} and {entries[1].name} is {sizes[1]}; "

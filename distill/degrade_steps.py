@@ -121,7 +121,7 @@ def gaussian_noise(rng: Generator, image: Image, sigma: float, gray: bool) -> Im
 
 
 def poisson_noise(rng: Generator, image: Image, scale: float, gray: bool) -> Image:
-    """Add shot noise: counts at 2^ceil(log2(number of distinct values)) levels, its deviation times `scale`."""
+    """Add shot noise, its deviation times `scale`: at 2^k >= 2 levels, no fewer than there are distinct values."""
     levels = to_uint8(image)
     if gray:
         levels = np.asarray(cv2.cvtColor(levels, cv2.COLOR_BGR2GRAY), np.uint8)[..., None]

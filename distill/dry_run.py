@@ -32,7 +32,7 @@ _SEVERAL = 4
 """Samples of the second size."""
 
 
-def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Iterator[str]:
+def rehearse(name: str, config: DistillConfig, runtime: Runtime) -> Iterator[str]:
     """Lines about a stage: its weights, its networks, iterations with one and more samples, and estimates of its batch.
 
     Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
@@ -41,7 +41,6 @@ def rehearse(name: str, config: DistillConfig, device: str | None = None) -> Ite
     check_start(name, config)
     load = os.getloadavg()[0]
     prepare_torch(config)
-    runtime = Runtime(device, config.precision)
     stage, where = _build(name, config, runtime)
     check_share(stage)
     processes = f"{runtime.processes} process(es)"

@@ -70,7 +70,7 @@ def _train(stage: Stage, folder: Path, batches_from: BatchesFrom | None) -> Path
         make_folder(folder)
     stage.runtime.wait()
     if batches_from is None:
-        dataset = CropDataset(stage.config.data, stage.config.crop_of(stage.stage), _data_seed(stage))
+        dataset = _dataset(stage)
         stage.given[DATA] = dataset.digest()
         batches_from = functools.partial(_batches, stage, dataset)
     run = _Run(stage, folder, resume(stage, folder / STATE_FILE))
@@ -223,9 +223,10 @@ def _write_config(stage: Stage, folder: Path, changed: Sequence[Change]) -> None
         file.write(text.encode())
 
 
-def _data_seed(stage: Stage) -> int:
+def _dataset(stage: Stage) -> CropDataset:
     # Each stage sees crops of its own.
-    return zlib.crc32(f"{stage.config.seed}/{stage.name}".encode())
+    seed = zlib.crc32(f"{stage.config.seed}/{stage.name}".encode())
+    return CropDataset(stage.config.data, stage.config.crop_of(stage.stage), seed)
 
 
 def _set_learning_rates(stage: Stage, iteration: int) -> None:

@@ -95,7 +95,7 @@ class PixelCriterion:
         """squeeze: LPIPS-squeeze, which validation has in any case, on the device of the images."""
         self.stage, self.runtime = stage, runtime
         self.lpips = squeeze
-        if stage.lpips != "squeeze":
+        if stage.lpips_weight and stage.lpips != "squeeze":
             self.lpips = perceptual_distance(stage.lpips).to(next(squeeze.parameters()).device)
 
     @torch.no_grad()

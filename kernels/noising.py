@@ -80,7 +80,7 @@ def prior_input(
         check_images(**{"z_y": z_y[:, :1], name: tensor[:, :1]})
     if noise.requires_grad:
         raise InputError("noise requires a gradient, which it has none of; pass noise.detach()")
-    check_implementation(implementation, z_y.device)
+    _check_launch(z_y, implementation)
     network_input: Tensor = torch.ops.rsd_edge.prior_input(z_y, lq, noise, mean_scale, noise_scale, implementation)
     return network_input
 
@@ -123,6 +123,10 @@ def _check(x: Tensor, t: Tensor, tables: StepTables, implementation: str) -> Non
     tables.check_steps(t, len(x))
     if tables.eta.dtype != torch.float32 or tables.eta.device != x.device:
         raise InputError(f"tables are {tables.eta.dtype} on {tables.eta.device}; they must be float32 on {x.device}")
+    _check_launch(x, implementation)
+
+
+def _check_launch(x: Tensor, implementation: str) -> None:
     if len(x) > MAX_SAMPLES:
         raise InputError(f"{len(x)} samples do not fit one launch; use at most {MAX_SAMPLES}")
     check_implementation(implementation, x.device)

@@ -26,6 +26,7 @@ from rsd_edge.distill.data import (
 )
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.degrade import degrade
+from rsd_edge.distill.loop import _batches, _dataset
 from rsd_edge.distill.presets import Bicubic
 from rsd_edge.distill.sources import list_images
 from rsd_edge.errors import InputError
@@ -203,7 +204,7 @@ def test_images_that_cannot_be_validated_on_are_named_once_and_counted(
     messages = [record.getMessage() for record in caplog.records]
     assert [message.partition(",")[0] for message in messages] == ["validation image skipped"] * 3
     assert ", 3 so far, " in messages[2]
-    for name in ("empty.jpg is empty", "half.png is truncated", "small.png is 62x80, smaller than the crop of 64"):
+    for name in ("empty.jpg is empty", "half.png is truncated", "small.png is 62x80, below the crop of 64"):
         assert sum(name in message for message in messages) == 1, messages
     caplog.clear()
     other = OneWeight(replace(config, data=data))
@@ -223,7 +224,7 @@ def test_skipped_images_are_named_once_and_counted(
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == len(data.skipped) == 3
     assert messages[-1].startswith("image skipped, 3 of 5 so far: ")
-    for name in ("empty.jpg is empty", "half.png is truncated", "small.png is 62x80, smaller than the crop of 64"):
+    for name in ("empty.jpg is empty", "half.png is truncated", "small.png is 62x80, below the crop of 64"):
         assert sum(name in message for message in messages) == 1, messages
         assert sum(name in reason for reason in data.skipped.values()) == 1
 
@@ -330,3 +331,9 @@ def test_training_data_is_an_iterator_of_batches(config: DataConfig) -> None:
     assert isinstance(data, TrainingData)
     assert next(data).x0.shape == (2, 3, CROP, CROP)
     assert data.skipped == {}
+
+
+def test_each_stage_sees_crops_of_its_own(tiny_config: Callable[..., DistillConfig]) -> None:
+    stages = [OneWeight(tiny_config()) for _ in range(2)]
+    stages[1].name = "teacher"
+    assert not same(*([next(_batches(stage, _dataset(stage), 0))] for stage in stages))

@@ -30,7 +30,7 @@ from rsd_edge.distill.degrade_steps import (
     to_uint8,
     trimmed,
 )
-from rsd_edge.distill.presets import PRESET_NAMES, Bicubic, Blur, Light, Noise, Preset, Presets, SecondOrder
+from rsd_edge.distill.presets import PRESET_NAMES, Bicubic, Blur, Light, Noise, Pass, Preset, Presets, SecondOrder
 from rsd_edge.opencv import cv2
 
 Photo = Callable[[int, int], NDArray[np.uint8]]
@@ -192,6 +192,18 @@ def test_the_second_order_is_what_it_says(photo: Photo, monkeypatch: pytest.Monk
             for tail in (("jpeg", "resize", *sinc), ("resize", *sinc, "jpeg")):
                 assert_share(orders.pop(start + tail), DRAWS, 0.5 * 0.5 * share)
     assert not orders
+
+
+def test_the_first_pass_resizes_hr_and_the_second_lr(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    bases: list[tuple[int, int]] = []
+
+    def record(rng: Generator, image: Image, settings: Pass, base: tuple[int, int]) -> Image:
+        bases.append(base)
+        return image
+
+    monkeypatch.setattr(chains, "apply_pass", record)
+    degrade(rng(), photo(64, 96), replace(REAL, second_share=1.0))
+    assert bases == [(64, 96), (16, 24)]
 
 
 def test_passes_get_the_ranges_of_their_preset(photo: Photo) -> None:

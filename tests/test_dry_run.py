@@ -14,6 +14,7 @@ from rsd_edge.cli import main
 from rsd_edge.distill import dry_run
 from rsd_edge.distill.config import load_config
 from rsd_edge.distill.dry_run import rehearse
+from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stage_config import StudentConfig
 
@@ -50,7 +51,7 @@ def test_a_configuration_takes_a_step(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(dry_run, "_SEVERAL", 2)
     overrides = small(name) if name in OFFICIAL else ["data.crop=64"]
     config = load_config(CONFIGS[name], [*overrides, "student.fake_steps=1"])
-    where, teacher, networks, step, memory, time = rehearse("student", config, "cpu")
+    where, teacher, networks, step, memory, time = rehearse("student", config, Runtime("cpu", config.precision))
     assert where == f"stage student of {name} on cpu in bf16, 1 process(es)"
     assert "RANDOM weights" in teacher
     assert "student (trained)" in networks
@@ -74,7 +75,7 @@ def estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: Callable[
     monkeypatch.setattr(dry_run, "_iteration", timed)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 5.0, 5.0))
     overrides = ["data.crop=64", "student.batch=32", "student.accumulate=2", "student.iterations=3600"]
-    *_, time = rehearse("student", load_config(CONFIGS["edge-n"], overrides), "cpu")
+    *_, time = rehearse("student", load_config(CONFIGS["edge-n"], overrides), Runtime("cpu"))
     assert time.endswith("; more where other programs run")
     return [float(number) for number in re.findall(r"([0-9.]+) (?:s|h)\b", time)]
 
@@ -108,7 +109,7 @@ def test_an_official_configuration_takes_a_step_at_full_size(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(CONFIGS[name], ["student.fake_steps=1"])
-    lines = list(rehearse("student", config, "cpu"))
+    lines = list(rehearse("student", config, Runtime("cpu", config.precision)))
     assert "173." in lines[1]  # millions of parameters: 118.6 and 55.3
     assert "distill" in lines[3]
 
@@ -132,6 +133,10 @@ def test_the_command_prints_it(
         main(["distill", *words])
     assert caught.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
+    monkeypatch.setattr(Runtime, "is_main", False)
+    with pytest.raises(SystemExit):
+        main(["distill", *words])
+    assert not capsys.readouterr().out
 
 
 def test_rsd_is_the_papers_recipe() -> None:

@@ -354,3 +354,9 @@ def test_wrong_arguments_are_named() -> None:
         group_norm_silu(x0, torch.ones(4), torch.ones(4), 3, implementation="reference")
     with pytest.raises(InputError, match="seeds are"):
         noise_field(torch.zeros(2), ORIGINS[:2], 4, 5, 7, implementation="reference")
+
+
+def test_more_samples_than_a_launch_takes_are_refused() -> None:
+    z_y, lq, noise = (torch.zeros(1, channels, 1, 1).expand(65536, -1, -1, -1) for channels in (1, 3, 2))
+    with pytest.raises(InputError, match="65536 samples do not fit one launch; use at most 65535"):
+        prior_input(z_y, lq, noise, mean_scale=1.0, noise_scale=1.0, implementation="reference")

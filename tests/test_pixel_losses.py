@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from rsd_edge.distill.pixel_objectives import (
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage_config import StageConfig
+from rsd_edge.errors import MissingDependencyError
 
 NOISE = Randomness("test", 0, 2)
 RUNTIME = Runtime("cpu")
@@ -91,6 +93,13 @@ def test_the_criterion_is_the_weighted_sum(lpips: LpipsSqueeze) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)  # the image is a sum of two roundings
     assert scalars.keys() == {"lpips", "pixel", "chroma", "tone", "lattice", "grid", "direction"}
     torch.testing.assert_close(scalars["pixel"], (image - target).abs().mean(), rtol=1e-5, atol=0)
+
+
+def test_another_lpips_is_loaded_only_for_its_loss(lpips: LpipsSqueeze, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    PixelCriterion(StageConfig(lpips="alex", pixel_weight=1.0), lpips, RUNTIME)
+    with pytest.raises(MissingDependencyError, match="lpips 'alex' needs"):
+        PixelCriterion(StageConfig(lpips="alex", lpips_weight=1.0), lpips, RUNTIME)
 
 
 def test_terms_without_weight_are_not_computed(lpips: LpipsSqueeze) -> None:

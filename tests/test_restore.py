@@ -17,6 +17,7 @@ from rsd_edge.bundle import resolve_engine, shipped_engines
 from rsd_edge.distill.config import DistillConfig
 from rsd_edge.distill.dry_run import rehearse
 from rsd_edge.distill.run_log import LOG_FILE
+from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stages import run_stage
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.export.build import build_engine
@@ -148,6 +149,6 @@ def test_a_fine_tune_that_cannot_begin_says_what_to_do(
 
 def test_a_rehearsal_begins_there_too(tiny_config: MakeConfig, engine: Path) -> None:
     config = replace(tiny_config(train_decoder=True), finetune_from=str(engine))
-    lines = list(rehearse("finetune", config, "cpu"))
+    lines = list(rehearse("finetune", config, Runtime("cpu")))
     assert f"weights of {engine}: loaded" in lines
     assert not any("teacher" in line for line in lines)

@@ -120,6 +120,15 @@ def test_what_is_optional_is_done_by_its_share(monkeypatch: pytest.MonkeyPatch) 
     assert done["x2"] + done["x4"] == 2000
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_first_part_of_a_reduction_goes_up_to_twice_the_factor(factor: int) -> None:
+    image, settings, generator = np.zeros((256, 256, 3), np.float32), Shuffled(shifted_share=0), rng(3)
+    heights = [len(shuffle._reduce(generator, image, settings, factor)) for _ in range(300)]
+    whole = 256 // (2 * factor)
+    assert whole <= min(heights) <= 1.05 * whole
+    assert 0.9 * 256 <= max(heights) <= 256
+
+
 def test_correlated_noise_is_correlated_and_no_louder_than_it_may_be() -> None:
     largest = []
     for seed in range(30):

@@ -33,11 +33,12 @@ def command(stage: str, config: str, overrides: tuple[str, ...], device: str | N
     except ModuleNotFoundError as error:
         raise missing_package("distill", "distill", error) from error
     settings = load_config(find_config(config), overrides)
-    if dry_run:
-        for line in rehearse(stage, settings, device):
-            click.echo(line)
-        return 0
     runtime = Runtime(device, settings.precision)
+    if dry_run:
+        for line in rehearse(stage, settings, runtime):
+            if runtime.is_main:
+                click.echo(line)
+        return 0
     _log_to_console(logging.INFO if runtime.is_main else logging.WARNING)
     path = stages.run_stage(stage, settings, runtime)
     if runtime.is_main:
