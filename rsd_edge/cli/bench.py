@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -28,16 +27,16 @@ from rsd_edge.bench.session import disturbed, measure, notes
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import LEAST_ROUNDS, Effort
 from rsd_edge.cli import SLOWER
+from rsd_edge.cli.reports import check_report, write_report
 from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.machine import usable_cores
 from rsd_edge.specs import Backend, Precision
-from rsd_edge.stream.atomic import atomic_file, check_target, check_writable, make_folder, write_json
+from rsd_edge.stream.atomic import atomic_file, check_writable, make_folder, write_json
 from rsd_edge.stream.images import MAX_PIXELS
 
 _DEFAULT_ROUNDS = 15
 _MOST_ROUNDS = 10_000
 _PATIENCE_SECONDS = 60.0
-_STDOUT = Path("-")
 
 
 def _parse_sizes(_context: click.Context, _option: click.Parameter, text: str) -> tuple[tuple[int, int], ...]:
@@ -271,8 +270,8 @@ def _check_output(output: Path | None, html: bool | None, json_path: Path | None
         click.echo(f"no report.html: {missing}", err=True)
     if output is not None:
         check_writable(output)
-    if json_path is not None and json_path != _STDOUT:
-        check_target(json_path)
+    if json_path is not None:
+        check_report(json_path)
 
 
 def _write(
@@ -292,11 +291,8 @@ def _write(
         _write_text(output / "report.md", markdown)
         if page is not None:
             _write_text(output / "report.html", page)
-    if json_path == _STDOUT:
-        click.echo(json.dumps(full, indent=2, allow_nan=False))
-    elif json_path is not None:
-        make_folder(json_path.parent)
-        write_json(json_path, full)
+    if json_path is not None:
+        write_report(json_path, full)
     elif output is None:
         click.echo(markdown, nl=False)
     else:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
+from rsd_edge.cli.reports import STDOUT, check_report, write_report
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate.catalogue import FID
 from rsd_edge.evaluate.folder import Results
 from rsd_edge.evaluate.image_sets import TestSet
 from rsd_edge.evaluate.report import Evaluation, comparison, worst_stems, write_csv
 from rsd_edge.evaluate.sheet import draw_sheet
-from rsd_edge.stream.atomic import check_target, write_json
+from rsd_edge.stream.atomic import check_target
 from rsd_edge.stream.images import write_image
 from rsd_edge.stream.results import check_suffix
 
 WORST_BY = ("lpips_squeeze", "psnr_y", "niqe")
 """What the sheet goes by if nothing is said: the first of these that was measured."""
-_STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
@@ -39,24 +36,26 @@ class Outputs:
     @property
     def files(self) -> list[Path]:
         """Without stdout, which `json` may be."""
-        return [path for path in (self.json, self.csv, self.sheet) if path is not None and path != _STDOUT]
+        return [path for path in (self.json, self.csv, self.sheet) if path is not None and path != STDOUT]
 
     @property
     def takes_stdout(self) -> bool:
         """Nothing else belongs there then."""
-        return self.json == _STDOUT
+        return self.json == STDOUT
 
     def check(self, metrics: Sequence[str]) -> None:
         """Before the work: names, places, and what the sheet goes by. Raises InputError and OutputError."""
-        if self.csv == _STDOUT:
+        if self.csv == STDOUT:
             raise InputError("--csv has no - for stdout; give it the name of a file, or take --json -")
         if len({path.resolve() for path in self.files}) < len(self.files):
             raise InputError("two of --json, --csv and --sheet are the same file; give each a name of its own")
-        for path in self.files:
-            check_target(path)
+        for path in (self.json, self.csv):
+            if path is not None:
+                check_report(path)
         if self.sheet is None and self.worst_by is not None:
             raise InputError("--worst-by is for --sheet, and there is none; leave it out")
         if self.sheet is not None:
+            check_target(self.sheet)
             check_suffix(self.sheet)
             self._sheet_metric(metrics)
 
@@ -76,10 +75,8 @@ class Outputs:
     ) -> None:
         """All of them. described: the test set, for JSON. Raises OutputError, and InputError as `check` does."""
         document = {**comparison(evaluations), "test_set": described}
-        if self.takes_stdout:
-            click.echo(json.dumps(document, indent=2, allow_nan=False))
-        elif self.json is not None:
-            write_json(self.json, document)
+        if self.json is not None:
+            write_report(self.json, document)
         if self.csv is not None:
             write_csv(self.csv, evaluations)
         if self.sheet is not None:

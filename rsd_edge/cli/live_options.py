@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rsd_edge.cli.reports import check_report, write_report
 from rsd_edge.cli.signals import noted_signals
 from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.specs import Backend, FramePathKind
-from rsd_edge.stream.atomic import check_target, write_json
 
 if TYPE_CHECKING:
     from rsd_edge.backends.base import TileEngine
@@ -131,7 +131,7 @@ def run_live(
     source = open_source(options["camera"], clock, CaptureRequest(size, rate))
     statistics = Statistics(clock.now)
     if report_path is not None:
-        check_target(report_path, [] if output is None else [output])
+        check_report(report_path, [] if output is None else [output])
     with load(settings) as resolver, noted_signals() as ended:
         _check_batch(settings.batch, resolver.engine)
         sinks = _sinks(options, output, for_videos, source.name, rate or 25.0, clock, statistics)
@@ -147,7 +147,9 @@ def run_live(
                 runner.run(watch, _TICK if window is None else _WINDOW_TICK)
             finally:  # a run that fails has an account as well
                 if report_path is not None:
-                    write_json(report_path, _report(source.name, sinks, stream, limits, resolver.record(), statistics))
+                    write_report(
+                        report_path, _report(source.name, sinks, stream, limits, resolver.record(), statistics)
+                    )
         click.echo(_summary(source.name, sinks, statistics), err=True)
     return 128 + ended[0] if ended else 0
 

@@ -28,6 +28,7 @@ from rsd_edge.cli.live_options import (
     run_live,
     take_live_options,
 )
+from rsd_edge.cli.reports import check_report, write_report
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -40,7 +41,7 @@ from rsd_edge.cli.video_options import (
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
 from rsd_edge.specs import Backend, FramePathKind
-from rsd_edge.stream.atomic import check_target, folder_for, write_json
+from rsd_edge.stream.atomic import folder_for
 from rsd_edge.stream.batch import FileResult, Observer, RunSettings, Status, count, report, run_jobs
 from rsd_edge.stream.discovery import Job, plan_jobs
 from rsd_edge.stream.images import MAX_PIXELS
@@ -125,7 +126,11 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, type=int, help="Refuse larger inputs.")
 @click.option(
-    "--report", "report_path", metavar="JSON", type=click.Path(path_type=Path), help="Settings, versions and results."
+    "--report",
+    "report_path",
+    metavar="JSON",
+    type=click.Path(path_type=Path),
+    help="Settings, versions and results; - for stdout.",
 )
 @video_options
 @live_options
@@ -179,7 +184,7 @@ def command(
     with ExitStack() as stack:
         if report_path is not None:
             stack.enter_context(folder_for(report_path))
-            check_target(report_path, [path for job in jobs for path in (job.source, job.target)])
+            check_report(report_path, [path for job in jobs for path in (job.source, job.target)])
         resolver = stack.enter_context(load(settings))
         results = _run(images, videos, resolver, settings, film_settings, report_path)
     failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
@@ -246,7 +251,7 @@ def _run(
         raise
     finally:  # an interrupted run has an account as well
         if report_path is not None:
-            write_json(report_path, report(results, settings, engine, film_settings if videos else None))
+            write_report(report_path, report(results, settings, engine, film_settings if videos else None))
     return results
 
 

@@ -26,7 +26,7 @@ _FILE_SUFFIX = re.compile(r"\.[a-z]{2,5}")
 """Of what is meant as a file and not as a folder such as v1.2."""
 _DOCUMENTS = (".svg", ".pdf")
 _MEDIA = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-_PICTURES_AND_FILMS = (*_MEDIA, *(suffix for suffix in _OTHER_IMAGE_SUFFIXES if suffix not in _DOCUMENTS))
+PICTURES_AND_FILMS = (*_MEDIA, *(suffix for suffix in _OTHER_IMAGE_SUFFIXES if suffix not in _DOCUMENTS))
 """What counts in a folder: pictures of other formats fail by name instead of being passed over."""
 
 
@@ -142,7 +142,7 @@ def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str)
         else:
             below = Path(path.resolve().name) if len(folders) > 1 else Path()
             deeper = "" if recursive else ", or add --recursive for its sub-folders"
-            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=_PICTURES_AND_FILMS)
+            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=PICTURES_AND_FILMS)
             pairs = [(image, below / _result_name(image.relative_to(path), suffix)) for image in images]
         for source, name in pairs:
             if (_real(source), name) not in seen:
