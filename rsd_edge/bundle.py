@@ -196,7 +196,10 @@ def load_bundle(path: Path | str) -> Bundle:
     for name, (sha256, size) in {**reports, **files}.items():
         if not _is_inside(name):
             raise _damaged(folder / MANIFEST, f"lists '{name}', which is not a file of the bundle")
-        _check_file(folder / name, sha256, size)
+        try:
+            _check_file(folder / name, sha256, size)
+        except OSError as error:
+            raise ModelError(f"{folder / name} cannot be read ({error.strerror}); check its permissions") from error
     digest = _digest(spec, {name: sha256 for name, (sha256, _) in files.items()})
     if manifest.get("digest") != digest:
         raise _damaged(folder / MANIFEST, "was changed after the build: its engine does not match its digest")

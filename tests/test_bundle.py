@@ -141,6 +141,17 @@ def test_a_missing_graph_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "bundles").exists()
 
 
+def test_a_graph_that_may_not_be_read(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path, SPEC, graph, RECORD)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(bundle_module, "hash_file", refuse)  # root may read everything
+    with pytest.raises(ModelError, match=r"graph\.onnx cannot be read \(Permission denied\); check its permissions"):
+        load_bundle(bundle.path)
+
+
 def test_one_changed_byte_is_found(bundle_path: Path) -> None:
     graph = bundle_path / "graph.onnx"
     graph.write_bytes(b"W" + graph.read_bytes()[1:])

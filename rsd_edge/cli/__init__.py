@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.ClickException, RsdEdgeError) as error:
         sys.exit(_fail(error.format_message() if isinstance(error, click.ClickException) else str(error)))
     except OSError as error:
+        if error.filename is not None:
+            sys.exit(_fail(f"cannot use {error.filename}: {_cure(error)}"))
         if not output_is_lost():
             raise
         sys.exit(_fail(f"cannot write to standard output: {error.strerror}; free some space, or send it elsewhere"))
@@ -112,6 +115,14 @@ def missing_package(command: str, extra: str, error: ModuleNotFoundError) -> Mis
     if (error.name or "").startswith("rsd_edge"):
         raise error  # a fault of this package, which no extra mends
     return MissingDependencyError(f"rsd-edge {command} needs '{error.name}'; run: pip install 'rsd-edge[{extra}]'")
+
+
+def _cure(error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return "its name is too long; choose a shorter one"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{error.strerror}; allow this user to, or choose another place"
+    return f"{error.strerror}; check the path and the disk"
 
 
 def _met_ctrl_c(error: BaseException | None) -> bool:
