@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import pytest
 from rsd_edge.cli import main
 from rsd_edge.errors import ImageReadError
 from rsd_edge.stream.encoders import Layout
-from rsd_edge.stream.images import load_image, read_image
+from rsd_edge.stream.images import load_image, read_image, write_image
 from rsd_edge.stream.metadata import Metadata
 from rsd_edge.stream.results import plan_result
 
@@ -205,6 +206,15 @@ def damaged(folder: Path) -> Path:
     jpeg, path = seeds(folder)["colour.jpg"], folder / "cut.jpg"
     path.write_bytes(jpeg[: jpeg.index(b"\xff\xda") + 60] + b"\xff\xd9")
     return path
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="listening takes a file here")
+def test_no_folder_for_temporary_files_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose only writable folder is that of the results."""
+    path = tmp_path / "a.png"
+    write_image(path, np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert read_image(path).shape == (4, 4, 3)
 
 
 def test_what_else_is_written_meanwhile_is_no_remark(

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -219,6 +219,13 @@ def _cure(reason: str) -> str:
     return "copy or download it again" if incomplete else f"convert it to {_FORMATS}"
 
 
+def _scratch() -> IO[bytes]:
+    """A file without a name; in memory where that can be, as nothing may be writable but the place of the results."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("rsd-edge"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 @contextlib.contextmanager
 def _overheard() -> Iterator[list[str]]:
     """What the libraries below OpenCV write to stderr by themselves while this is open; known when it is closed.
@@ -227,7 +234,7 @@ def _overheard() -> Iterator[list[str]]:
     threads write meanwhile gets to stderr when it is closed.
     """
     remarks: list[str] = []
-    with _HEARING, tempfile.TemporaryFile() as heard:
+    with _HEARING, _scratch() as heard:
         try:
             terminal = os.dup(_STDERR)
         except OSError:  # closed: there is nothing to keep clean
