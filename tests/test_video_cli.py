@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
@@ -27,7 +28,9 @@ from rsd_edge.cli import main
 from rsd_edge.cli import run as run_command
 from rsd_edge.frames import check_out
 from rsd_edge.machine import int8_weight_bits
+from rsd_edge.stream.atomic import output_error
 from rsd_edge.stream.images import write_image
+from rsd_edge.stream.results import ResultPlan
 
 
 class FakeResolver:
@@ -224,6 +227,18 @@ def test_ctrl_c_with_opencv_keeps_what_there_is(source: str, kept: str, monkeypa
     assert rsd_edge("run", source, "-o", "out.avi", "--video-io", "opencv") == 130
     assert files_in(".") == ["in/clip.mp4", "in/old.ts", "in/photo.png", kept]
     assert len(read(Path(kept)).times) == 5
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_film_is_started_after_an_image_has_filled_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(plan: ResultPlan, _: object) -> None:
+        raise output_error(plan.path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(ResultPlan, "write", full)
+    assert rsd_edge("run", "in", "-o", "out", "--report", "r.json") == 2
+    statuses = [entry["status"] for entry in json.loads(Path("r.json").read_text())["files"]]
+    assert statuses == ["failed", "not started", "not started"]
+    assert not Path("out").exists()
 
 
 @pytest.mark.usefixtures("folder")

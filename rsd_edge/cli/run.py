@@ -244,7 +244,8 @@ def _run(
             for result in run_jobs(images, resolver, settings, display):
                 results.append(result)
                 display.show(result)
-        for result in run_videos(videos, resolver, film_settings, skip_existing=settings.skip_existing):
+        full = any(result.disk_full for result in results)
+        for result in run_videos(videos, resolver, film_settings, skip_existing=settings.skip_existing, stopped=full):
             results.append(result)
     except KeyboardInterrupt as interruption:
         results += _interrupted([*images, *videos][len(results) :], str(interruption))

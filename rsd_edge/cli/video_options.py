@@ -103,18 +103,18 @@ def live_job(inputs: Sequence[str], output: Path, settings: VideoSettings) -> Jo
 
 
 def run_videos(
-    jobs: Sequence[Job], resolver: FrameResolver, settings: VideoSettings, *, skip_existing: bool
+    jobs: Sequence[Job], resolver: FrameResolver, settings: VideoSettings, *, skip_existing: bool, stopped: bool
 ) -> Iterator[FileResult]:
     """Enlarge videos one after the other and yield what became of each; failures, notes and results go to stderr.
 
-    A file that fails does not stop the others; a full disk does. After Ctrl-C what is playable is told.
+    A file that fails does not stop the others; a full disk does. stopped: it did before the first of them. After Ctrl-C
+    what is playable is told.
     """
     if not jobs:
         return
     from rsd_edge.video.upscaler import VideoUpscaler  # FFmpeg's libraries, which images do not need
 
     upscaler = VideoUpscaler(resolver, settings)
-    stopped = False
     for job in jobs:
         if stopped:
             yield FileResult(job, Status.NOT_STARTED, error="not started because the disk is full")
@@ -122,12 +122,12 @@ def run_videos(
         if skip_existing and job.target.exists():
             yield FileResult(job, Status.SKIPPED)
             continue
-        result, stopped = _run_job(job, upscaler)
+        result = _run_job(job, upscaler)
+        stopped = result.disk_full
         yield result
 
 
-def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
-    """The result, and whether to stop."""
+def _run_job(job: Job, upscaler: VideoUpscaler) -> FileResult:
     began = time.perf_counter()
     try:
         with _Display(job) as display:
@@ -140,15 +140,16 @@ def _run_job(job: Job, upscaler: VideoUpscaler) -> tuple[FileResult, bool]:
         if isinstance(error, MemoryError):
             message = f"not enough memory for {job.name}; close other programs or give --temporal fixed"
         _line(f"error: {message}")
-        full = isinstance(error, OutputError) and is_disk_full(error)
+        full = is_disk_full(error)
         if full:
             _line("what is done is kept; the same command goes on once there is room")
-        return FileResult(job, Status.FAILED, seconds=time.perf_counter() - began, error=message), full
+        seconds = time.perf_counter() - began
+        return FileResult(job, Status.FAILED, seconds=seconds, error=message, disk_full=full)
     notes = (*made.notes, *([job.note] if job.note else []))
     for note in notes:
         _line(f"warning: {job.name}: {note}")
     _line(_summary(made))
-    return _file_result(job, made, notes, display.forecast), False
+    return _file_result(job, made, notes, display.forecast)
 
 
 def _file_result(job: Job, made: VideoResult, notes: tuple[str, ...], forecast: Forecast | None) -> FileResult:

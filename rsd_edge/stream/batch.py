@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from rsd_edge import __version__
-from rsd_edge.errors import InputError, OutputError, RsdEdgeError
+from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.frames import SCALE
 from rsd_edge.pipeline import check_strength
 from rsd_edge.resample import Size, check_scale, result_size
@@ -105,6 +105,8 @@ class FileResult:
     frames: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
     """What a report tells of a video beside this."""
+    disk_full: bool = False
+    """It failed for that, and nothing more is to be started."""
 
     @property
     def megapixels_per_second(self) -> float | None:
@@ -141,25 +143,24 @@ def run_jobs(
             yield FileResult(job, Status.NOT_STARTED, error="not started because the disk is full")
             continue
         watch.start(index, job)
-        result, stopped = _run_job(job, resolver, settings, watch)
+        result = _run_job(job, resolver, settings, watch)
+        stopped = result.disk_full
         yield result
 
 
-def _run_job(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> tuple[FileResult, bool]:
-    """The result, and whether to stop the run."""
+def _run_job(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> FileResult:
     if settings.skip_existing and job.target.exists():
-        return FileResult(job, Status.SKIPPED), False
+        return FileResult(job, Status.SKIPPED)
     begin = time.perf_counter()
     try:
-        return _upscale_file(job, resolver, settings, watch), False
+        return _upscale_file(job, resolver, settings, watch)
     except RsdEdgeError as error:
         seconds = time.perf_counter() - begin
-        stop = isinstance(error, OutputError) and is_disk_full(error)
-        return FileResult(job, Status.FAILED, seconds=seconds, error=str(error)), stop
+        return FileResult(job, Status.FAILED, seconds=seconds, error=str(error), disk_full=is_disk_full(error))
     except MemoryError:
         seconds = time.perf_counter() - begin
         message = f"not enough memory for {job.source}; close other programs or cut the image into parts"
-        return FileResult(job, Status.FAILED, seconds=seconds, error=message), False
+        return FileResult(job, Status.FAILED, seconds=seconds, error=message)
 
 
 def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> FileResult:
