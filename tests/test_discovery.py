@@ -153,6 +153,26 @@ def test_one_missing_input_of_several_is_left_to_its_own_job(root: Path) -> None
     assert [job.source.name for job in jobs] == ["gone.png", "here.png"]
 
 
+def test_one_folder_of_several_without_images_is_left_to_its_own_job(root: Path) -> None:
+    touch(root / "empty.jpg")
+    jobs = plan_jobs([root / "empty", root / "empty.jpg", root / "in"], root / "out")
+    assert [job.target.name for job in jobs] == ["*.png", "empty.png", "a.png", "b.png"]
+    problem, *others = [job.problem for job in jobs]
+    assert problem.startswith(f"{root / 'empty'} contains no images")
+    assert not any(others)
+
+
+def test_no_format_that_is_not_read_is_offered(root: Path) -> None:
+    with pytest.raises(InputError, match=r" or videos \(\.mp4 [^)]*\.mxf\); name a folder"):
+        plan(root, "empty", "out")
+
+
+@pytest.mark.parametrize("name", ["c.jfif", "c.jpe"])
+def test_rarer_names_of_jpeg_count_in_folders(root: Path, name: str) -> None:
+    touch(root / "in" / name)
+    assert plan(root, "in", "out")[f"in/{name}"] == "out/c.png"
+
+
 @pytest.mark.parametrize(("folder", "recursive", "cure"), [("nested", False, "--recursive"), ("empty", True, "name a")])
 def test_folder_without_images(root: Path, folder: str, recursive: bool, cure: str) -> None:
     with pytest.raises(InputError, match=rf"{folder} contains no images \(\.png .*{re.escape(cure)}"):

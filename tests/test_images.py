@@ -20,7 +20,7 @@ from rsd_edge.stream.images import load_image, read_image, write_image
 Image = npt.NDArray[np.uint8]
 
 LOSSLESS = [".png", ".bmp", ".tif", ".tiff"]
-LOSSY = [".jpg", ".jpeg", ".webp"]
+LOSSY = [".jpg", ".jpeg", ".jpe", ".jfif", ".webp"]
 ORIENTATION = 0x0112
 
 

@@ -47,6 +47,17 @@ def test_a_report_replaces_no_input_and_no_result(folder: Path, words: str, caps
     assert all(path.read_text() == "what was there" for path in before)
 
 
+def test_a_folder_without_images_does_not_stop_the_others(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, photo, into = tmp_path / "empty", tmp_path / "a.png", tmp_path / "out"
+    empty.mkdir()
+    write_image(photo, np.zeros((8, 8, 3), np.uint8))
+    assert run(str(empty), str(photo), "-o", str(into), "--engine", str(toy_bundle), "--threads", "1") == 2
+    assert [path.name for path in into.iterdir()] == ["a.png"]
+    assert f"error: {empty} contains no images" in capsys.readouterr().err
+
+
 def test_an_image_that_may_not_be_read_does_not_stop_the_others(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

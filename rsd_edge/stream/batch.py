@@ -164,6 +164,8 @@ def _run_job(job: Job, resolver: Resolver, settings: RunSettings, watch: Observe
 
 
 def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Observer) -> FileResult:
+    if job.problem:
+        raise InputError(job.problem)
     begin = time.perf_counter()
     loaded = load_image(job.source, settings.max_pixels)
     try:

@@ -40,6 +40,8 @@ class Job:
     """Why the target's name is not simply the source's."""
     address: str = ""
     """Of a camera or a stream, as it was given, instead of the source."""
+    problem: str = ""
+    """Why nothing can come of it, where that is known before the work."""
 
     @property
     def name(self) -> str:
@@ -58,9 +60,11 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     get .mkv where not) and keep its place in the tree, below the name of its folder if several folders were given.
     Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
 
-    Raises ImageReadError if the only input is missing, InputError for a folder without images, a single output file for
-    several inputs, and results that still collide, OutputError for a format that cannot be written and for a result
-    that would replace an input.
+    A folder without images is a job with a problem, like each of several inputs that is missing.
+
+    Raises ImageReadError if the only input is missing, InputError if it is a folder without images, for a single output
+    file for several inputs, and results that still collide, OutputError for a format that cannot be written and for a
+    result that would replace an input.
     """
     if len(inputs) == 1 and not inputs[0].exists():
         # One of several is left to its own job, which fails without stopping the others.
@@ -78,7 +82,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
             "folder first if it is to be one"
         )
     else:
-        jobs = _apart([Job(source, output / name) for source, name in _sources(inputs, output, recursive, suffix)])
+        jobs = _apart(list(_jobs(inputs, output, recursive, suffix)))
     _protect_inputs(jobs)
     return jobs
 
@@ -97,7 +101,7 @@ def images_in(
     """
     found = sorted(_walk(folder, recursive, leave_out, suffixes))
     if not found:
-        others = [suffix for suffix in suffixes if suffix not in IMAGE_SUFFIXES]
+        others = [suffix for suffix in suffixes if suffix in VIDEO_SUFFIXES]
         more = f" or videos ({' '.join(others)})" if others else ""
         raise InputError(
             f"{folder} contains no images ({' '.join(IMAGE_SUFFIXES)}){more}; name a folder that does{cure}"
@@ -129,8 +133,8 @@ def _only_file(inputs: Sequence[Path], output: Path) -> Path:
     return inputs[0]
 
 
-def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str) -> Iterator[tuple[Path, Path]]:
-    """(source, its result's path below the output folder) of every image, each pair once."""
+def _jobs(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str) -> Iterator[Job]:
+    """One for every image and its place below the output folder."""
     folders = {path.resolve() for path in inputs if path.is_dir()}
     into = output.resolve()
     seen = set()
@@ -142,12 +146,18 @@ def _sources(inputs: Sequence[Path], output: Path, recursive: bool, suffix: str)
         else:
             below = Path(path.resolve().name) if len(folders) > 1 else Path()
             deeper = "" if recursive else ", or add --recursive for its sub-folders"
-            images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=PICTURES_AND_FILMS)
+            try:
+                images = images_in(path, recursive=recursive, leave_out=into, cure=deeper, suffixes=PICTURES_AND_FILMS)
+            except InputError as error:
+                if len(inputs) == 1:
+                    raise
+                yield Job(path, output / path.resolve().name / f"*{suffix}", problem=str(error))
+                continue
             pairs = [(image, below / _result_name(image.relative_to(path), suffix)) for image in images]
         for source, name in pairs:
             if (_real(source), name) not in seen:
                 seen.add((_real(source), name))
-                yield source, name
+                yield Job(source, output / name)
 
 
 def _result_name(source: Path, suffix: str) -> Path:

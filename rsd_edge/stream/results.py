@@ -16,9 +16,9 @@ from rsd_edge.stream.encoders import Layout, Pixels, check_bmp, check_tiff, writ
 from rsd_edge.stream.lossy import check_lossy, encode_jpeg, encode_webp, jpeg_metadata
 from rsd_edge.stream.metadata import Metadata, has_whole_directories
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 
-_SPELLINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
+_SPELLINGS = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _NAMES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WebP", ".bmp": "BMP", ".tif": "TIFF"}
 _DEEP = (".png", ".tif")
 _WITH_ALPHA = (".png", ".tif", ".webp")
