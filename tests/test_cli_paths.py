@@ -83,3 +83,34 @@ def test_a_folder_of_another_user_is_told_in_one_line(
     assert "locked" in err
     assert "Permission denied; " in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["run", "", "-o", "out"], "INPUT..."),
+        (["run", "a.png", "", "-o", "out"], "INPUT..."),
+        (["run", "a.png", "-o", ""], "-o"),
+        (["run", "a.png", "-o", "out", "--report="], "--report"),
+        (["eval", "--pred", ""], "--pred"),
+        (["build-engine", "--model", "edge-n", "-o", ""], "-o"),
+        (["import-weights", "", "--family", "rsd", "-o", "x.safetensors"], "FILE..."),
+        (["doctor", ""], "FOLDER"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    words: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `"$PHOTO"` is where PHOTO is not set."""
+    assert rsd_edge(*words) == 2
+    err = capsys.readouterr().err
+    assert name in err
+    assert "it is empty; give a path, or . for the current folder." in err
+    assert os.listdir() == ["a.png"]
+
+
+@pytest.mark.parametrize("words", ["a.png -o -", "--camera test --max-frames 1 -o -"])
+def test_results_do_not_go_to_stdout(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rsd_edge("run", *words.split()) == 2
+    assert capsys.readouterr().err == "error: -o -: results do not go to stdout; give a file or a folder\n"
+    assert os.listdir() == ["a.png"]

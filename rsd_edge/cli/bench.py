@@ -27,6 +27,7 @@ from rsd_edge.bench.session import disturbed, measure, notes
 from rsd_edge.bench.subjects import Wish
 from rsd_edge.bench.timing import LEAST_ROUNDS, Effort
 from rsd_edge.cli import SLOWER
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.cli.reports import check_report, write_report
 from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.machine import usable_cores
@@ -113,21 +114,21 @@ class _Finite(click.FloatRange):
     "--peer-file",
     "peer_files",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(path_type=Path),
     metavar="FILE",
     help="A .param of ncnn with its .bin beside it, such as realesr-general-x4v3.param, or a .safetensors of "
     "import-weights; may be repeated; implies --peers.",
 )
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory, which loads everything once more.")
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), help="For report.json, .md and .html.")
+@click.option("-o", "--output", metavar="DIR", type=GivenPath(path_type=Path), help="For report.json, .md and .html.")
 @click.option(
     "--html/--no-html", "html", default=None, help="Fail without the packages that report.html needs; or leave it out."
 )
 @click.option(
-    "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="The report as JSON; - for stdout."
+    "--json", "json_path", metavar="FILE", type=GivenPath(path_type=Path), help="The report as JSON; - for stdout."
 )
 @click.option(
-    "--compare", "old_path", metavar="OLD.json", type=click.Path(path_type=Path), help="Exit with 3 if a row is slower."
+    "--compare", "old_path", metavar="OLD.json", type=GivenPath(path_type=Path), help="Exit with 3 if a row is slower."
 )
 @click.option(
     "--threshold",
@@ -142,7 +143,7 @@ class _Finite(click.FloatRange):
     "--from",
     "from_path",
     metavar="REPORT.json",
-    type=click.Path(path_type=Path),
+    type=GivenPath(path_type=Path),
     help="Report on this run instead of measuring.",
 )
 @click.pass_context

@@ -13,6 +13,7 @@ from rsd_edge.backends.tensorrt.device import check_device
 from rsd_edge.bundle import Bundle
 from rsd_edge.cli import missing_for_tensorrt, missing_package
 from rsd_edge.cli.build_progress import TerminalProgress
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.cli.tensorrt_options import Asked, take_tensorrt_options, tensorrt_options
 from rsd_edge.errors import InputError, RsdEdgeError
 from rsd_edge.export.build import build_engine
@@ -39,13 +40,13 @@ _COUNT = click.IntRange(min=1)
     help="Arithmetic of the engine; fp32 if not given, fp16 for tensorrt.",
 )
 @click.option(
-    "-o", "--output", default="engines", show_default=True, type=click.Path(path_type=Path), help="Parent folder."
+    "-o", "--output", default="engines", show_default=True, type=GivenPath(path_type=Path), help="Parent folder."
 )
 @click.option("--threads", type=_COUNT, help="CPU threads for parity and speed; all cores if not given.")
 @click.option(
     "--calibration",
     metavar="FOLDER",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=GivenPath(path_type=Path, exists=True, file_okay=False),
     help="LR images like those the INT8 engine will see; packaged crops if not given.",
 )
 @click.option(

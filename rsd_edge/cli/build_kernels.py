@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rsd_edge.cli import missing_package
+from rsd_edge.cli.paths import GivenPath
 
 
 def _architectures(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -36,7 +37,7 @@ def _architectures(context: click.Context, parameter: click.Parameter, value: st
     help="Dtypes of latents, details and network inputs; may be repeated.",
 )
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create; must not exist yet."
+    "-o", "--output", required=True, type=GivenPath(path_type=Path), help="Folder to create; must not exist yet."
 )
 def command(architectures: tuple[int, ...], dtypes: tuple[str, ...], output: Path) -> int:
     """Compile the GPU kernels for devices that have no Triton.

@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from rsd_edge.cli import FAILED
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.specs import Backend
 
 
 @click.command("doctor")
-@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path, exists=True))
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=GivenPath(path_type=Path, exists=True))
 @click.option(
     "--backend", type=click.Choice([backend.value for backend in Backend]), help="Fail if this one cannot run."
 )

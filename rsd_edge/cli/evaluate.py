@@ -17,6 +17,7 @@ from rich.progress import TextColumn
 
 from rsd_edge.cli.evaluate_outputs import WORST_BY, Outputs
 from rsd_edge.cli.evaluate_tables import console_for_tables, print_evaluations, print_published
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.cli.run import load_resolver
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.evaluate.catalogue import CATALOGUE, FID, PAPER_GROUP, choose_metrics
@@ -34,7 +35,7 @@ from rsd_edge.specs import Backend
 from rsd_edge.stream.atomic import folder_for, make_folder
 from rsd_edge.stream.batch import RunSettings
 
-_PATH = click.Path(path_type=Path)
+_PATH = GivenPath(path_type=Path)
 _MODEL_OPTIONS = ("save", "precision", "backend", "steps", "tile")
 
 

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.licences import LICENCES
 from rsd_edge.models.fetch import PUBLISHED, fetch
 
@@ -16,7 +17,7 @@ from rsd_edge.models.fetch import PUBLISHED, fetch
 @click.command("fetch")
 @click.argument("name", type=click.Choice(list(PUBLISHED)))
 @click.option(
-    "--from-file", metavar="FILE", type=click.Path(path_type=Path), help="Take this copy instead of downloading."
+    "--from-file", metavar="FILE", type=GivenPath(path_type=Path), help="Take this copy instead of downloading."
 )
 @click.option("--offline", is_flag=True, help="Use what is in the cache, or fail.")
 def command(name: str, from_file: Path | None, offline: bool) -> int:

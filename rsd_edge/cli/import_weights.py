@@ -8,21 +8,22 @@ from pathlib import Path
 import click
 
 from rsd_edge.cli import missing_package
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.errors import InputError
 from rsd_edge.licences import licences_of, named
 from rsd_edge.specs import PUBLISHED_FAMILIES
 
 
 @click.command("import-weights")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=GivenPath(path_type=Path))
 @click.option("--family", required=True, type=click.Choice(PUBLISHED_FAMILIES), help="Whose generator it is.")
 @click.option(
-    "--config", metavar="YAML", type=click.Path(path_type=Path), help="The configuration that came with the files."
+    "--config", metavar="YAML", type=GivenPath(path_type=Path), help="The configuration that came with the files."
 )
 @click.option("--accept-license", is_flag=True, help="Accept the licence of the weights without being asked.")
 @click.option("--verbose", is_flag=True, help="Name every tensor that does not fit, not only the first ones.")
 @click.option(
-    "-o", "--output", required=True, metavar="MODEL.safetensors", type=click.Path(path_type=Path), help="Result."
+    "-o", "--output", required=True, metavar="MODEL.safetensors", type=GivenPath(path_type=Path), help="Result."
 )
 def command(
     files: tuple[Path, ...], family: str, config: Path | None, accept_license: bool, verbose: bool, output: Path

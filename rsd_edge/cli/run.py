@@ -28,7 +28,8 @@ from rsd_edge.cli.live_options import (
     run_live,
     take_live_options,
 )
-from rsd_edge.cli.reports import check_report, write_report
+from rsd_edge.cli.paths import GivenPath
+from rsd_edge.cli.reports import STDOUT, check_report, write_report
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -68,8 +69,8 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 
 
 @click.command("run")
-@click.argument("inputs", nargs=-1, metavar="INPUT...", type=click.Path(readable=False))
-@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="File or folder.")
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=GivenPath(readable=False))
+@click.option("-o", "--output", metavar="OUT", type=GivenPath(path_type=Path), help="File or folder.")
 @click.option(
     "--engine",
     "--model",
@@ -129,7 +130,7 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
     "--report",
     "report_path",
     metavar="JSON",
-    type=click.Path(path_type=Path),
+    type=GivenPath(path_type=Path),
     help="Settings, versions and results; - for stdout.",
 )
 @video_options
@@ -158,6 +159,8 @@ def command(
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     if sum(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in _SIZES) > 1:
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
+    if output == STDOUT:
+        raise InputError("-o -: results do not go to stdout; give a file or a folder")
     for_videos, for_cameras = take_video_options(options), take_live_options(options)
     settings = RunSettings(**options)
 

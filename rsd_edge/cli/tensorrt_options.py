@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rsd_edge.cli.paths import GivenPath
 from rsd_edge.errors import InputError
 from rsd_edge.export.tensorrt_options import COMPILERS, FLAGS, TensorRtOptions
 
@@ -32,13 +33,13 @@ _OPTIONS = (
     click.option(
         "--from-plan",
         metavar="FOLDER",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=GivenPath(path_type=Path, exists=True, file_okay=False),
         help="TensorRT: one that --onnx-only wrote, with the plans that trtexec made in it; check and bundle them.",
     ),
     click.option(
         "--rival",
         metavar="FOLDER",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=GivenPath(path_type=Path, exists=True, file_okay=False),
         help="TensorRT, with --from-plan in INT8: the same in FP16, which INT8 has to outrun.",
     ),
     click.option("--batch", metavar="MIN,OPT,MAX", help="TensorRT: tiles at once; 1,1,1 if not given."),
@@ -47,7 +48,7 @@ _OPTIONS = (
     click.option(
         "--timing-cache",
         metavar="FILE",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=GivenPath(path_type=Path, dir_okay=False),
         help="TensorRT: kept between builds; beside the engines if not given.",
     ),
     click.option("--engine-flag", multiple=True, type=click.Choice(FLAGS), help="TensorRT: may be given repeatedly."),
@@ -55,7 +56,7 @@ _OPTIONS = (
     click.option(
         "--kernels",
         metavar="FOLDER",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=GivenPath(path_type=Path, exists=True, file_okay=False),
         help="TensorRT: made by build-kernels, to keep whole frames on the device.",
     ),
 )
