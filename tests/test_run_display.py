@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -106,3 +107,41 @@ def test_nothing_is_drawn_while_a_file_is_decoded(
         main(["run", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--engine", str(toy_bundle), "--threads", "1"])
     assert drawn == [False, False]
     assert "2/2" in terminal.getvalue()
+
+
+NAME = "\x1b[31mred\x1b]0;title\x07\x9b.jpg"
+SHOWN = r"\x1b[31mred\x1b]0;title\x07\x9b.jpg"
+
+
+@pytest.mark.parametrize("words", [(NAME, "-o", "out"), (NAME, "gone.png", "-o", "out"), ("in", "-o", "out")])
+def test_the_name_of_a_file_gives_the_terminal_no_orders(
+    words: tuple[str, ...], toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Path("in", NAME).write_text("no image")
+    terminal = become_terminal(monkeypatch)
+    with pytest.raises(SystemExit):
+        main(["run", *words, "--engine", str(toy_bundle), "--threads", "1"])
+    drawn = terminal.news()
+    assert SHOWN in drawn
+    assert "\x1b[31m" not in drawn
+    assert not set("\x07\x9b") & set(drawn)
+
+
+def test_the_name_of_a_film_gives_the_terminal_no_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = become_terminal(monkeypatch)
+    with video_options._Display(Job(Path(NAME), Path("out.mp4"))) as display:
+        display.announce(Forecast(3, (8, 8), "libx264", None))
+    drawn = terminal.news()
+    assert drawn.count(SHOWN) >= 2
+    assert "\x1b[31m" not in drawn
+    assert not set("\x07\x9b") & set(drawn)
+
+
+def test_nor_does_that_of_a_link_in_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / NAME).symlink_to(tmp_path, target_is_directory=True)
+    command = [sys.executable, "-c", "from rsd_edge.cli import main; main()", "run", "in", "-r", "-o", "out"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stderr.startswith(f"warning: in/{SHOWN} leads to another folder, which is left out;")

@@ -12,7 +12,7 @@ import click
 
 from rsd_edge import __version__
 from rsd_edge.cli.signals import INTERRUPTED, ended_as_by_ctrl_c
-from rsd_edge.cli.streams import lasting_stderr, mend_streams, output_is_lost
+from rsd_edge.cli.streams import lasting_stderr, mend_streams, one_line, output_is_lost
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
 
 FAILED = 2
@@ -138,5 +138,5 @@ def _interrupted() -> int:
 
 
 def _fail(message: str) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {one_line(message)}", err=True)
     return FAILED

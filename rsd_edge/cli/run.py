@@ -30,6 +30,7 @@ from rsd_edge.cli.live_options import (
 )
 from rsd_edge.cli.paths import GivenPath
 from rsd_edge.cli.reports import STDOUT, check_report, write_report
+from rsd_edge.cli.streams import OneLine, one_line
 from rsd_edge.cli.video_options import (
     VIDEO_OPTIONS,
     given_options,
@@ -156,7 +157,9 @@ def command(
     OUT is a file if it ends in an image or video suffix, otherwise a folder. Files that fail are reported, the others
     go on, and the exit code is then 2.
     """
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if sum(context.get_parameter_source(name) is not ParameterSource.DEFAULT for name in _SIZES) > 1:
         raise InputError("--scale, --size and --max-side exclude each other; give one of them")
     if output == STDOUT:
@@ -310,7 +313,7 @@ class _Display(Observer):
     def start(self, index: int, job: Job) -> None:
         """See Observer."""
         self._index, self._current = index, 0.0
-        self._update(description=job.source.name, completed=index)
+        self._update(description=one_line(job.source.name), completed=index)
 
     def load(self, output_pixels: int) -> None:
         """See Observer."""
@@ -341,7 +344,7 @@ class _Display(Observer):
         self._progress.update(self._task, refresh=due, **changes)
 
     def _line(self, text: str) -> None:
-        self._progress.console.print(" ".join(text.split()), soft_wrap=True)
+        self._progress.console.print(one_line(text), soft_wrap=True)
 
 
 def _summary(results: Sequence[FileResult], output: Path) -> str:

@@ -1,10 +1,15 @@
-"""Standard streams that are closed, narrow, full or without a reader, as daemons, old terminals and disks have them."""
+"""Standard streams that are closed, narrow, full or without a reader, as daemons, old terminals and disks have them.
+
+And lines for them, which no name of a file can break out of.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +17,7 @@ from typing import Any
 
 _NOBODY_LISTENS = (errno.EPIPE, errno.EIO)
 """A pipe whose reader has ended, a terminal that has gone."""
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def mend_streams() -> None:
@@ -36,6 +42,19 @@ def output_is_lost() -> bool:
         os.close(nowhere)
         return True
     return False
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, and with control characters escaped: names may have them, and a terminal obeys them."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], " ".join(text.split()))
+
+
+class OneLine(logging.Formatter):
+    """For log records."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """As Formatter, in one line."""
+        return one_line(super().formatMessage(record))
 
 
 @contextmanager

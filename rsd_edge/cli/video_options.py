@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rsd_edge.cli.streams import one_line
 from rsd_edge.errors import InputError, OutputError, RsdEdgeError, VideoInterrupted
 from rsd_edge.stream.atomic import is_disk_full
 from rsd_edge.stream.batch import FileResult, RunSettings, Status
@@ -187,7 +188,7 @@ def _summary(made: VideoResult) -> str:
 
 
 def _line(text: str) -> None:
-    click.echo(" ".join(text.split()), err=True)
+    click.echo(one_line(text), err=True)
 
 
 class _Display:
@@ -207,7 +208,7 @@ class _Display:
         self._progress = Progress(
             *columns, console=console, disable=not terminal, transient=True, refresh_per_second=_REFRESH
         )
-        self._task = self._progress.add_task(Path(job.name).name, total=None, frames="", rate="")
+        self._task = self._progress.add_task(one_line(Path(job.name).name), total=None, frames="", rate="")
         self._source = job.name
         self._first: tuple[int, float] | None = None
         self.forecast: Forecast | None = None
@@ -227,7 +228,7 @@ class _Display:
         size = "" if forecast.bytes is None else f", very roughly {forecast.bytes / 1e6:.1f} MB"
         width, height = forecast.size
         text = f"{self._source}: {forecast.frames or '?'} frames of {width}x{height} with {forecast.encoder}{size}"
-        self._progress.console.print(text, soft_wrap=True)
+        self._progress.console.print(one_line(text), soft_wrap=True)
 
     def show(self, done: int, expected: int | None, seconds: float) -> None:
         """See Progress of VideoUpscaler."""
