@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -51,11 +52,15 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, because setuptools keeps deleted modules in a build folder and ships them."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, because setuptools keeps deleted modules in a build folder and ships them."""
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("sources") / "tree", ignore=NOT_SOURCES)
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, work / "tree", ignore=NOT_SOURCES)
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", work, work / "tree", cwd=work)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", work, tree, cwd=work)
     (built,) = work.glob("rsd_edge-*.whl")
     return built
 
@@ -68,6 +73,17 @@ def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     binaries = folder / "bin"
     run(binaries / "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
     return binaries
+
+
+def test_the_sources_have_what_the_first_command_needs_and_no_part_of_the_tests(tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, tmp_path, cwd=tree)
+    (built,) = tmp_path.iterdir()
+    with tarfile.open(built) as sources:
+        names = [name.partition("/")[2] for name in sources.getnames()]
+    assert {"constraints.txt", "assets/face.png"} <= set(names)
+    assert not [name for name in names if name.startswith("tests")]
 
 
 def test_wheel_holds_what_the_tree_holds(wheel: Path) -> None:
