@@ -83,6 +83,17 @@ def test_a_broken_installation_is_not_taken_for_ctrl_c(tmp_path: Path, monkeypat
         main(["run"])
 
 
+def test_no_licence_is_asked_for_where_a_package_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "rsd_edge.models.import_weights", raising=False)
+    monkeypatch.delitem(sys.modules, "rsd_edge.models.checkpoint", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert rsd_edge("import-weights", "x.pth", "--family", "rsd", "-o", "x.safetensors") == 2
+    told = "error: rsd-edge import-weights needs 'torch'; run: pip install 'rsd-edge[distill]'\n"
+    assert capsys.readouterr().err == told
+
+
 def test_ctrl_c_before_anything_is_loaded(tmp_path: Path) -> None:
     code = (
         "import sys\n"

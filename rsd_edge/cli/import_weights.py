@@ -33,12 +33,12 @@ def command(
     FILE... is the generator's checkpoint and the autoencoder's (autoencoder_vq_f4.pth). Every tensor is checked; the
     result keeps the licence and the SHA-256 of what it was made from.
     """
-    _ask(family, accept_license)
     try:
         from rsd_edge.models.import_weights import Request, import_weights
         from rsd_edge.models.official import NAMED
     except ModuleNotFoundError as error:
         raise missing_package("import-weights", "distill", error) from error
+    _ask(family, accept_license)
     request = Request(files, family, config, None if verbose else NAMED)
     checkpoint = import_weights(request, output)
     if request.steps_assumed:
