@@ -274,5 +274,5 @@ class OneAtATime:
 def check_strength(strength: float) -> float:
     """The strength itself. Raises InputError if it is not between 0 and 1."""
     if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):
-        raise InputError(f"strength is {strength:g}; it must lie between 0 (bicubic) and 1 (all detail)")
+        raise InputError(f"strength is {strength:.12g}; it must lie between 0 (bicubic) and 1 (all detail)")
     return float(strength)

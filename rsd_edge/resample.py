@@ -24,7 +24,7 @@ _CHUNK_BYTES = 1 << 22
 def check_scale(scale: float) -> None:
     """Raises InputError if a scale is not between 1 and 4."""
     if not 1.0 <= scale <= SCALE:
-        raise InputError(f"scale is {scale:g}; it must lie between 1 and {SCALE}")
+        raise InputError(f"scale is {scale:.12g}; it must lie between 1 and {SCALE}")
 
 
 def result_size(size: Size, scale: float = 4.0, wanted: Size | None = None) -> Size:

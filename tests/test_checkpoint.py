@@ -76,6 +76,13 @@ def test_a_missing_checkpoint_names_the_command(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.safetensors")
 
 
+def test_a_folder_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    path.mkdir()
+    with pytest.raises(ModelError, match=r"d\.safetensors is a folder; give the path of a file"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])
 def test_a_damaged_checkpoint_is_named(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])

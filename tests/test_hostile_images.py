@@ -187,7 +187,7 @@ def test_bombs_of_pixels_are_refused_by_their_header(tmp_path: Path, monkeypatch
     assert len(claims) > 8
     for data in claims.values():
         path.write_bytes(data)
-        with pytest.raises(ImageReadError, match=r"more than the limit of 50\.0|is damaged|is truncated"):
+        with pytest.raises(ImageReadError, match=r"more than the limit of 50000000;|is damaged|is truncated"):
             read_image(path)
 
 

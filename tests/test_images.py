@@ -207,7 +207,7 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path: Path, monkeypat
         raise AssertionError("the bomb went off")
 
     monkeypatch.setattr(cv2, "imdecode", decode)
-    with pytest.raises(ImageReadError, match=r"60000x50000 = 3000\.0 megapixels.*--max-pixels 3000000000"):
+    with pytest.raises(ImageReadError, match=r"60000x50000 = 3000000000 pixels, more than the limit of 50000000;"):
         read_image(path)
 
 

@@ -93,6 +93,8 @@ def read_spec(path: Path) -> ModelSpec:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        raise ModelError(f"checkpoint {path} is a folder; give the path of a file")
     if not path.is_file():
         raise missing_checkpoint(path)
     if path.suffix in PICKLES:

@@ -114,11 +114,11 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Loaded
         header = parse_header(data)
     except HeaderError as error:
         raise ImageReadError(f"{name} {error}; {error.cure or _cure(str(error))}") from None
-    if header.width * header.height > max_pixels:
-        megapixels = header.width * header.height / 1e6
+    pixels = header.width * header.height
+    if pixels > max_pixels:
         raise ImageReadError(
-            f"{name} claims {header.width}x{header.height} = {megapixels:.1f} megapixels, more than the limit of "
-            f"{max_pixels / 1e6:.1f}; if you trust the file, raise it with --max-pixels {header.width * header.height}"
+            f"{name} claims {header.width}x{header.height} = {pixels} pixels, more than the limit of {max_pixels}; "
+            f"if you trust the file, raise it with --max-pixels {pixels}"
         )
     with _overheard() as remarks:
         decoded = _decode(data, header)

@@ -99,8 +99,8 @@ def check_pixels(source: Path | str, width: int, height: int, most: int) -> None
     pixels = width * height
     if pixels > most:
         raise VideoReadError(
-            f"{source} has frames of {width}x{height} = {pixels / 1e6:.1f} megapixels, more than the limit of "
-            f"{most / 1e6:.1f}; if you trust it, raise it with --max-pixels {pixels}"
+            f"{source} has frames of {width}x{height} = {pixels} pixels, more than the limit of {most}; "
+            f"if you trust it, raise it with --max-pixels {pixels}"
         )
 
 
