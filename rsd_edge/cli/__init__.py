@@ -121,7 +121,7 @@ def _cure(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "its name is too long; choose a shorter one"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{error.strerror}; allow this user to, or choose another place"
+        return f"{error.strerror}; allow this user to use it, or choose another path"
     return f"{error.strerror}; check the path and the disk"
 
 
