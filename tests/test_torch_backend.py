@@ -22,6 +22,7 @@ from rsd_edge.models.edge_tile import edge_tile
 from rsd_edge.models.official import for_family
 from rsd_edge.models.published import bicubic_up, pad_to_multiple, published_model
 from rsd_edge.models.swin_unet import recomputed
+from rsd_edge.pipeline import NumpyFramePath
 from rsd_edge.specs import Backend, FramePathKind, ModelSpec, Precision, PublishedArchitecture, TileSpec
 from rsd_edge.stream.images import read_image, write_image
 
@@ -123,6 +124,19 @@ def test_edge_checkpoints_run_too(tiny_weights: Checkpoint) -> None:
         assert engine.tile == TileSpec.of(tiny_weights.spec)
     with TorchEngine(tiny_weights, Precision.BF16, 1) as engine:
         assert 0 < (detail_of(engine, lq, noise) - expected).abs().max() < 0.1 * expected.abs().max()  # 8 bits
+
+
+def test_tiles_that_overflow_become_plain_bicubic(tiny_weights: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """The largest number of fp16 is 65504."""
+    parts = {
+        part: {name: 1e5 * tensor if tensor.ndim == 4 else tensor for name, tensor in state.items()}
+        for part, state in tiny_weights.parts.items()
+    }
+    frame = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    with TorchEngine(dataclasses.replace(tiny_weights, parts=parts), Precision.FP16, 1) as engine:
+        path = NumpyFramePath(engine)
+        np.testing.assert_array_equal(path(frame), path(frame, strength=0))
+    assert "1 of 1 tiles from tiny were not finite and became plain bicubic; choose another precision" in caplog.text
 
 
 def test_a_closed_engine_says_so(tiny_weights: Checkpoint) -> None:

@@ -155,6 +155,16 @@ class DeviceFrames(ABC, Generic[EngineT]):
         return self._space
 
 
+def replace_non_finite(detail: NDArray[np.float32], what: str, cure: str) -> None:
+    """Set the detail of tiles that hold anything but numbers to zero, and warn, as `warn_of_lost_tiles` does."""
+    # Float64 holds every sum of float32 numbers, so it is finite exactly if all of them are.
+    bad = [index for index, tile in enumerate(detail) if not np.isfinite(tile.sum(dtype=np.float64))]
+    for index in bad:
+        detail[index] = 0.0
+    if bad:
+        warn_of_lost_tiles(len(bad), len(detail), what, cure)
+
+
 def warn_of_lost_tiles(lost: int, count: int, what: str, cure: str) -> None:
     """Say that tiles were left out. what: the engine; cure: what helps if it happens often."""
     log.warning(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket, WholeFramePath
+from rsd_edge.backends.device_frames import replace_non_finite
 from rsd_edge.errors import BackendError, InputError, MissingDependencyError
 from rsd_edge.machine import usable_cores
 from rsd_edge.pipeline import NumpyFramePath
@@ -65,6 +66,7 @@ class TorchEngine:
     def submit(self, lq: NDArray[np.float32], noise: NDArray[np.float32], detail: NDArray[np.float32]) -> Ticket:
         """See TileEngine; the detail is complete on return."""
         self.network(lq, noise, detail)
+        replace_non_finite(detail, self.spec.model.name, "choose another precision")
 
     def collect(self, ticket: Ticket) -> None:
         """See TileEngine."""

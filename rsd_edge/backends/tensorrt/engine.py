@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket
-from rsd_edge.backends.device_frames import warn_of_lost_tiles
+from rsd_edge.backends.device_frames import replace_non_finite
 from rsd_edge.backends.tensorrt.cuda import Cuda, Staged
 from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.backends.tensorrt.plan import Context, Plan, Shape, scratch_for
@@ -107,7 +107,7 @@ class TensorRtEngine:
         try:
             self.cuda.finish(slot.done)
             np.copyto(detail, rows_of(slot.detail.host))
-            replace_non_finite(detail, str(self.path))
+            replace_non_finite(detail, str(self.path), REBUILD)
         finally:
             self._free.append(slot)
 
@@ -232,17 +232,6 @@ class _Slot:
 def rows_of(detail: NDArray[Any]) -> NDArray[Any]:
     """Detail as frames are stored, whichever way the plan gives it: RGB planes are turned round."""
     return detail if detail.shape[-1] == 3 else detail.transpose(0, 2, 3, 1)[..., ::-1]
-
-
-def replace_non_finite(detail: Array, what: str) -> int:
-    """Set the detail of tiles that hold anything but numbers to zero, warn, and return how many there were."""
-    # Float64 holds every sum of float32 numbers, so it is finite exactly if all of them are.
-    bad = [index for index, tile in enumerate(detail) if not np.isfinite(tile.sum(dtype=np.float64))]
-    for index in bad:
-        detail[index] = 0.0
-    if bad:
-        warn_of_lost_tiles(len(bad), len(detail), what, REBUILD)
-    return len(bad)
 
 
 def _tile_of(plan: Plan, wish: TileSpec) -> TileSpec:

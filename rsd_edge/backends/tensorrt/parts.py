@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsd_edge.backends.base import Ticket
+from rsd_edge.backends.device_frames import replace_non_finite
 from rsd_edge.backends.onnx_parts import Array, PartsEngine
 from rsd_edge.backends.tensorrt.cuda import Cuda, Staged
-from rsd_edge.backends.tensorrt.engine import Replay, replace_non_finite
+from rsd_edge.backends.tensorrt.engine import REBUILD, Replay
 from rsd_edge.backends.tensorrt.library import load_tensorrt
 from rsd_edge.backends.tensorrt.plan import Plan, Shape, scratch_for
 from rsd_edge.bundle import DECODER, ENCODER, GENERATOR, plan_name
@@ -72,7 +73,7 @@ class TensorRtPartsEngine(PartsEngine):
     def submit(self, lq: Array, noise: Array, detail: Array) -> Ticket:
         """See TileEngine; the detail is complete on return."""
         super().submit(lq, noise, detail)
-        replace_non_finite(detail, str(self._folder))
+        replace_non_finite(detail, str(self._folder), REBUILD)
 
     def run_part(self, part: str, inputs: Mapping[str, NDArray[Any]]) -> Array:
         """What one plan gives for inputs of the batch that the engine was opened for, by their names."""
