@@ -8,7 +8,6 @@ folder under a key of everything it depends on.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import math
@@ -31,7 +30,7 @@ from rsd_edge.frames import SCALE
 from rsd_edge.machine import cache_folder, cpu_features, cpu_name, int8_weight_bits
 from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
 from rsd_edge.stream.atomic import write_json
-from rsd_edge.versions import versions_of
+from rsd_edge.versions import installed, versions_of
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +163,7 @@ def _backends(bundle: Bundle, wish: Backend | None, open_choice: bool) -> list[B
                 f"{cure}"
             )
         return [wish]
-    # Only looked for: importing it takes longer than a remembered choice.
-    if open_choice and own is not Backend.OPENVINO and importlib.util.find_spec("openvino") is not None:
+    if open_choice and own is not Backend.OPENVINO and installed("openvino"):
         return [own, Backend.OPENVINO]
     return [own]
 

@@ -7,14 +7,13 @@ together take no longer than the slower of them.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import json
 import signal
 import subprocess
 import sys
 
 from rsd_edge.errors import RsdEdgeError
 from rsd_edge.specs import Backend
+from rsd_edge.versions import installed
 
 _PATIENCE_SECONDS = 120
 """A first import of torch from a memory card takes half a minute."""
@@ -23,11 +22,12 @@ _LIBRARIES = {Backend.OPENVINO: ("openvino", "openvino"), Backend.TORCH: ("torch
 TRIED = tuple(_LIBRARIES)
 _SIGNALS = {kind.value: kind.name for kind in signal.Signals}
 """Those of real time have numbers alone, but for the first and the last."""
+# The path comes first, without the folder that -c puts before it, in which anything may lie.
 _CHILD = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+import sys
+backend, *sys.path[:] = sys.argv[1:]
 from rsd_edge.trials import problem_of
-found = problem_of(sys.argv[2])
+found = problem_of(backend)
 print(found or "")
 sys.exit(found is not None)
 """
@@ -39,8 +39,8 @@ class Trial:
     def __init__(self, backend: Backend) -> None:
         self._name, self._extra = _LIBRARIES[backend]
         self._process: subprocess.Popen[str] | None = None
-        if importlib.util.find_spec(self._name) is not None:
-            command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), backend.value]
+        if installed(self._name):
+            command = [sys.executable, "-c", _CHILD, backend.value, *sys.path]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )

@@ -1,10 +1,20 @@
-"""Versions of what is installed, for records."""
+"""What is installed, and its versions for records."""
 
 from __future__ import annotations
 
+import importlib.util
 from importlib import metadata
 
 from rsd_edge import __version__
+
+
+def installed(name: str) -> bool:
+    """There is a module of that name. A folder without Python files passes for one, and is left over or something else.
+
+    It is only looked for, because importing takes longer than most questions are worth.
+    """
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def version_of(name: str) -> str:

@@ -190,7 +190,7 @@ def test_a_report_of_little_has_a_page() -> None:
 
 
 def test_without_matplotlib_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else builtins)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else builtins.__spec__)
     error = missing_for_html()
     assert str(error) == "the HTML report needs 'matplotlib'; run: pip install 'rsd-edge[bench]'"
     with pytest.raises(type(error), match="matplotlib"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -69,14 +68,9 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """A machine with VNNI and both runtimes, a user with an empty cache, and a zoo with one model in two precisions."""
     made = World()
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: ("openvino" in made.versions or None) if name == "openvino" else find_spec(name, *rest),
-    )
-    installed = {"version": made.version, "packages_distributions": lambda: made.packages}
-    monkeypatch.setattr(versions, "metadata", SimpleNamespace(**{**vars(metadata), **installed}))
+    monkeypatch.setattr(selection, "installed", lambda name: name in made.versions)
+    packages = {"version": made.version, "packages_distributions": lambda: made.packages}
+    monkeypatch.setattr(versions, "metadata", SimpleNamespace(**{**vars(metadata), **packages}))
     monkeypatch.setattr(selection, "open_engine", made.open_engine)
     monkeypatch.setattr(selection, "median_seconds", made.median_seconds)
     monkeypatch.setattr(selection, "int8_weight_bits", lambda: 8)

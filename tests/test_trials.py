@@ -50,6 +50,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         ),
         ("raise OSError('no libtbb')", r"OpenVINO cannot be imported \(no libtbb\); run: pip install --force-.*"),
         (LACKS_THE_CPU, r"OpenVINO 2026\.1\.0 has no CPU device \(no plugin for CPU\); run 'pip install --force-.*"),
+        ("", r"OpenVINO cannot be imported \(module 'openvino' has no .*'Core'\); run: pip install --force-.*"),
         ("raise KeyError('x')", r"'openvino' cannot be loaded \(KeyError: 'x'\); run: pip install --force-.*"),
     ],
 )
@@ -86,6 +87,18 @@ def test_a_torch_that_does_not_work(
 @pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
 def test_the_torch_of_this_environment_works() -> None:
     assert Trial(Backend.TORCH).problem() is None
+
+
+def test_a_trial_imports_nothing_from_the_folder_it_is_started_in(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("openvino", WORKS)
+    (tmp_path / "work").mkdir()
+    for name in ("json", "openvino", "rsd_edge"):
+        (tmp_path / "work" / f"{name}.py").write_text("open('was imported', 'x')")
+    monkeypatch.chdir(tmp_path / "work")
+    assert Trial(Backend.OPENVINO).problem() is None
+    assert not Path("was imported").exists()
 
 
 def test_what_is_not_installed_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

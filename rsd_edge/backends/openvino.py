@@ -219,7 +219,9 @@ def _import_openvino() -> Any:
     modules[_TELEMETRY] = None
     try:
         import openvino
-    except (ImportError, OSError, RuntimeError) as error:
+
+        _ = openvino.Core  # a folder that was left over is imported, too, and has nothing
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
         cure = "'rsd-edge[openvino]'" if missing else "--force-reinstall openvino"
         raise BackendError(f"OpenVINO cannot be imported ({_last_line(error)}); run: pip install {cure}") from error

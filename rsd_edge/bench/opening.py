@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from rsd_edge.errors import InputError
 from rsd_edge.resolver import SuperResolver
 from rsd_edge.specs import TileSpec
 from rsd_edge.tiling import plan_tiles
+from rsd_edge.versions import installed
 
 FRAME, TILE, PEER, PEAK, POINT = "frame", "tile", "peer", "peak", "point"
 """Kinds of things that are timed; a point is a frame that the latency model is fitted to."""
@@ -65,7 +65,7 @@ class Opened:
 
 def can_count() -> bool:
     """The package is there that reads graphs and writes those of the peaks."""
-    return importlib.util.find_spec("onnx") is not None
+    return installed("onnx")
 
 
 def settle(settings: BenchSettings) -> list[Subject]:

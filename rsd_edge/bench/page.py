@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from rsd_edge.bench.compare import Comparison
 from rsd_edge.bench.report import Document, sections, summary
 from rsd_edge.errors import MissingDependencyError
+from rsd_edge.versions import installed
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _NEEDED = ("matplotlib", "jinja2")
@@ -15,7 +15,7 @@ _NEEDED = ("matplotlib", "jinja2")
 
 def missing_for_html() -> MissingDependencyError | None:
     """What to raise where a page is wanted and cannot be made; None where it can."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if not installed(name)]
     if not missing:
         return None
     return MissingDependencyError(f"the HTML report needs '{missing[0]}'; run: pip install 'rsd-edge[bench]'")

@@ -5,7 +5,6 @@ Except for the copy, these are graphs for ONNX Runtime, written with onnx of the
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from rsd_edge.bench.cost import session
 from rsd_edge.bench.timing import Run
 from rsd_edge.errors import MissingDependencyError
+from rsd_edge.versions import installed
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -53,7 +53,7 @@ class Peak:
 
 def peaks(threads: int) -> dict[str, Peak]:
     """All of them on so many threads. Raises MissingDependencyError without onnx."""
-    if importlib.util.find_spec("onnx") is None:
+    if not installed("onnx"):
         raise MissingDependencyError("the machine's peaks need 'onnx'; run: pip install 'rsd-edge[bench]'")
     found = {}
     for name, make, integer in (

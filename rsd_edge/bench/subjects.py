@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from rsd_edge.frames import SCALE
 from rsd_edge.noise import NoiseField
 from rsd_edge.resolver import CHECKPOINT_SUFFIX, SuperResolver
 from rsd_edge.specs import Backend, Precision, TileSpec
+from rsd_edge.versions import installed
 
 COUNTED_SIDE = 64
 """LR pixels on a side of the tile whose operations are counted, where a graph takes tiles of any size."""
@@ -106,7 +106,7 @@ class Subject:
         return self.tile.size if self.tile.fixed else COUNTED_SIDE
 
     def _layers(self) -> list[Convolution] | None:
-        if self.bundle is None or not self.is_graph or importlib.util.find_spec("onnx") is None:
+        if self.bundle is None or not self.is_graph or not installed("onnx"):
             return None
         return _counted(self.bundle.path / graphs_of(self.bundle.spec)[0], self._counted_side)
 

@@ -26,16 +26,17 @@ def load_tensorrt() -> Any:
     """The module. Raises MissingDependencyError if it cannot be imported, BackendError for a version not served."""
     try:
         trt = importlib.import_module("tensorrt")
+        version = version_of(trt)  # a folder that was left over is imported, too, and has none
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"TensorRT is not installed here (no module '{error.name}'); on a Jetson use its own Python or a virtual "
             "environment made with --system-site-packages, elsewhere run: pip install 'rsd-edge[tensorrt]'"
         ) from error
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
             f"TensorRT's libraries cannot be loaded ({_first_line(error)}); install TensorRT for this system again"
         ) from error
-    if not OLDEST <= version_of(trt)[:2] < (NEWEST_MAJOR + 1, 0):
+    if not OLDEST <= version[:2] < (NEWEST_MAJOR + 1, 0):
         raise BackendError(
             f"TensorRT {trt.__version__} is not served; install one from {'.'.join(map(str, OLDEST))} to "
             f"{NEWEST_MAJOR}.x"
