@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rsd_edge.errors import InputError
+from rsd_edge.errors import BackendError, InputError
 from rsd_edge.live.settings import StreamSettings
 from rsd_edge.pipeline import check_strength
 from rsd_edge.resample import result_size
@@ -104,6 +104,15 @@ def test_too_little_memory_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [result.status for result in results] == [Status.FAILED, Status.DONE]
     assert results[0].error is not None
     assert "not enough memory for" in results[0].error
+
+
+def test_an_engine_that_fails_is_told_with_the_image(tmp_path: Path) -> None:
+    class Broken(Resolver):
+        def bands(self, image_bgr: Image, **_: Any) -> Iterator[Image]:
+            raise BackendError("not enough memory for 1 tiles of 8 x 8; give a smaller --tile")
+
+    (result,) = run_jobs(make_jobs(tmp_path, 1), Broken(), RunSettings())
+    assert result.error == f"{tmp_path / '0.png'}: not enough memory for 1 tiles of 8 x 8; give a smaller --tile"
 
 
 def test_bugs_are_not_hidden(tmp_path: Path) -> None:

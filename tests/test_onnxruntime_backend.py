@@ -141,6 +141,20 @@ def test_tiles_of_a_wrong_shape_fail_with_the_graphs_name(engine: OnnxRuntimeEng
         engine.submit(lq, noise[:, :4].copy(), detail)
 
 
+def test_too_little_memory_names_the_tiles_and_the_cure(
+    engine: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> object:
+        raise RuntimeError("Non-zero status code returned while running Conv node. Status Message: std::bad_alloc")
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", full)
+    with pytest.raises(BackendError, match=r"^not enough memory for 1 tiles of 36 x 40; give a smaller --tile"):
+        engine.submit(*buffers(1, 36, 40))
+    monkeypatch.setattr(ort, "InferenceSession", full)
+    with pytest.raises(BackendError, match=r"^not enough memory to load .*graph\.onnx; close other programs, or give"):
+        engine.submit(*buffers(1, 36, 44))
+
+
 def test_a_closed_engine_says_so(toy_graph: Path, toy_spec: EngineSpec) -> None:
     with OnnxRuntimeEngine(toy_graph, toy_spec, 1) as engine:
         engine.submit(*buffers(1, 36, 36))

@@ -79,7 +79,10 @@ class OnnxRuntimeEngine:
             binding.bind_output("detail", "cpu", 0, np.float32, detail.shape, detail.ctypes.data)
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise BackendError(f"{self._graph_path} failed on {n} tiles of {h} x {w}: {_first_line(error)}") from error
+            what = f"{n} tiles of {h} x {w}"
+            if _lacks_memory(error):
+                raise BackendError(f"not enough memory for {what}; give a smaller --tile or --batch") from error
+            raise BackendError(f"{self._graph_path} failed on {what}: {_first_line(error)}") from error
 
     def collect(self, ticket: Ticket) -> None:
         """See TileEngine."""
@@ -130,6 +133,10 @@ class OnnxRuntimeEngine:
                 str(self._graph_path), options, providers=[_PROVIDER], disabled_optimizers=_KEPT_AS_EXPORTED
             )
         except Exception as error:
+            if _lacks_memory(error):
+                raise BackendError(
+                    f"not enough memory to load {self._graph_path}; close other programs, or give a smaller --tile"
+                ) from error
             raise ModelError(
                 f"{self._graph_path} cannot be loaded by ONNX Runtime {ort.__version__} ({_first_line(error)}); "
                 "build the engine again with 'rsd-edge build-engine' or update onnxruntime"
@@ -149,6 +156,11 @@ class OnnxRuntimeEngine:
                 f"{self._graph_path} takes {inputs} and gives {outputs}, but this engine needs {expected} and "
                 "{'detail': ['n', '4h', '4w', 3]}; export it with 'rsd-edge build-engine'"
             )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """ONNX Runtime has no exception for it: the text is that of the one in C++, unless it comes through as Python's."""
+    return isinstance(error, MemoryError) or "bad_alloc" in str(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from rsd_edge import __version__
-from rsd_edge.errors import InputError, RsdEdgeError
+from rsd_edge.errors import BackendError, InputError, RsdEdgeError
 from rsd_edge.frames import SCALE
 from rsd_edge.pipeline import check_strength
 from rsd_edge.resample import Size, check_scale, result_size
@@ -159,7 +159,7 @@ def _run_job(job: Job, resolver: Resolver, settings: RunSettings, watch: Observe
         return FileResult(job, Status.FAILED, seconds=seconds, error=str(error), disk_full=is_disk_full(error))
     except MemoryError:
         seconds = time.perf_counter() - begin
-        message = f"not enough memory for {job.source}; close other programs or cut the image into parts"
+        message = f"not enough memory for {job.source}; close other programs, give a smaller --tile or cut it up"
         return FileResult(job, Status.FAILED, seconds=seconds, error=message)
 
 
@@ -175,7 +175,10 @@ def _upscale_file(job: Job, resolver: Resolver, settings: RunSettings, watch: Ob
     plan = plan_enlarged(loaded, size, job.target, strip=settings.strip)
     watch.load(size[0] * size[1])
     with folder_for(job.target):  # before the work, so that an unwritable place is noticed early
-        enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
+        try:
+            enlarge(loaded, plan, resolver, seed=settings.seed, strength=settings.strength, progress=watch.advance)
+        except BackendError as error:
+            raise BackendError(f"{job.source}: {error}") from error
     notes = (*loaded.losses(strip=settings.strip), *plan.notes, *([job.note] if job.note else []))
     seconds = time.perf_counter() - begin
     read, written = _read(loaded), _written(loaded, plan)
