@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from rsd_edge.bundle import MANIFEST, ZOO, Bundle, load_bundle, staleness
 from rsd_edge.engines import engine_folder
 from rsd_edge.errors import BackendError, RsdEdgeError
 from rsd_edge.machine import cpu_features, cpu_name, l4t_release, nvidia_driver, usable_cores
-from rsd_edge.selection import saturates
 from rsd_edge.specs import Backend
 from rsd_edge.trials import TRIED, Trial
 
@@ -64,9 +64,9 @@ def examine(folders: Sequence[Path] = (), *, speed: bool = False) -> Facts:
 
 
 def _speed() -> Facts:
-    from rsd_edge.bench.forecast import forecast
-
     try:
+        from rsd_edge.bench.forecast import forecast
+
         return {**forecast(), "problem": None}
     except RsdEdgeError as error:
         return {"problem": str(error)}
@@ -74,9 +74,9 @@ def _speed() -> Facts:
 
 def _gpu() -> Facts:
     """Of CUDA: the device and the versions, or why there is none."""
-    from rsd_edge.backends.tensorrt.cuda import Cuda
-
     try:
+        from rsd_edge.backends.tensorrt.cuda import Cuda
+
         cuda = Cuda()
     except RsdEdgeError as error:
         return {"name": None, "problem": str(error)}
@@ -98,9 +98,9 @@ def _gpu() -> Facts:
 
 
 def _tensorrt() -> Facts:
-    from rsd_edge.backends.tensorrt.library import load_tensorrt
-
     try:
+        from rsd_edge.backends.tensorrt.library import load_tensorrt
+
         return {"version": str(load_tensorrt().__version__), "problem": None}
     except RsdEdgeError as error:
         return {"version": None, "problem": str(error)}
@@ -112,46 +112,60 @@ def _backend(find: Callable[[], str | None]) -> Facts:
 
 
 def _tensorrt_problem() -> str | None:
-    from rsd_edge.backends.tensorrt.device import check_device
-
     try:
+        from rsd_edge.backends.tensorrt.device import check_device
+
         check_device()
     except RsdEdgeError as error:
         return str(error)
     return None
 
 
+def _onnxruntime_problem() -> str | None:
+    try:
+        importlib.import_module("rsd_edge.backends.onnxruntime")
+    except RsdEdgeError as error:
+        return str(error)
+    return None
+
+
 _PROBLEMS: dict[Backend, Callable[[], str | None]] = {
-    Backend.ONNXRUNTIME: lambda: None,
+    Backend.ONNXRUNTIME: _onnxruntime_problem,
     Backend.TENSORRT: _tensorrt_problem,
 }
-"""Why a backend cannot run, of those that need no trial; ONNX Runtime comes with this package."""
+"""Why a backend cannot run, of those that need no trial."""
 
 
 def _opencv() -> Facts:
-    from rsd_edge.opencv import cv2
-
-    return {"version": cv2.__version__}
+    try:
+        from rsd_edge.opencv import cv2
+    except RsdEdgeError as error:
+        return {"version": None, "problem": str(error)}
+    return {"version": cv2.__version__, "problem": None}
 
 
 def _gstreamer() -> Facts:
-    from rsd_edge.live.gstreamer import NO_GSTREAMER, gstreamer_way
-
+    try:
+        from rsd_edge.live.gstreamer import NO_GSTREAMER, gstreamer_way
+    except RsdEdgeError as error:
+        return {"through": None, "problem": str(error)}
     way = gstreamer_way()
     return {"through": way, "problem": None if way else f"none, which CSI cameras need: {NO_GSTREAMER}"}
 
 
 def _pyav(*, nvidia: bool) -> Facts:
     """Encoders that FFmpeg was built with; those of NVIDIA's GPUs only where there is one."""
-    import av
-
+    try:
+        from rsd_edge.pyav import av
+    except RsdEdgeError as error:
+        return {"version": None, "encoders": [], "problem": str(error)}
     served = [name for name in ENCODERS if nvidia or not name.endswith(_NVIDIA)]
-    return {"version": av.__version__, "encoders": [name for name in served if _encodes(name)]}
+    return {"version": av.__version__, "encoders": [name for name in served if _encodes(name)], "problem": None}
 
 
 def _encodes(name: str) -> bool:
     """FFmpeg was built with it; whether its hardware is there shows when it is opened."""
-    import av
+    from rsd_edge.pyav import av
 
     try:
         return bool(av.codec.Codec(name, "w").is_encoder)
@@ -202,11 +216,13 @@ def _engine(path: Path, backends: Facts) -> Facts:
     spec = bundle.spec
     facts |= {"model": spec.model.name, "backend": spec.backend.value, "precision": spec.precision.value}
     problem = backends[spec.backend.value]["problem"]
-    why = [problem] if problem else []
     stale = staleness(bundle)
-    if saturates(spec):
-        why.append("its INT8 products saturate on this processor, which has no VNNI")
-    if spec.backend is Backend.TENSORRT and not why:
+    if problem:
+        return {**facts, "why": [problem], "stale": stale}
+    from rsd_edge.selection import saturates
+
+    why = ["its INT8 products saturate on this processor, which has no VNNI"] if saturates(spec) else []
+    if spec.backend is Backend.TENSORRT:
         against, older = _device(bundle)
         why, stale = [*why, *against], [*stale, *older]
     return {**facts, "usable": not why, "why": why, "stale": stale}

@@ -10,7 +10,16 @@ import os
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort
+from rsd_edge.errors import MissingDependencyError
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        raise MissingDependencyError("ONNX Runtime is not installed; run 'pip install onnxruntime'") from error
+    raise MissingDependencyError(
+        f"ONNX Runtime cannot start ({error}); run 'pip install --force-reinstall onnxruntime'"
+    ) from error
 
 __all__ = ["ort"]
 

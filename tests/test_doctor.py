@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,28 @@ from rsd_edge.specs import Backend, EngineSpec, Precision
 pytestmark = pytest.mark.usefixtures("no_trials")
 
 Run = Callable[..., tuple[int, str]]
+
+
+WITHOUT = """
+import sys
+from types import SimpleNamespace
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from rsd_edge import trials
+trials.Trial = lambda backend: SimpleNamespace(problem=lambda: None)
+from rsd_edge.cli import main
+main(sys.argv[2:])
+"""
+
+
+def without(package: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process that cannot import a package."""
+    return subprocess.run([sys.executable, "-c", WITHOUT, package, *words], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -148,6 +172,37 @@ def test_engines_of_auto_build_are_looked_at(
     facts = facts_of(run)
     assert facts["engine_folder"] == {"path": str(kept.parent), "problem": None}
     assert str(kept) in {item["path"] for item in facts["engines"]}
+
+
+@pytest.mark.parametrize(
+    ("missing", "lines"),
+    [
+        ("av", ("pyav        films and cameras need PyAV; run 'pip install av'", "backend     onnxruntime: usable")),
+        ("cv2", ("opencv      OpenCV is not installed; run 'pip install opencv-python'", "pyav        ")),
+        ("onnxruntime", ("backend     onnxruntime: ONNX Runtime is not installed; run 'pip install onnxruntime'",)),
+    ],
+)
+def test_a_package_that_is_missing_is_a_fact_among_others(missing: str, lines: tuple[str, ...]) -> None:
+    """In a process of its own, where nothing has imported it yet."""
+    found = without(missing, "doctor", "--no-speed")
+    assert (found.returncode, found.stderr) == (0, "")
+    for line in (*lines, "cpu         ", "engine      "):
+        assert f"\n{line}" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "name", "error"),
+    [
+        ("av", "clip.mp4", "error: films and cameras need PyAV; run 'pip install av'\n"),
+        ("onnxruntime", "photo.png", "error: ONNX Runtime is not installed; run 'pip install onnxruntime'\n"),
+    ],
+)
+def test_a_run_without_a_package_says_in_one_line_what_to_install(
+    tmp_path: Path, missing: str, name: str, error: str
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    found = without(missing, "run", str(tmp_path / name), "-o", str(tmp_path / "out"), "--precision", "fp32")
+    assert (found.returncode, found.stderr) == (2, error)
 
 
 def test_cameras_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,10 +53,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"cuda        {gpu['cuda']}, driver {facts['driver'] or 'unknown'} serves {gpu['cuda_of_driver']}"
     tensorrt = facts["tensorrt"]
     yield f"tensorrt    {tensorrt['version'] or tensorrt['problem']}"
-    yield f"opencv      {opencv['version']}"
+    yield f"opencv      {opencv['version'] or opencv['problem']}"
     gstreamer = facts["gstreamer"]
     yield f"gstreamer   {gstreamer['problem'] or 'through ' + gstreamer['through']}"
-    yield f"pyav        {facts['pyav']['version']}, encoders {', '.join(facts['pyav']['encoders']) or 'none'}"
+    pyav = facts["pyav"]
+    yield f"pyav        {pyav['problem'] or pyav['version'] + ', encoders ' + (', '.join(pyav['encoders']) or 'none')}"
     cameras = [f"{camera['device']} ({camera['name']})" for camera in facts["cameras"]]
     yield f"cameras     {', '.join(cameras) or 'none'}"
     for name, backend in facts["backends"].items():

@@ -14,7 +14,6 @@ import subprocess
 from contextlib import suppress
 from typing import Any
 
-import av
 import numpy as np
 
 from rsd_edge.errors import CameraError, InputError
@@ -22,6 +21,7 @@ from rsd_edge.live.devices import OpenCvCapture
 from rsd_edge.live.frames import Picture
 from rsd_edge.live.receiver import Capture, Source
 from rsd_edge.opencv import cv2, quiet
+from rsd_edge.pyav import av
 from rsd_edge.stream.passwords import without_password
 
 _LAUNCHER = "gst-launch-1.0"

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.filter import Graph
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from rsd_edge.opencv import cv2
+from rsd_edge.pyav import av
 
 if TYPE_CHECKING:
     from rsd_edge.frames import Frame
@@ -100,7 +98,7 @@ class ToBgr:
         """width, height: of the first frame; later ones of another size are resampled to it. deep: 16 bits."""
         self._colour, self._size, self._deep = colour, (width, height), deep
         self._matrix = _to_bgr_matrix(colour, deep)
-        self._reformatter = VideoReformatter()
+        self._reformatter = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> Frame:
         """uint8 or uint16 (h, w, 3) with all of the dtype's range in use."""
@@ -135,8 +133,8 @@ class FromBgr:
         self._deep = is_deep(pixel_format)
         # Whatever the source had, 10 bits are encoded where this is deep.
         self._matrix = _invert(_to_bgr_matrix(replace(colour, bits=10 if self._deep else 8), self._deep))
-        self._reformatter = VideoReformatter()
-        self._graph: Graph | None = None
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._graph: av.filter.Graph | None = None
 
     def __call__(self, image: NDArray[Any]) -> av.VideoFrame:
         """A frame with tags; the array may be overwritten afterwards.
@@ -163,7 +161,7 @@ class FromBgr:
     def _labelled(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Asks for chroma at the left luma sample, where players take it to be; a filter alone can label a frame."""
         if self._graph is None:
-            self._graph = Graph()
+            self._graph = av.filter.Graph()
             self._graph.threads = 1
             begin = self._graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
