@@ -20,7 +20,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,8 +101,8 @@ def resolve_engine(engine: str | Path, precision: Precision | None = None) -> Bu
         bundle = load_bundle(path)
         if precision not in (None, bundle.spec.precision):
             raise ModelError(
-                f"engine '{engine}' is {bundle.spec.precision.value}, not {precision.value}; leave the precision out, "
-                f"or build that one with 'rsd-edge build-engine --precision {precision.value}'"
+                f"engine '{engine}' is {bundle.spec.precision.value}, not {precision.value}; leave the precision out"
+                f"{_or_build(bundle, precision)}"
             )
         return bundle
     if path.suffix in PICKLES and path.is_file():
@@ -118,11 +118,26 @@ def resolve_engine(engine: str | Path, precision: Precision | None = None) -> Bu
 def _shipped(model: str, precision: Precision) -> Bundle:
     shipped = shipped_precisions(model)
     if precision not in shipped:
-        raise ModelError(
-            f"'{model}' ships in {', '.join(item.value for item in shipped)}, not in {precision.value}; use one of "
-            f"these, or build that one with 'rsd-edge build-engine --model {model} --precision {precision.value}'"
-        )
+        names = ", ".join(item.value for item in shipped)
+        cure = _or_build(load_bundle(ZOO / model / shipped[0].value), precision)
+        raise ModelError(f"'{model}' ships in {names}, not in {precision.value}; use one of these{cure}")
     return load_bundle(ZOO / model / precision.value)
+
+
+def _or_build(bundle: Bundle, precision: Precision) -> str:
+    """The rest of a cure: what builds the same model in another precision; empty where nothing does."""
+    spec = bundle.spec
+    match precision:
+        case Precision.FP16:
+            backend = Backend.TENSORRT
+        case Precision.FP32:
+            backend = Backend.ONNXRUNTIME
+        case Precision.INT8 if spec.model.family == EDGE_FAMILY or spec.backend is Backend.TENSORRT:
+            backend = spec.backend
+        case _:
+            return ""
+    other = replace(bundle, spec=replace(spec, precision=precision, backend=backend))
+    return f", or build that one with '{rebuild_command(other)}'"
 
 
 def staleness(bundle: Bundle) -> list[str]:

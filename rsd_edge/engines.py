@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,14 @@ def tensorrt_engine(
     only with those for whole frames. calibration: only with ranges from the images in this folder; None for any.
     The fastest is that of the least time for each pixel of a tile that is not halo; damaged ones are told of and left
     out.
-    Raises MissingDependencyError or BackendError without TensorRT or a GPU, ModelError for a checkpoint that cannot be
+    Raises MissingDependencyError or BackendError without TensorRT or a GPU, or for another precision than fp16 and
+    int8, ModelError for a checkpoint that cannot be
     read, and NoEngineError with the command that builds an engine where there is none.
     """
+    if precision not in (None, Precision.FP16, Precision.INT8):
+        raise BackendError(
+            f"tensorrt engines are built in fp16 or int8, not in {precision.value}; use --precision fp16"
+        )
     here, digest = _here(), _digest(model)
     wish = _Wish(precision, tile, batch, kernels, calibration)
     found = []
@@ -115,7 +121,8 @@ def _ms_per_pixel(manifest: Mapping[str, Any]) -> float:
 
 def _no_engine(model: str, wish: _Wish) -> NoEngineError:
     needs: list[str] = []
-    words = "" if wish.precision is None else f" --precision {wish.precision.value}"
+    words = f"--model {shlex.quote(model)} --backend {Backend.TENSORRT.value}"
+    words += "" if wish.precision is None else f" --precision {wish.precision.value}"
     if wish.tile is not None:
         needs, words = [f"tiles of {wish.tile}"], f"{words} --tile {wish.tile}"
     if wish.batch > 1:
@@ -123,7 +130,7 @@ def _no_engine(model: str, wish: _Wish) -> NoEngineError:
     what = f" with {' and '.join(needs)}" if needs else ""
     return NoEngineError(
         f"there is no TensorRT engine of '{model}'{what} for this GPU; add --auto-build, or run "
-        f"'rsd-edge build-engine --model {model} --backend tensorrt{words}' and give its folder as the engine"
+        f"'rsd-edge build-engine {words}' and give its folder as the engine"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import Enum
@@ -226,7 +227,7 @@ def _check_runs_checkpoints(path: Path, backend: Backend | None) -> None:
     if backend not in (None, Backend.TORCH):
         raise BackendError(
             f"{backend.value} does not run {path}; use --backend torch, or build an engine with "
-            f"'rsd-edge build-engine --model {path} --backend {backend.value}'"
+            f"'rsd-edge build-engine --model {shlex.quote(str(path))} --backend {backend.value}'"
         )
 
 

@@ -255,7 +255,8 @@ def test_resolve_finds_shipped_engines_by_name(zoo: Path, tmp_path: Path, monkey
     ):
         resolve_engine("edge-z")
     with pytest.raises(
-        ModelError, match=r"'edge-b' ships in fp32, not in int8; use .*--model edge-b --precision int8'"
+        ModelError,
+        match=r"'edge-b' ships in fp32, not in int8; use .*--model edge-b --backend onnxruntime .* int8'",
     ):
         resolve_engine("edge-b", Precision.INT8)
     (zoo / "edge-a" / "fp32" / "graph.onnx").unlink()

@@ -223,7 +223,7 @@ def test_a_checkpoint_runs_as_an_engine_that_is_built_once(
     [
         (
             ("--precision", "int8"),
-            "checkpoints are run on onnxruntime in fp32; for int8, build an engine with 'rsd-edge",
+            "checkpoints are run on onnxruntime in fp32; leave --precision out",
         ),
         (("--steps", "2"), "model 'rsd' of family rsd takes 1 steps, not 2"),
         (("--tile", "24"), "tile is 24; tiles of rsd are multiples of 16"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -27,12 +28,6 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
     It is kept under a hash of the checkpoint, of what it was built for and of what builds it; one process builds it,
     and others wait. Raises ModelError or BackendError for what cannot be built, OutputError where there is no room.
     """
-    command = f"rsd-edge build-engine --model {checkpoint} --backend {backend.value}"
-    if settings.precision not in (None, Precision.FP32.value):
-        raise BackendError(
-            f"checkpoints are run on {backend.value} in fp32; for {settings.precision}, build an engine with "
-            f"'{command} --precision {settings.precision}' and run that"
-        )
     check_device(settings.device, backend, FramePathKind(settings.frame_path) if settings.frame_path else None)
     try:
         from rsd_edge.export.build import build_engine
@@ -42,6 +37,8 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
     except ModuleNotFoundError as error:
         raise missing_package("run", "export", error) from error
     spec = with_steps(read_spec(checkpoint), settings.steps)
+    if settings.precision not in (None, Precision.FP32.value):
+        raise _not_in_fp32(checkpoint, spec.family, backend, Precision(settings.precision))
     # Graphs of a published model are made for one size of tiles, those of an edge model take any.
     options = PartsOptions(settings.tile or DEFAULT_TILE) if spec.family != EDGE_FAMILY else None
     sha256 = hash_file(checkpoint)
@@ -66,6 +63,16 @@ def kept_engine(checkpoint: Path, backend: Backend, settings: RunSettings) -> Pa
             name=folder.name,
             published=options,
         ).path
+
+
+def _not_in_fp32(checkpoint: Path, family: str, backend: Backend, precision: Precision) -> BackendError:
+    told = f"checkpoints are run on {backend.value} in fp32; leave --precision out"
+    if precision is not Precision.INT8:
+        return BackendError(f"{told}, or use --backend {Backend.TORCH.value}")
+    if family != EDGE_FAMILY:
+        return BackendError(told)
+    words = ["build-engine", "--model", str(checkpoint), "--backend", backend.value, "--precision", precision.value]
+    return BackendError(f"{told}, or build an engine with 'rsd-edge {shlex.join(words)}' and run that")
 
 
 def _key(*question: str) -> str:
