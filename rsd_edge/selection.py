@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsd_edge.backends import open_engine
 from rsd_edge.backends.base import TileEngine
@@ -39,6 +40,10 @@ TILE = 64
 BUDGET_SECONDS = 0.5
 _ROUNDS = range(3, 16)
 """Timed runs of each candidate: the fewest, for machines that take longer than the budget, and the most."""
+_STRAY = 0.1
+"""Of the spread of the detail: runtimes that round INT8 in their own ways are 0.02 apart, a wrong result 1 or more."""
+
+_Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -108,16 +113,15 @@ def choose(
     remembered = times is not None
     if times is None:
         times = _time(found, threads)
-        memory.keep(times)
-    return Choice(min(found, key=lambda candidate: times[candidate.label]), times, remembered)
+        if len(times) == len(found):  # what was left out is told of each time
+            memory.keep(times)
+    fastest = min(times, key=lambda label: times[label])
+    return Choice(next(candidate for candidate in found if candidate.label == fastest), times, remembered)
 
 
 def median_seconds(engines: Sequence[TileEngine], budget: float = BUDGET_SECONDS) -> list[float]:
     """Median time of each engine for one tile of TILE x TILE, run in turns so that all see the same machine."""
-    spec = engines[0].spec.model
-    noise = np.random.default_rng(0).standard_normal((1, spec.noise_channels, TILE, TILE), np.float32)
-    lq = np.clip(noise[:, :3], -1, 1)
-    detail = np.empty((1, SCALE * TILE, SCALE * TILE, 3), np.float32)
+    lq, noise, detail = _tile(engines[0])
     for engine in engines:
         engine.prepare(1, TILE, TILE)
     seconds: list[list[float]] = [[] for _ in engines]
@@ -132,6 +136,19 @@ def median_seconds(engines: Sequence[TileEngine], budget: float = BUDGET_SECONDS
             engine.collect(engine.submit(lq, noise, detail))
             taken.append(time.perf_counter() - began)
     return [float(np.median(taken)) for taken in seconds]
+
+
+def detail_of(engine: TileEngine) -> _Array:
+    """What an engine makes of the tile that is timed."""
+    lq, noise, detail = _tile(engine)
+    engine.collect(engine.submit(lq, noise, detail))
+    return detail
+
+
+def _tile(engine: TileEngine) -> tuple[_Array, _Array, _Array]:
+    """What `submit` takes."""
+    noise = np.random.default_rng(0).standard_normal((1, engine.spec.model.noise_channels, TILE, TILE), np.float32)
+    return np.clip(noise[:, :3], -1, 1), noise, np.empty((1, SCALE * TILE, SCALE * TILE, 3), np.float32)
 
 
 def _candidates(model: str | Path, precision: Precision | None, backend: Backend | None) -> list[Candidate]:
@@ -190,9 +207,32 @@ def _time(candidates: Sequence[Candidate], threads: int) -> dict[str, float]:
                     raise
                 # Nobody asked for this runtime; it is installed, and does not work.
                 raise BackendError(f"{error}, or choose --backend {min(others).value}") from error
-        seconds = median_seconds(engines)
-    labels = (candidate.label for candidate in candidates)
-    return {label: round(1e3 * value, 3) for label, value in zip(labels, seconds, strict=True)}
+        sound = _sound(candidates, engines)
+        seconds = median_seconds([engine for _, engine in sound])
+    return {label: round(1e3 * value, 3) for (label, _), value in zip(sound, seconds, strict=True)}
+
+
+def _sound(candidates: Sequence[Candidate], engines: Sequence[TileEngine]) -> list[tuple[str, TileEngine]]:
+    """Those whose detail is made of numbers, in each precision the same as that of the first; others are told of."""
+    sound: list[tuple[str, TileEngine]] = []
+    references: dict[Precision, _Array] = {}
+    for candidate, engine in zip(candidates, engines, strict=True):
+        detail = detail_of(engine)
+        reference = references.get(candidate.spec.precision, detail)
+        with np.errstate(invalid="ignore"):  # what is not finite compares as wrong
+            right = bool(np.abs(detail - reference).mean() <= _STRAY * reference.std())
+        if right:
+            references[candidate.spec.precision] = reference
+            sound.append((candidate.label, engine))
+        else:
+            log.warning(
+                "%s is left out, because its results are wrong on this machine; run: pip install --force-reinstall %s",
+                candidate.label, candidate.spec.backend.value,
+            )  # fmt: skip
+    if not sound:
+        model, runtime = candidates[0].spec.model.name, candidates[0].spec.backend.value
+        raise BackendError(f"no engine of {model} gives numbers here; run: pip install --force-reinstall {runtime}")
+    return sound
 
 
 def _open(candidate: Candidate, threads: int) -> TileEngine:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from rsd_edge import machine
-from rsd_edge.machine import cpu_features, cpu_name, int8_weight_bits, usable_cores
+from rsd_edge.machine import cache_folder, cpu_features, cpu_name, int8_weight_bits, usable_cores
 
 X86 = """\
 processor\t: 0
@@ -165,3 +165,25 @@ def test_cores_end_with_the_quota_of_a_container(
     monkeypatch.setattr(machine, "_TOPOLOGY", tmp_path / "absent")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("system", "environment", "expected"),
+    [
+        ("Linux", {}, "/home/me/.cache/rsd-edge"),
+        ("Linux", {"XDG_CACHE_HOME": "/else"}, "/else/rsd-edge"),
+        ("Linux", {"XDG_CACHE_HOME": ""}, "/home/me/.cache/rsd-edge"),
+        ("Linux", {"XDG_CACHE_HOME": "else"}, "/home/me/.cache/rsd-edge"),
+        ("Darwin", {}, "/home/me/Library/Caches/rsd-edge"),
+        ("Darwin", {"XDG_CACHE_HOME": "/else"}, "/else/rsd-edge"),
+        ("Windows", {}, "/home/me/AppData/Local/rsd-edge"),
+        ("Windows", {"LOCALAPPDATA": "/users/me/local"}, "/users/me/local/rsd-edge"),
+    ],
+)
+def test_the_cache_is_where_the_system_keeps_caches(
+    monkeypatch: pytest.MonkeyPatch, system: str, environment: dict[str, str], expected: str
+) -> None:
+    monkeypatch.setattr(machine, "os", SimpleNamespace(environ=environment))
+    monkeypatch.setattr(machine, "platform", SimpleNamespace(system=lambda: system))
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    assert cache_folder().as_posix() == expected
