@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge.arguments import check_real
 from rsd_edge.backends.base import Progress, Ticket, TileEngine
 from rsd_edge.errors import BackendError, InputError
 from rsd_edge.frames import (
@@ -131,6 +132,7 @@ class NumpyFramePath:
         """Between tiles, the engine's threads are used here."""
         self.engine = engine
         self._pool = ThreadPoolExecutor(max(1, engine.threads - 1), thread_name_prefix="rsd-edge")
+        self._closed = False
         self._workspace: _Workspace | None = None
         self.alone = OneAtATime()
 
@@ -193,6 +195,12 @@ class NumpyFramePath:
             for n in sorted({space.submitted(space.tiles(turn)) for turn in (0, space.rounds - 1)}):
                 self.engine.prepare(n, space.plan.tile_h, space.plan.tile_w)
 
+    def close(self) -> None:
+        """See WholeFramePath."""
+        self._closed = True
+        self._pool.shutdown(wait=False)
+        self._workspace = None
+
     def _workspace_for(self, plan: TilePlan, dtype: DType) -> _Workspace:
         if self._workspace is None or (self._workspace.plan, self._workspace.dtype) != (plan, dtype):
             self._workspace = None  # frees the old buffers before the new ones are made
@@ -229,6 +237,8 @@ class NumpyFramePath:
 
     def _finish(self, space: _Workspace, batch: _Batch, job: _Job) -> Iterator[int]:
         self.engine.collect(batch.ticket)
+        if self._closed:
+            raise BackendError("this resolver was closed in the middle of an image; load another one")
         for slot, index in enumerate(batch.tiles):
             detail = space.merger.merge(index, batch.detail[slot])
             region = space.plan.finished(index)
@@ -273,6 +283,7 @@ class OneAtATime:
 
 def check_strength(strength: float) -> float:
     """The strength itself. Raises InputError if it is not between 0 and 1."""
+    check_real("strength", strength)
     if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):
         raise InputError(f"strength is {strength:.12g}; it must lie between 0 (bicubic) and 1 (all detail)")
     return float(strength)

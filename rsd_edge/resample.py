@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge.arguments import check_real
 from rsd_edge.errors import InputError
 from rsd_edge.frames import SCALE, Frame
 from rsd_edge.opencv import cv2
@@ -23,6 +24,7 @@ _CHUNK_BYTES = 1 << 22
 
 def check_scale(scale: float) -> None:
     """Raises InputError if a scale is not between 1 and 4."""
+    check_real("scale", scale)
     if not 1.0 <= scale <= SCALE:
         raise InputError(f"scale is {scale:.12g}; it must lie between 1 and {SCALE}")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge.arguments import check_threads, check_whole
 from rsd_edge.backends import check_device, open_engine, open_frame_path
 from rsd_edge.backends.base import Progress, TileEngine
 from rsd_edge.bundle import hash_file, staleness
@@ -84,8 +85,12 @@ class SuperResolver:
         triton or reference on the device, for edge models, or numpy; None is triton for these on cuda, and else numpy.
         Raises ModelError, BackendError or InputError.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; it must be at least 1")
+        if not isinstance(model, str | Path):
+            raise InputError(f"model is {model!r}; give a shipped name, or the path of an engine or a checkpoint")
+        check_threads(threads)
+        check_whole("batch", batch)
+        if tile is not None:
+            check_whole("tile", tile)
         wanted, runtime = _check(Precision, "precision", precision), _check(Backend, "backend", backend)
         kind = _check(FramePathKind, "frame path", frame_path)
         if str(model).endswith(CHECKPOINT_SUFFIX):
@@ -212,6 +217,7 @@ class SuperResolver:
 
     def close(self) -> None:
         """Release the engine; the resolver cannot be used afterwards. Calling it again does nothing."""
+        self._path.close()
         self.engine.close()
 
     def __enter__(self) -> SuperResolver:

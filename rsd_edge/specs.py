@@ -309,8 +309,8 @@ class TileSpec:
     def of(cls, model: ModelSpec, size: int | None = None, batch: int = 1) -> TileSpec:
         """The tiles for a model. Published ones are padded by their engines, so tiles need not be multiples there."""
         if model.family == EDGE_FAMILY:
-            return cls(size or cls.size, model.halo, multiple_of=model.multiple_of, batch=batch)
-        return cls(size or PUBLISHED_TILE, model.halo, batch=batch)
+            return cls(cls.size if size is None else size, model.halo, multiple_of=model.multiple_of, batch=batch)
+        return cls(PUBLISHED_TILE if size is None else size, model.halo, batch=batch)
 
     def __post_init__(self) -> None:
         if self.batch < 1:

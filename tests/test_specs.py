@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
-from rsd_edge.errors import ModelError
+from rsd_edge.errors import InputError, ModelError
 from rsd_edge.plain import from_dict, to_dict
 from rsd_edge.specs import (
     EdgeArchitecture,
@@ -50,6 +51,16 @@ def test_a_family_alone_has_its_default_sizes() -> None:
 def test_an_architecture_of_another_family_is_named(data: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         from_dict(ModelSpec, data)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"batch": 0}, "tile batch is 0; it must be at least 1"), ({"size": 0}, "tile size 0 is too small for a halo of")],
+)
+def test_tiles_that_hold_nothing_are_refused(sizes: dict[str, int], message: str) -> None:
+    for make in (TileSpec, partial(TileSpec.of, ModelSpec("x")), partial(TileSpec.of, RSD)):
+        with pytest.raises(InputError, match=message):
+            make(**sizes)
 
 
 def test_an_architecture_must_be_of_the_family() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -142,6 +143,52 @@ def test_load_warns_of_a_stale_engine(
     monkeypatch.setattr(resolver_module, "staleness", lambda bundle: [f"{bundle.digest} is 100 % stale"])
     SuperResolver.load(toy_bundle, threads=1)
     assert caplog.messages == [f"{load_bundle(toy_bundle).digest} is 100 % stale"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"tile": 0}, "tile is 0; it must be at least 1"),
+        ({"tile": 64.0}, r"tile is 64\.0; it must be a whole number"),
+        ({"batch": 1.5}, r"batch is 1\.5; it must be a whole number"),
+        ({"threads": 2.5}, r"threads is 2\.5; it must be a whole number"),
+        ({"threads": 10**11}, r"threads is 100000000000; it must be at most \d+ on this machine"),
+        ({"threads": "2"}, "threads is '2'; it must be a whole number"),
+        ({"model": None}, "model is None; give a shipped name"),
+    ],
+)
+def test_what_is_no_such_number_is_refused_by_its_name(toy_bundle: Path, wishes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SuperResolver.load(**{"model": toy_bundle, **wishes})
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"scale": None}, "scale is None; it must be a number"),
+        ({"scale": "2"}, "scale is '2'; it must be a number"),
+        ({"strength": "1"}, "strength is '1'; it must be a number"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_its_name(
+    photo: Photo, toy_bundle: Path, wishes: dict[str, Any], message: str
+) -> None:
+    with SuperResolver.load(toy_bundle, threads=1) as resolver:
+        with pytest.raises(InputError, match=message):
+            resolver(photo(4, 4), **wishes)
+        assert resolver(photo(4, 4), scale=np.float32(2), strength=np.float64(1)).shape == (8, 8, 3)
+
+
+def test_a_closed_resolver_keeps_no_threads(photo: Photo, toy_bundle: Path) -> None:
+    resolver = SuperResolver.load(toy_bundle, threads=2)
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("rsd-edge")}
+    resolver(photo(300, 300))
+    (own,) = {thread for thread in threading.enumerate() if thread.name.startswith("rsd-edge")} - before
+    resolver.close()
+    own.join(10)
+    assert not own.is_alive()
+    with pytest.raises(BackendError, match="is closed"):
+        resolver(photo(300, 300))
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -95,3 +95,6 @@ class WholeFramePath(FramePath, Protocol):
 
     def prepare(self, height: int, width: int, dtype: DType) -> None:
         """Do now what the first frame of this kind would otherwise wait for. Raises BackendError, InputError."""
+
+    def close(self) -> None:
+        """Let go of threads and buffers; the engine is closed by whoever opened it. Calling it again does nothing."""

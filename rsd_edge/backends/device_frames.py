@@ -65,6 +65,7 @@ class DeviceFrames(ABC, Generic[EngineT]):
         self._told: TilePlan | None = None
         self.alone = OneAtATime()
         engine.before_close(self.close)
+        engine.before_close(self._numpy.close)
 
     @abstractmethod
     def new_space(self, plan: TilePlan) -> Space:

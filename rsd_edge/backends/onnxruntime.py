@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge.arguments import check_threads
 from rsd_edge.backends.base import Ticket
-from rsd_edge.errors import BackendError, InputError, ModelError
+from rsd_edge.errors import BackendError, ModelError
 from rsd_edge.machine import usable_cores
 from rsd_edge.ort import ort
 from rsd_edge.specs import EngineSpec, TileSpec
@@ -43,11 +44,10 @@ class OnnxRuntimeEngine:
         threads: CPU threads, or None for one on each core that this process may use.
         tile: how frames are cut for this engine; None takes the default size with the halo of the model.
 
-        Raises InputError for a thread count below 1, ModelError for a graph that cannot be read, BackendError for a
+        Raises InputError for a useless thread count, ModelError for a graph that cannot be read, BackendError for a
         graph or an ONNX Runtime that does not fit.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; it must be at least 1")
+        check_threads(threads)
         self.spec = spec
         self.tile = tile if tile is not None else TileSpec(halo=spec.model.halo, multiple_of=spec.model.multiple_of)
         self.threads = threads if threads is not None else usable_cores()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rsd_edge.arguments import check_threads
 from rsd_edge.backends.base import Ticket
 from rsd_edge.errors import BackendError, InputError, ModelError
 from rsd_edge.machine import usable_cores
@@ -58,11 +59,10 @@ class OpenVinoEngine:
         tile: how frames are cut for this engine; None takes the default size with the halo of the model.
         arithmetic: of the float layers. bf16 halves the time on a CPU that multiplies it, and keeps 8 bits of mantissa.
 
-        Raises InputError for a thread count below 1 or an unknown arithmetic, ModelError for a graph that cannot be
+        Raises InputError for a useless thread count or an unknown arithmetic, ModelError for a graph that cannot be
         read, BackendError for a graph or an OpenVINO that does not fit, or a CPU without bf16.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; it must be at least 1")
+        check_threads(threads)
         if arithmetic not in ("f32", "bf16"):
             raise InputError(f"arithmetic is '{arithmetic}'; it must be f32 or bf16")
         self.spec = spec

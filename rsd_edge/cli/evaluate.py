@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
+from rsd_edge.arguments import check_threads
 from rsd_edge.cli.evaluate_outputs import WORST_BY, Outputs
 from rsd_edge.cli.evaluate_tables import console_for_tables, print_evaluations, print_published
 from rsd_edge.cli.paths import GivenPath
@@ -139,8 +140,7 @@ def _check(folders: Sequence[Path], models: Sequence[str], options: dict[str, An
         raise InputError("there is nothing to score; give results with --pred, or a model with --model")
     if len({*map(str, folders), *models}) < len(folders) + len(models):
         raise InputError("the same --pred or --model is given twice; leave one of them out")
-    if options["threads"] is not None and options["threads"] < 1:
-        raise InputError(f"threads is {options['threads']}; it must be at least 1")
+    check_threads(options["threads"])
     if (options["preset"] is None) != (options["data"] is None):
         raise InputError("--preset and --data belong together: the test set, and the folder that holds it")
     if options["preset"] is not None and options["ref"] is not None:
