@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rsd_edge import __version__, cli
-from rsd_edge.cli import main
+from rsd_edge.cli import main, missing_package
 
 
 def rsd_edge(*arguments: str) -> int:
@@ -110,3 +110,15 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rsd_edge", "--version"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert __version__ in result.stdout
+
+
+def test_a_module_that_this_package_lacks_is_a_fault_of_it() -> None:
+    """No extra brings it, so the traceback has to come through."""
+    fault = ModuleNotFoundError("No module named 'rsd_edge.gone'", name="rsd_edge.gone")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        missing_package("run", "export", fault)
+    assert caught.value is fault
+    absent = ModuleNotFoundError("No module named 'torch'", name="torch")
+    assert str(missing_package("run", "export", absent)) == (
+        "rsd-edge run needs 'torch'; run: pip install 'rsd-edge[export]'"
+    )

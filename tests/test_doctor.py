@@ -140,6 +140,14 @@ def test_engines_that_cannot_run_say_why(run: Run, engine: Path, monkeypatch: py
     assert "graph.plan has 1 bytes where the manifest says" in run(engine)[1]
 
 
+def test_an_engine_that_would_saturate_is_not_called_usable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsd_edge.selection.int8_weight_bits", lambda: 7)
+    engines = {Path(item["path"]).name: item for item in facts_of(run)["engines"] if item["model"] == "edge-s"}
+    assert engines["fp32"]["usable"]
+    assert not engines["int8"]["usable"]
+    assert engines["int8"]["why"] == ["its INT8 products saturate on this processor, which has no VNNI"]
+
+
 def test_a_folder_or_file_without_engines_is_told_of(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, out = run(tmp_path, tmp_path / "file")
