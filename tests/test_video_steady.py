@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 from collections.abc import Callable
 from itertools import pairwise
@@ -159,6 +160,18 @@ def test_large_states_are_kept_once_a_minute(tmp_path: Path, monkeypatch: pytest
     assert read(target).hashes == read(tmp_path / "whole.mkv").hashes
 
 
+def test_a_run_that_was_rewound_and_stopped_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(times=range(0, 14 * 512, 512)))
+    settings, target = VideoSettings(segment_frames=4), tmp_path / "b.mkv"
+    VideoUpscaler(Textured(), settings)(source, tmp_path / "whole.mkv")
+    monkeypatch.setattr(journal, "_SMALL_STATE", 0)
+    for stop_at in (14, 6):  # behind three segments, of which two are given up, and behind one more
+        with pytest.raises(ValueError, match="stop"):
+            VideoUpscaler(Textured(stop_at), settings)(source, target)
+    assert VideoUpscaler(Textured(), settings)(source, target).new_frames == 6
+    assert read(target).hashes == read(tmp_path / "whole.mkv").hashes
+
+
 def work_folder(folder: Path) -> WorkFolder:
     return WorkFolder(folder / "b.mkv", {"threads": 1, "input": {}, "settings": {}, "engine": {}, "encoder": {}})
 
@@ -166,6 +179,26 @@ def work_folder(folder: Path) -> WorkFolder:
 def piece(work: WorkFolder) -> Segment:
     work.next_file().write_bytes(b"1234")
     return Segment(work.next_file().name, 4, 4, ((4, 0, True),), 4)
+
+
+def test_a_torn_line_is_gone_before_the_next_is_written(tmp_path: Path) -> None:
+    with work_folder(tmp_path) as work:
+        work.commit(piece(work))
+    with (tmp_path / ".b.mkv.rsd-edge" / "journal.jsonl").open("ab") as file:
+        file.write(b'{"segment": {"file": "0000')
+    with work_folder(tmp_path) as work:
+        work.commit(piece(work))
+    with work_folder(tmp_path) as work:
+        assert len(work.segments) == 2
+
+
+def test_a_state_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(Path(f"/proc/self/fd/{file}").resolve().suffix))
+    monkeypatch.setattr(os, "replace", lambda part, path: (done.append(path.suffix), replace(part, path)))
+    with work_folder(tmp_path) as work:
+        work.save_state({"detail": np.arange(3)})
+    assert done == [".jsonl", ".part", ".state"]
 
 
 def test_what_a_run_goes_on_from_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
