@@ -156,6 +156,19 @@ def test_webp_keeps_transparency(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made[..., 3], alpha)  # which WebP does not lose at any quality
 
 
+def test_a_band_may_be_overwritten_when_the_next_is_asked_for(tmp_path: Path, photo: Photo) -> None:
+    image, buffer = photo(900, 2000), np.empty((300, 2000, 3), np.uint8)
+
+    def bands() -> Bands:
+        for top in range(0, 900, 300):
+            buffer[:] = image[top : top + 300]
+            yield buffer
+
+    plan = plan_result(tmp_path / "a.png", Layout.of(image))
+    plan.write(bands())
+    assert np.array_equal(read_image(plan.path), image)
+
+
 def test_invisible_pixels_take_the_nearest_colour() -> None:
     pixels = np.zeros((1, 6, 3), np.uint8)
     pixels[0, 2], pixels[0, 5] = 10, 20

@@ -221,6 +221,8 @@ def test_out_is_filled_and_buffers_are_reused(photo: Photo) -> None:
     space = path._workspace
     np.testing.assert_array_equal(path(frame), out)
     assert path._workspace is space
+    wide = frame.astype(np.uint16) * 257
+    np.testing.assert_array_equal(path(wide), NumpyFramePath(NearestEngine(TileSpec(size=64)))(wide))
     path(photo(30, 30))
     assert path._workspace is not space
 
