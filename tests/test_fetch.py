@@ -180,8 +180,9 @@ def test_a_folder_without_locks_is_written_to_all_the_same(
 
 
 @pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("content", [CONTENT[:2_600_000:-1] * 7, CONTENT[:3:-1]], ids=["larger", "as large"])
 def test_a_file_that_changed_meanwhile_is_sent_whole(
-    mirror: tuple[Mirror, Published], tmp_path: Path, ranges: bool
+    mirror: tuple[Mirror, Published], tmp_path: Path, content: bytes, ranges: bool
 ) -> None:
     """Never the beginning of one and the end of another; nor with a server that knows no ranges."""
     state, published = mirror
@@ -189,7 +190,7 @@ def test_a_file_that_changed_meanwhile_is_sent_whole(
     with pytest.raises(FetchError, match="was cut"):
         fetch(published, tmp_path)
     state.cut_after, state.ranges = None, ranges
-    state.content = b"PK\x03\x04" + CONTENT[:2_600_000:-1] * 7
+    state.content = b"PK\x03\x04" + content
     assert fetch(published, tmp_path).read_bytes() == state.content
 
 
