@@ -103,6 +103,7 @@ class RecordingSink:
     fails_at: int | None = None
     name: str = "recording"
     indices: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
     ages: list[float] = field(default_factory=list)
     closed: int = 0
 
@@ -112,6 +113,7 @@ class RecordingSink:
         if len(self.indices) == self.fails_at:
             raise OSError("the sink failed")
         self.indices.append(result.frame.index)
+        self.epochs.append(result.frame.epoch)
         self.ages.append(self.clock.now() - result.frame.captured)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from live_doubles import WholeTileEngine
 from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver
-from rsd_edge.errors import InputError
+from rsd_edge.errors import BackendError, InputError
 from rsd_edge.live.frames import LiveFrame
 from rsd_edge.live.motion import FixedNoise, FlowNoise
 from rsd_edge.live.path import LivePath
@@ -81,6 +82,33 @@ def test_only_tiles_that_see_a_change_are_computed(resolver: SuperResolver, phot
         assert computed == seen < 15
         assert np.array_equal(result, resolver(changed))
         through(path, image)
+
+
+class Failing(WholeTileEngine):
+    """Works ahead, and is gone at the fourth tile."""
+
+    ahead = 3
+
+    def __init__(self) -> None:
+        super().__init__(TileSpec(size=56))
+        self.in_flight: list[int] = []
+
+    def submit(self, *batch: Any) -> int:
+        if self.runs == 3:
+            raise BackendError("the device is gone")
+        super().submit(*batch)
+        self.in_flight.append(self.runs)
+        return self.runs
+
+    def collect(self, ticket: int) -> None:
+        self.in_flight.remove(ticket)
+
+
+def test_a_failed_engine_is_left_writing_into_no_buffer(photo: Photo) -> None:
+    engine = Failing()
+    with pytest.raises(BackendError, match="the device is gone"):
+        through(LivePath(engine), photo(70, 100))
+    assert (engine.runs, engine.in_flight) == (3, [])
 
 
 def test_results_handed_out_stay_as_they_are(resolver: SuperResolver, photo: Photo) -> None:

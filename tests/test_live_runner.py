@@ -113,6 +113,7 @@ def test_a_lost_source_is_asked_again_after_growing_pauses() -> None:
     assert run.source.attempts == pytest.approx(expected, abs=1e-9)
     assert run.statistics.reconnects == 3
     assert run.sink.indices == list(range(12))
+    assert run.sink.epochs == [0] * 2 + [1] * 3 + [2] + [3] * 6
     assert run.source.open_now == 0
 
 
@@ -179,6 +180,13 @@ def test_stopping_delivers_what_is_under_way() -> None:
     assert len(run.sink.indices) == 3
     assert run.clock.now() == pytest.approx(PERIOD + 1.5, abs=0.1)
     assert (run.sink.closed, run.source.open_now) == (1, 0)
+
+
+def test_stopping_interrupts_a_read_that_waits_for_a_picture() -> None:
+    run = Run(ENDLESS, RunLimits())
+    run.source.period = 5.0
+    run.runner.run(lambda: run.clock.now() < 1.0)
+    assert run.clock.now() == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("part", ["sink", "engine", "watch"])
@@ -271,6 +279,21 @@ def test_what_a_sink_fails_with_at_its_end_is_told() -> None:
     run.sink.close = close  # type: ignore[method-assign]
     with pytest.raises(OSError, match="no room"):
         run.go()
+
+
+def test_of_several_failures_the_first_is_told_and_the_other_sinks_are_closed() -> None:
+    run = Run(ENDLESS, RunLimits())
+    other = RecordingSink(run.clock)
+    run.runner._sinks.append(other)
+    run.stages.fails_at = 0
+
+    def close() -> None:
+        raise ValueError("a mistake")
+
+    run.sink.close = close  # type: ignore[method-assign]
+    with pytest.raises(CameraError, match="the engine failed"):
+        run.go()
+    assert other.closed == 1
 
 
 def test_bad_limits_are_told() -> None:
