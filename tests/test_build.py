@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -19,15 +20,16 @@ from rsd_edge import __version__
 from rsd_edge.backends import TileEngine, open_engine
 from rsd_edge.bundle import BuildRecord, Bundle, load_bundle, write_bundle
 from rsd_edge.errors import BackendError, ImageReadError, InputError, ModelError, OutputError
-from rsd_edge.export import build, gate
+from rsd_edge.export import build, gate, tensorrt_judge
 from rsd_edge.export.build import Provenance, build_engine
 from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.machine import int8_weight_bits
 from rsd_edge.models.checkpoint import Checkpoint, save_checkpoint
 from rsd_edge.resolver import SuperResolver
-from rsd_edge.specs import Backend, EngineSpec, Precision, TileSpec
+from rsd_edge.specs import Backend, EngineSpec, ModelSpec, Precision, TileSpec
 from rsd_edge.stream.images import write_image
 
+Array = NDArray[np.float32]
 Photo = Callable[[int, int], NDArray[np.uint8]]
 
 
@@ -71,6 +73,32 @@ def test_a_bundle_says_what_it_was_made_of(built: Path, weights: Path, toy_bundl
     assert from_bundle["source"] == {"model": str(toy_bundle), "digest": load_bundle(toy_bundle).digest}
     assert set(from_bundle["versions"]) == {"rsd-edge", "onnxruntime", "numpy"}  # its graph was exported before
     assert [path.name for path in built.iterdir() if path.name not in ("graph.onnx", "manifest.json")] == []
+
+
+class NotANumber:
+    """An engine that has lost its way."""
+
+    spec = EngineSpec(ModelSpec("lost"))
+
+    def submit(self, lq: Array, noise: Array, detail: Array) -> None:
+        detail[:] = np.nan
+
+    def collect(self, ticket: None) -> None:
+        pass
+
+
+def test_an_engine_that_gives_no_numbers_is_refused() -> None:
+    engine = cast(TileEngine, NotANumber())
+    with pytest.raises(BackendError, match=r"differs from its reference \(nan dB"):
+        build._parity(engine, lambda lq, noise: np.zeros((2, 4 * lq.shape[2], 4 * lq.shape[3], 3), np.float32))
+
+
+def test_a_plan_that_gives_no_numbers_is_refused() -> None:
+    wanted = np.ones((1, 8, 8, 3), np.float32)
+    parity = tensorrt_judge.closeness(np.full_like(wanted, np.nan), wanted)
+    for figures in (parity, parity | {"psnr_db": 90.0}, parity | {"detail_db": 90.0}):
+        with pytest.raises(BackendError, match="nan dB"):
+            tensorrt_judge.check_gate(figures, NotANumber.spec, tensorrt_judge.GATES[Precision.FP16])
 
 
 def test_a_bundle_upscales(built: Path, photo: Photo) -> None:

@@ -32,6 +32,7 @@ from onnx_graphs import (
 )
 
 from rsd_edge.errors import BackendError, InputError
+from rsd_edge.export import qdq
 from rsd_edge.export.calibration import calibration_samples, held_out_samples
 from rsd_edge.export.deploy import DeployedTile
 from rsd_edge.export.gate import Gate
@@ -89,6 +90,13 @@ def test_scales_are_fp16_symmetric_and_by_channel_for_weights() -> None:
     assert kernel.attribute[0].i == 0
     largest = np.abs(weights["middle_w"]).max(axis=(1, 2, 3))
     np.testing.assert_allclose(constant(model, kernel.input[1]), largest / 127, rtol=1e-3)  # FP16 rounds by 2^-11
+
+
+def test_scales_are_numbers_that_fp16_has_in_full() -> None:
+    scales = qdq._scales(np.float32([0, 1e-4, 1, 1000]))
+    assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
+    assert scales.min() == np.finfo(np.float16).tiny
+    np.testing.assert_allclose(scales[2:], np.float32([1, 1000]) / 127, rtol=2**-11)
 
 
 def test_biases_fit_the_integers_that_a_default_session_makes_of_them() -> None:
