@@ -58,6 +58,14 @@ def test_scaling_prior_and_last_step(diffusion: ResidualDiffusion, schedule: Res
     close(diffusion.prior(z, eps), marginal)
 
 
+def test_elbo_weights_are_those_of_the_joint_kl(diffusion: ResidualDiffusion, schedule: ResidualSchedule) -> None:
+    weights = diffusion.step_weights("elbo").double()
+    assert float(weights.mean()) == pytest.approx(1)
+    expected = torch.as_tensor(schedule.alphas[1:] / (schedule.etas[1:] * schedule.etas_prev[1:]))
+    torch.testing.assert_close(weights[1:] / weights[1], expected / expected[0], rtol=1e-6, atol=0)
+    assert weights[0] == weights[1]  # where there is no bound
+
+
 class Recorder(nn.Module):
     """A known network that remembers what it was asked."""
 

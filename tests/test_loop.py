@@ -84,6 +84,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert factors[-1] == pytest.approx(0.2, abs=1e-3)  # one step before the end
     assert sorted(factors[10:], reverse=True) == factors[10:]
     assert learning_rate(stage, 500) == pytest.approx(0.2)
+    assert learning_rate(StageConfig(iterations=10, warmup=10), 10) == 1.0
 
 
 def test_a_rate_can_stay_constant() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rsd_edge.distill.sources import list_images, pair, read_entry
+from rsd_edge.distill.sources import Entry, list_images, pair, read_entry
 from rsd_edge.errors import ImageReadError, InputError
 from rsd_edge.stream.images import read_image
 
@@ -188,3 +188,9 @@ def test_pairs_share_a_name_whatever_their_suffix(hr_photos: Path, tmp_path: Pat
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"a\.jpg and .*a\.png are both 'a' of a pair"):
         pair(list_images(str(hr_photos)), list_images(str(tmp_path)))
+
+
+def test_two_hr_images_of_one_name_are_refused() -> None:
+    hr = [Entry("a", "hr/a.jpg"), Entry("a", "hr/a.png")]
+    with pytest.raises(InputError, match=r"hr/a\.jpg and hr/a\.png are both 'a' of a pair; rename one"):
+        pair(hr, [Entry("a", "lr/a.png")])

@@ -153,6 +153,14 @@ def test_validation_judges_the_averages(prepared: MakeConfig) -> None:
     assert reference.figures["seed_std"] > 0
 
 
+def test_the_deviation_between_seeds_is_that_of_one_draw(prepared: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, generator = FinetuneStage(prepared(**JOINT)), torch.Generator().manual_seed(0)
+    drawn = torch.randn((2, 2, 3, 64, 64), generator=generator).mul(0.1).unbind()
+    details = iter(drawn)
+    monkeypatch.setattr(stage, "_averaged_detail", lambda lq, noise: next(details))
+    assert stage.validate().figures["seed_std"] == pytest.approx(12.75, rel=0.02)  # in levels of 8 bits
+
+
 def test_the_teachers_two_figures_are_one_step_and_all_steps(prepared: MakeConfig) -> None:
     """With a teacher that knows nothing but its condition, fifteen steps end where the last one does."""
     stage = TeacherStage(prepared())

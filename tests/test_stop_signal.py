@@ -1,16 +1,33 @@
-"""A terminal and a service manager signal a whole group of processes; those that read data have to outlive it."""
+"""Ctrl-C twice; and a terminal and a service manager signal a whole group, in which those that read data go on."""
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from rsd_edge.distill.data import CropDataset, training_batches
 from rsd_edge.distill.data_config import DataConfig
+from rsd_edge.distill.stop_signal import StopSignal
 
 _AHEAD = 4
 """Batches that a worker has made before they are asked for."""
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    # It may be ignored here, and inherited so, where the tests run in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.asked
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_workers_go_on_when_the_group_is_told_to_end(hr_photos: Path) -> None:
