@@ -80,11 +80,27 @@ def test_subtitles_whose_clock_goes_back_are_left_out_aloud(tmp_path: Path) -> N
     tick, placed = Fraction(1, 1000), []
     with av.open(str(source)) as opened:
         text = next(packet for packet in opened.demux(subtitles=0) if packet.size)
-        for time in (100, 100, 60, 200, 8_000_000):  # two at once are in order
+        for time in (100, 100, 60, 200, 8_000_000):  # two at once are in order, and hours may pass
             text.pts = text.dts = time
             placed.append(times(text, tick))
-    assert placed == [Fraction(1, 10), Fraction(1, 10), None, Fraction(2, 10), None]
-    assert (dict(times.moved), dict(times.left_out)) == ({}, {1: 2})
+    assert placed == [Fraction(1, 10), Fraction(1, 10), None, Fraction(2, 10), 8000]
+    assert (dict(times.moved), dict(times.left_out)) == ({}, {1: 1})
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_moved_sound_does_not_drift(tmp_path: Path, suffix: str) -> None:
+    """Packets of 23.22 ms, in a container whose clock counts whole milliseconds or finer."""
+    source = make(tmp_path / "a.mkv", Recipe(audio=("aac",)))
+    times = TrackTimes(survey(source, VideoSettings()), CONTAINERS[suffix], None, drop_priming=False)
+    tick = Fraction(1, 1000)
+    with av.open(str(source)) as opened:
+        sound = next(packet for packet in opened.demux(audio=0) if packet.size)
+        for index in (*range(1000), *range(1000)):  # the second recording begins anew
+            sound.time_base, sound.duration = Fraction(1, 44100), 1024
+            sound.pts = sound.dts = 1024 * index
+            placed = times(sound, tick)
+    assert times.moved == {1: 1000}
+    assert placed == pytest.approx(1999 * 1024 / 44100, abs=0.001)  # a tick
 
 
 def test_times_that_round_to_one_tick_are_parted_where_they_must_be(tmp_path: Path) -> None:

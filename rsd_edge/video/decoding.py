@@ -123,12 +123,12 @@ def _in_order(frames: Iterator[av.VideoFrame], clip: Clip, damage: Damage) -> It
         time = frame.dts if frame.pts is None else frame.pts
         if time is None or (last is not None and not last < time <= last + longest):
             damage.times += 1
-            time = mended(time, last, clip.step)
+            time = _mended(time, last, clip.step)
         last = time
         yield frame, time
 
 
-def mended(time: int | None, last: int | None, step: int) -> int:
+def _mended(time: int | None, last: int | None, step: int) -> int:
     """A time in place of one that is missing, no later than the one before, or absurdly late."""
     if last is None:
         return 0

@@ -12,7 +12,6 @@ from fractions import Fraction
 from av.packet import Packet
 from av.stream import Stream
 
-from rsd_edge.video.decoding import mended
 from rsd_edge.video.formats import Container
 from rsd_edge.video.packet_times import LONGEST_GAP
 from rsd_edge.video.source import Clip, is_picture
@@ -27,10 +26,10 @@ class TrackTimes:
         drop_priming: leave out the samples before zero that the container cannot place.
         """
         self._clip, self._container, self._end, self._drop_priming = clip, container, end, drop_priming
-        self._last: dict[int, int] = {}
-        """Time of each track's latest packet, by its index, in ticks of the result."""
+        self._last: dict[int, tuple[int, Fraction]] = {}
+        """Time of each track's latest packet, by its index: in ticks of the result, and in seconds before rounding."""
         self._latest = Fraction(0)
-        """Seconds that any track has come to: subtitles may have nothing to show for hours."""
+        """Seconds that sound has come to on any track."""
         self.moved: Counter[int] = Counter()
         """Packets put behind the one before them, by their track's index."""
         self.left_out: Counter[int] = Counter()
@@ -57,20 +56,24 @@ class TrackTimes:
         Judged by the result's ticks, to which the container rounds: a coarser one makes equal times of different ones.
         """
         index, subtitle = packet.stream.index, packet.stream.type == "subtitle"
-        time = _rounded(_time(packet) * packet.time_base / tick)
-        last = self._last.get(index)
-        if last is not None:
+        seconds = _time(packet) * packet.time_base
+        time = _rounded(seconds / tick)
+        if index in self._last:
+            last, before = self._last[index]
             least = last if subtitle or self._container.equal_times else last + 1
-            if not least <= time <= (self._latest + LONGEST_GAP) / tick:
-                if subtitle:
-                    self.left_out[index] += 1
-                    return False
+            if subtitle and time < least:
+                self.left_out[index] += 1
+                return False
+            if not subtitle and not least <= time <= (self._latest + LONGEST_GAP) / tick:
                 self.moved[index] += 1
-                step = max(1, _rounded((packet.duration or 0) * packet.time_base / tick))
-                time = mended(time, last, step)
-                packet.pts, packet.dts, packet.duration, packet.time_base = time, time, step, tick
-        self._last[index] = time
-        self._latest = max(self._latest, time * tick)
+                step = (packet.duration or 0) * packet.time_base or tick
+                seconds = before + step  # not of rounded times, whose errors would add up
+                time = max(least, _rounded(seconds / tick))
+                packet.pts = packet.dts = time
+                packet.duration, packet.time_base = max(1, _rounded(step / tick)), tick
+        self._last[index] = time, seconds
+        if not subtitle:  # which may have nothing to show for hours
+            self._latest = max(self._latest, seconds)
         return True
 
     def _wanted(self, packet: Packet[Stream]) -> Fraction | None:
