@@ -6,8 +6,8 @@
 All rows share seed, data, losses and iterations. The stages are far shorter than those of a model that ships, so rows
 compare with the first one and not with that. The row with a larger teacher shares autoencoder and start of its student
 with the first. Scores are those of `rsd-edge eval` with the averaged weights in fp32. Rows that the JSON file has are
-kept if their settings and test sets are the same, and runs in --work resume, so the same command goes on after an
-interruption.
+kept if their settings, photos and test sets are the same, and runs in --work resume, so the same command goes on after
+an interruption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from made_from import configuration
+from made_from import configuration, images_of, photos
 from origin import begun_report, origin
 from score_engine import TestSet, score
 
@@ -138,16 +138,17 @@ def main(
         "iterations": lengths,
         "rows": known,
     }
+    given, images = photos(load_config(find_config(model), shared)), images_of(sets)
     for name in ROWS:
         if chosen and name not in (*chosen, BASE):
             continue
         stages = stage_settings(ROWS[name], work, work / folder_name(name))
-        made_from = {
+        configurations = {
             stage: configuration(load_config(find_config(model), [*shared, *settings]))
             for stage, settings in stages.items()
         }
-        row = known.get(name, {"made_from": None, "sets": {}})
-        if row["made_from"] == made_from and row["sets"].keys() == {test_set for test_set, _, _ in sets}:
+        made_from = {"configurations": configurations, "photos": given, "images": images}
+        if name in known and known[name]["made_from"] == made_from:
             continue
         trained = train_row(model, [f"threads={threads}", *shared], stages)
         measured = measure(trained.pop("weights"), sets)

@@ -5,8 +5,8 @@
 
 All rows begin with the model as it ships (`finetune_from`) and share seed, iterations, rate and, unless that is what
 the row is about, data. The first row is the model itself. Scores are those of `rsd-edge eval` with the averaged weights
-in fp32. Rows that the JSON file has are kept if they were made from the same weights with the same settings and have
-the same test sets, and runs in --work resume, so the same command goes on after an interruption.
+in fp32. Rows that the JSON file has are kept if they were made from the same weights and photos with the same settings
+and have the same test sets, and runs in --work resume, so the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from made_from import configuration
+from made_from import configuration, images_of, photos
 from origin import begun_report, origin
 from score_engine import TestSet, score
 
@@ -75,14 +75,15 @@ def main(
         "model": model,
         "rows": known,
     }
-    start = resolve_engine(model).digest
+    start, images = resolve_engine(model).digest, images_of(sets)
     for name in (UNTRAINED, *(chosen or CHANGES)):
         trained = name != UNTRAINED
         settings = [*common(model, iterations, train, val), *CHANGES[name]] if trained else []
         config = load_config(find_config(model), settings)
-        made_from = {"start": start, "configuration": configuration(config)} if trained else {"start": start}
-        row = known.get(name, {"made_from": None, "sets": {}})
-        if row["made_from"] == made_from and row["sets"].keys() == {test_set for test_set, _, _ in sets}:
+        made_from: dict[str, Any] = {"start": start, "images": images}
+        if trained:
+            made_from |= {"configuration": configuration(config), "photos": photos(config)}
+        if name in known and known[name]["made_from"] == made_from:
             continue
         engine = model
         if trained:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
+
+from score_engine import TestSet, digest_of
 
 from rsd_edge.distill.changes import plain
 from rsd_edge.distill.config import DistillConfig
+from rsd_edge.distill.data import CropDataset
 
 
 def configuration(config: DistillConfig) -> str:
@@ -20,6 +24,20 @@ def configuration(config: DistillConfig) -> str:
         if isinstance(role, dict):
             role.pop("weights", None)
     return digest(found)
+
+
+def photos(config: DistillConfig) -> dict[str, str]:
+    """Stand for the images that a run is trained and validated on, by their names; raises what `CropDataset` does."""
+    sources = {"train": False, "val": True}
+    return {
+        name: CropDataset(config.data, config.data.crop, config.seed, validation=validation).digest()
+        for name, validation in sources.items()
+    }
+
+
+def images_of(sets: Sequence[TestSet]) -> dict[str, str]:
+    """Stand for the images that a row is scored on, by the names of the sets."""
+    return {name: digest_of(lq, ref) for name, lq, ref in sets}
 
 
 def digest(*parts: Any) -> str:
