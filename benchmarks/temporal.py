@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from origin import begun_report, origin
 
 from rsd_edge import SuperResolver
-from rsd_edge.bench.peer import NcnnPeer
+from rsd_edge.bench.peer import NcnnPeer, peer_name
 from rsd_edge.bundle import resolve_engine
 from rsd_edge.evaluate.lpips import LpipsMetric
 from rsd_edge.evaluate.metrics import psnr_y
@@ -202,6 +202,9 @@ def main(
         "start": start,
         "frames": frames,
     }
+    network_name = peer_name(peer[0]) if peer else known.get("peer")
+    if known.get("peer") is not None:  # one may join rows that were made without
+        settings["peer"] = network_name
     for name, value in settings.items():
         if known and known.get(name) != value:
             old = known.get(name)
@@ -211,7 +214,7 @@ def main(
     document: dict[str, Any] = {
         **origin(),
         **settings,
-        "peer": peer[0].name.partition(".")[0] if peer else known.get("peer"),
+        "peer": network_name,
         "films": known.get("films", {}),
     }
     network, lpips = NcnnPeer(*peer, 2) if peer else None, LpipsMetric(threads=2)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
-from temporal import Motion, bicubic
+from origin import origin
+from temporal import Motion, bicubic, main
 
+from rsd_edge.bundle import resolve_engine
 from rsd_edge.frames import SCALE
+from rsd_edge.specs import Precision
 
 Image = NDArray[np.uint8]
 
@@ -55,3 +62,16 @@ def test_a_pixel_beside_a_changed_one_is_not_taken_as_unchanged() -> None:
     assert (rows.min(), rows.max()) == (7 * SCALE, 10 * SCALE - 1)
     assert (columns.min(), columns.max()) == (7 * SCALE, 10 * SCALE - 1)
     assert (~unchanged).sum() == (3 * SCALE) ** 2
+
+
+def test_rows_beside_another_peer_are_refused(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    engine = {"engine": "edge-n int8 onnxruntime", "digest": resolve_engine("edge-n", Precision.INT8).digest}
+    taken = {"width": 160, "start": 200, "frames": 40}
+    report.write_text(json.dumps(origin() | engine | taken | {"peer": "one"}))
+    for ending in ("param", "bin"):
+        (tmp_path / f"another.{ending}").write_text("")
+    peer = [str(tmp_path / "another.param"), str(tmp_path / "another.bin")]
+    options = ["--films", str(tmp_path), "--json", str(report), "--method", "bicubic", "--peer", *peer]
+    result = CliRunner().invoke(main, options)
+    assert "report.json has rows of peer one, not another" in result.output
