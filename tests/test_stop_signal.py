@@ -42,5 +42,5 @@ def test_workers_go_on_when_the_group_is_told_to_end(hr_photos: Path) -> None:
             next(data)
     assert worker.is_alive()
     worker.terminate()  # as DataLoader does at the end, with a worker that hangs
-    worker.join(10)
+    worker.join(60)
     assert worker.exitcode == 0
