@@ -43,16 +43,17 @@ class _Halved:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._made: dict[tuple[str, ir.DataType], ir.Value] = {}
+        self._made: dict[str, ir.Value] = {}
+        """By the name of a value: it has one of two types, so that only the other is ever asked for."""
         self.casts = 0
 
     def typed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value.dtype is dtype:
             return value
-        key = (value.name or "", dtype)
-        if key not in self._made:
-            self._made[key] = self._constant(value, dtype) if value.is_initializer() else self._cast(value, dtype)
-        return self._made[key]
+        name = value.name or ""
+        if name not in self._made:
+            self._made[name] = self._constant(value, dtype) if value.is_initializer() else self._cast(value, dtype)
+        return self._made[name]
 
     def _constant(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         assert value.const_value is not None

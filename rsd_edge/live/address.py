@@ -11,7 +11,6 @@ from urllib.parse import quote, urlsplit
 
 from rsd_edge.errors import InputError
 
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _TOKEN_BYTES = 12
 _TOKEN = re.compile(r"[\w.~-]{8,}", re.ASCII)
 
@@ -63,7 +62,7 @@ class Address:
         if origin is not None and (_netloc(origin) is None or _netloc(origin) != host):
             return False
         if self.token is None:
-            return name is not None and (name in _LOCAL_NAMES or name == self.host or _is_local(name))
+            return name is not None and (name == self.host or _is_local(name))
         # Headers may hold bytes that are no text, which come as surrogates.
         return token is not None and hmac.compare_digest(token.encode(errors="replace"), self.token.encode())
 
