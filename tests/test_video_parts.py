@@ -154,3 +154,11 @@ def test_a_clock_that_begins_anew_goes_on(tmp_path: Path) -> None:
     assert after.times == [Fraction(i, 25) for i in range(20)]
     _, part = upscale(joined, "c.mkv", start=0.2, duration=0.1)
     assert part.times == [Fraction(i, 25) for i in range(3)]
+
+
+def test_what_begins_before_the_first_moment_is_left_out_and_what_begins_before_the_last_is_not(tmp_path: Path) -> None:
+    """Both lie between two ticks of a millisecond."""
+    source = make(tmp_path / "a.mkv", Recipe())
+    late = survey(source, VideoSettings(start=0.0405))
+    assert next(time - late.shift for time, _ in frames(late)) == Fraction(80, 1000) - Fraction(405, 10000)
+    assert len(frames(survey(source, VideoSettings(duration=0.0405)))) == 2

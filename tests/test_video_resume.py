@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -269,6 +270,15 @@ def test_other_settings_refuse_with_the_cure(source: Path) -> None:
     source.write_bytes(source.read_bytes() + b"\0")
     with pytest.raises(OutputError, match="another input"):
         VideoUpscaler(cubic, SETTINGS)(source, target)
+
+
+def test_a_run_goes_on_with_another_limit_of_pixels(source: Path, whole: list[int]) -> None:
+    target = source.with_name("b.mp4")
+    interrupted(source, target)
+    again = Counting()
+    VideoUpscaler(again, replace(SETTINGS, max_pixels=SETTINGS.max_pixels + 1))(source, target)
+    assert again.calls < FRAMES
+    assert read(target).hashes == whole
 
 
 def test_nothing_done_binds_nobody(source: Path, whole: list[int]) -> None:
