@@ -199,3 +199,15 @@ def test_a_size_of_nothing_is_damage() -> None:
     struct.pack_into("<i", data, 18, 0)
     with pytest.raises(HeaderError, match="0x21"):
         parse_header(bytes(data))
+
+
+def test_tiles_beyond_the_end_of_a_tiff_are_missing() -> None:
+    def tiff(start: int) -> bytes:
+        numbers = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 322: 16, 323: 16, 324: start, 325: 256}
+        table = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+        return struct.pack("<2sHI", b"II", 42, 264) + bytes(256) + struct.pack("<H", len(numbers)) + table + bytes(4)
+
+    end = len(tiff(8))
+    assert parse_header(tiff(end - 256)) == ImageHeader("TIFF", 16, 16, gray=True)
+    with pytest.raises(HeaderError, match="truncated"):
+        parse_header(tiff(end - 255))

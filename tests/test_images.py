@@ -365,8 +365,9 @@ def test_print_sizes_and_gamma_are_left_out_aloud(tmp_path: Path) -> None:
     assert load_image(path).losses() == ()
 
 
-def test_the_resolution_of_a_tiff_is_left_out_aloud(tmp_path: Path) -> None:
-    options = [cv2.IMWRITE_TIFF_RESUNIT, 2, cv2.IMWRITE_TIFF_XDPI, 300, cv2.IMWRITE_TIFF_YDPI, 300]
+@pytest.mark.parametrize(("unit", "value"), [(2, 300), (3, 118)])
+def test_the_resolution_of_a_tiff_is_left_out_aloud(tmp_path: Path, unit: int, value: int) -> None:
+    options = [cv2.IMWRITE_TIFF_RESUNIT, unit, cv2.IMWRITE_TIFF_XDPI, value, cv2.IMWRITE_TIFF_YDPI, value]
     (tmp_path / "a.tif").write_bytes(cv2.imencode(".tif", photo(4, 5), options)[1].tobytes())
     assert load_image(tmp_path / "a.tif").losses() == ("its 300 DPI left out",)
 
@@ -381,3 +382,12 @@ def test_gray_with_alpha_can_be_read_back_from_tiff(tmp_path: Path, bits: int) -
     assert loaded.alpha is not None
     np.testing.assert_array_equal(loaded.alpha, alpha)
     np.testing.assert_array_equal(loaded.pixels, np.dstack([gray] * 3))
+
+
+def test_colours_above_their_alpha_do_not_wrap(tmp_path: Path) -> None:
+    pixels = bytes((200, 50, 100, 100))
+    numbers = {256: 1, 257: 1, 258: 8, 259: 1, 262: 2, 273: 8, 277: 4, 279: 4, 338: 1}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+    directory = struct.pack("<H", len(numbers)) + table + bytes(4)
+    (tmp_path / "a.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 12) + pixels + directory)
+    assert load_image(tmp_path / "a.tif").pixels.tolist() == [[[255, 128, 255]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import pytest
 from rsd_edge.stream.encoders import Layout
 from rsd_edge.stream.headers import parse_header
 from rsd_edge.stream.metadata import Metadata
+from rsd_edge.stream.png_chunks import png_metadata
 from rsd_edge.stream.results import plan_result
 from rsd_edge.stream.tiff import Directory, TiffError, open_tiff
 
@@ -219,3 +221,35 @@ def test_one_value_behind_many_entries_is_not_copied_many_times(tmp_path: Path) 
     many = many[:at] + struct.pack("<I", len(data)) + many[at + 4 :]
     plan = plan_result(tmp_path / "a.tif", Layout(4, 4), Metadata(many))
     assert plan.metadata.exif == b""
+
+
+@pytest.mark.parametrize("length", [200, 201])
+def test_what_comes_behind_a_webp_chunk_of_odd_length_is_found(tmp_path: Path, length: int) -> None:
+    metadata = Metadata(exif().ljust(length, b"\0"), XMP, profile(size=length))
+    assert len(metadata.exif) == length
+    assert parse_header(written(tmp_path / "a.webp", COLOUR, metadata)).metadata == metadata
+
+
+def test_parts_of_a_profile_may_come_in_any_order(tmp_path: Path) -> None:
+    metadata = Metadata(icc=profile(size=70000))
+    data = written(tmp_path / "a.jpg", COLOUR, metadata)
+    first = data.index(b"\xff\xe2")
+    second = first + 2 + struct.unpack_from(">H", data, first + 2)[0]
+    end = second + 2 + struct.unpack_from(">H", data, second + 2)[0]
+    turned = data[:first] + data[second:end] + data[first:second] + data[end:]
+    assert parse_header(turned).metadata == metadata
+
+
+def test_exif_and_xmp_fill_a_jpeg_segment_to_the_last_byte(tmp_path: Path) -> None:
+    most = Metadata(exif().ljust(65527, b"\0"), XMP.ljust(65504))
+    assert parse_header(written(tmp_path / "a.jpg", COLOUR, most)).metadata == most
+    for more in (Metadata(most.exif + b"\0"), Metadata(xmp=most.xmp + b" ")):
+        plan = plan_result(tmp_path / "b.jpg", Layout.of(COLOUR), more)
+        assert plan.metadata == Metadata()
+        assert len(plan.notes) == 1
+
+
+def test_a_profile_that_is_cut_off_is_dropped_and_said(tmp_path: Path) -> None:
+    packed = zlib.compress(profile())
+    assert png_metadata({b"iCCP": b"name\0\0" + packed}) == Metadata(icc=profile())
+    assert png_metadata({b"iCCP": b"name\0\0" + packed[:-1]}) == Metadata(unreadable=("ICC profile",))
