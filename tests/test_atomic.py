@@ -82,3 +82,9 @@ def test_a_name_that_is_too_long_is_told_with_its_own_cure(tmp_path: Path) -> No
     for write in (check_target, lambda path: write_json(path, {})):
         with pytest.raises(OutputError, match=r"its name is too long; choose a shorter one"):
             write(tmp_path / (256 * "n"))
+
+
+def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "report.json", {"seconds": float("nan")})
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import struct
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,10 +126,11 @@ def test_bugs_are_not_hidden(tmp_path: Path) -> None:
         list(run_jobs(make_jobs(tmp_path, 1), Broken(), RunSettings()))
 
 
-def test_nothing_is_started_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EDQUOT])
+def test_nothing_is_started_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int) -> None:
     def full(plan: ResultPlan, bands: Iterator[Image]) -> None:
         next(bands)
-        raise output_error(plan.path, OSError(errno.ENOSPC, "No space left on device"))
+        raise output_error(plan.path, OSError(why, os.strerror(why)))
 
     jobs = make_jobs(tmp_path, 1, 2, 3)
     monkeypatch.setattr(ResultPlan, "write", full)
@@ -214,6 +217,15 @@ def test_report_says_what_kind_of_image_it_was(tmp_path: Path) -> None:
     assert result.written == {**common, "metadata": [], "metadata_dropped": kinds}
     (entry,) = report([FileResult(Job(source, target), Status.SKIPPED)], RunSettings(), {})["files"]
     assert (entry["read"], entry["written"]) == (None, None)
+
+
+def test_the_print_size_is_not_missed_in_a_stripped_result(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, 1)
+    content = b"pHYs" + struct.pack(">IIB", 11811, 11811, 1)
+    plain, checksum = job.source.read_bytes(), struct.pack(">I", zlib.crc32(content))
+    job.source.write_bytes(plain[:33] + struct.pack(">I", 9) + content + checksum + plain[33:])
+    notes = [next(run_jobs([job], Resolver(), RunSettings(strip=strip))).notes for strip in (False, True)]
+    assert notes == [("its 300 DPI left out",), ()]
 
 
 @pytest.mark.parametrize(

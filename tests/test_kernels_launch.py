@@ -117,6 +117,8 @@ def test_launch_refuses_what_does_not_fit(built: Path, tmp_path: Path) -> None:
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1, "pixels": 9}, arguments=PRIOR)
     with pytest.raises(InputError, match="LQ is at 513, which is no multiple of the 2 bytes of fp16"):
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 1}, arguments={**PRIOR, "LQ": 513})
+    with pytest.raises(InputError, match="n is 0; it must lie between 1 and"):
+        pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 0}, arguments=PRIOR)
     with pytest.raises(InputError, match="grid of"):
         pack.launch("prior_input-c4", dtype="fp16", sizes={"n": 70000}, arguments=PRIOR)
     with pytest.raises(InputError, match=r"no kernel prior_input-c4 for fp32; it has it for fp16$"):

@@ -150,3 +150,12 @@ def test_an_array_that_is_filled_again_is_no_still_film(resolver: SuperResolver,
 
     for result, wanted in zip(resolver.stream(refilled(), temporal="blend"), expected, strict=True):  # type: ignore[arg-type]
         assert np.array_equal(result, wanted)
+
+
+def test_a_film_that_has_settled_gives_the_same_array_again(resolver: SuperResolver, photo: Photo) -> None:
+    path, image, results = LivePath(resolver.engine, StreamSettings(temporal="blend")), photo(32, 40), []
+    for index in range(60):
+        work = path.prepare(LiveFrame(index, 0.0, image))
+        path.infer(work)
+        results.append(path.finish(work))
+    assert results[-1] is results[-2]

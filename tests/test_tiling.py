@@ -179,3 +179,9 @@ def test_merging_out_of_order_is_refused() -> None:
     merger.merge(0, detail)
     with pytest.raises(InputError, match="tile 1 is next"):
         merger.merge(2, detail)
+
+
+def test_a_cross_fade_does_not_reach_beyond_the_halo() -> None:
+    assert TileSpec(halo=4, feather=4).feather == 4
+    with pytest.raises(InputError, match="tile feather 5 must lie between 0 and the halo 4"):
+        TileSpec(halo=4, feather=5)
