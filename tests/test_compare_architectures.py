@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import compare_architectures
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from compare_architectures import BASE, ROWS, common, folder_name, stage_settings
 from made_from import configuration
 from training_tables import architectures_table
@@ -13,6 +16,7 @@ from training_tables import architectures_table
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.config import DistillConfig, load_config
 from rsd_edge.distill.stages import STAGES
+from rsd_edge.stream.images import write_image
 
 LENGTHS = dict.fromkeys(STAGES, 101)
 
@@ -63,3 +67,24 @@ def test_a_row_is_made_from_its_configuration_and_not_from_places(tmp_path: Path
     one = made_from(f"data.train={tmp_path}", f"run_dir={tmp_path}/a", "roles.teacher.weights=a", "threads=1")
     assert one == made_from("data.train=elsewhere", "run_dir=b", "roles.teacher.weights=b", "threads=2")
     assert one != made_from("finetune.lr=1e-5")
+
+
+def test_rows_of_other_photos_or_other_test_images_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(compare_architectures, "train_row", lambda *_: made.append("row") or {"weights": Path("w")})
+    monkeypatch.setattr(compare_architectures, "measure", lambda *_: {"sets": {}})
+    for level, folder in enumerate(("photos", "others", "val", "lr", "ref", "other_lr")):
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / f"{'b' if folder == 'others' else 'a'}.png", np.full((64, 64, 3), level, "u1"))
+
+    def rows_made(train: str, lr: str) -> int:
+        made.clear()
+        places = ["--train", train, "--val", "val", "--work", "work", "--set", "real", lr, "ref", "--json", "r.json"]
+        CliRunner().invoke(compare_architectures.main, ["--row", BASE, *places], catch_exceptions=False)
+        return len(made)
+
+    monkeypatch.chdir(tmp_path)
+    runs = [("photos", "lr"), ("photos", "lr"), ("others", "lr"), ("others", "other_lr"), ("others", "other_lr")]
+    assert [rows_made(*run) for run in runs] == [1, 0, 1, 1, 0]
