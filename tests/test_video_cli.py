@@ -179,7 +179,10 @@ def test_options_of_videos() -> None:
         ("in/clip.mp4 -o out.mp4 --codec=", "error: codec is empty; name one or leave it out"),
         ("in/clip.mp4 -o out.mp4 --video-io opencv --hdr pass", "error: --hdr does not go with --video-io opencv"),
         ("in/clip.mp4 -o new/out.mp4 --video-io opencv --start 9", "error: in/clip.mp4 has no frame after 9 s; lower"),
-        ("in/clip.mp4 -o out.mp4 --video-io opencv --max-pixels 9", "error: in/clip.mp4 has frames of 64x48 = 0.0 meg"),
+        (
+            "in/clip.mp4 -o out.mp4 --video-io opencv --max-pixels 9",
+            "error: in/clip.mp4 has frames of 64x48 = 3072 pixels, more",
+        ),
         ("rtsp://nowhere.invalid/a -o out.mp4", "error: rtsp://nowhere.invalid/a is a device or a stream; add --vid"),
         ("rtsp://me:pw@nowhere.invalid/a -o out.mp4", "error: rtsp://me:***@nowhere.invalid/a is a device or a stre"),
         ("/dev/null -o out.mp4", "error: /dev/null is a device or a stream; add --video-io opencv"),
