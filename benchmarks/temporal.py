@@ -10,8 +10,8 @@ Figures of steadiness, in grey levels of luma:
 - *warped error*: each result is moved to the next one by the optical flow of the inputs (DIS, medium, bicubically
   enlarged) and compared where the inputs agree after the same motion to within four levels. Lower is steadier.
 - *held error*: the same, but nothing is moved where the input has not changed around a pixel. Flow claims motion there
-  as well, next to what moves or is noisy, and holds against a result that it stands still; the more so, the sharper
-  it is.
+  as well, next to what moves or is noisy, and holds against a result that it stands still, as far as it has texture
+  there.
 - *still variance*: the variance over time where the input never changes by more than two levels. Lower is stiller.
 
 Bicubic is steadiest, because it shows no texture at all; *texture* says how much there is to flicker: the standard
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,21 @@ def bicubic(image: Image) -> Image:
     return out
 
 
+def originals_of(name: str, films: Path, width: int, start: int, most: int) -> list[Image]:
+    """What a film of this name is reduced from."""
+    if name in STEPS:
+        return window(*PAN, most, STEPS[name])
+    return read_film(films / f"{name}.mp4", width, start, most)
+
+
+def check_same(path: Path, known: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise ClickException where rows that a report has were made with other settings."""
+    for name, value in settings.items():
+        if known and known.get(name) != value:
+            old = known.get(name)
+            raise click.ClickException(f"{path} has rows of {name} {old}, not {value}; delete it or take another file")
+
+
 def all_methods(
     resolver: SuperResolver, network: NcnnPeer | None, film: list[Image], base: list[Image], originals: list[Image]
 ) -> dict[str, Callable[[], list[Image]]]:
@@ -205,12 +220,7 @@ def main(
     network_name = peer_name(peer[0]) if peer else known.get("peer")
     if known.get("peer") is not None:  # one may join rows that were made without
         settings["peer"] = network_name
-    for name, value in settings.items():
-        if known and known.get(name) != value:
-            old = known.get(name)
-            raise click.ClickException(
-                f"{json_path} has rows of {name} {old}, not {value}; delete it or take another file"
-            )
+    check_same(json_path, known, settings)
     document: dict[str, Any] = {
         **origin(),
         **settings,
@@ -220,11 +230,7 @@ def main(
     network, lpips = NcnnPeer(*peer, 2) if peer else None, LpipsMetric(threads=2)
     with SuperResolver.load(engine, precision=precision, backend="onnxruntime", threads=2) as resolver:
         for name in chosen or (*FILMS, *STEPS):
-            originals = (
-                window(*PAN, frames, STEPS[name])
-                if name in STEPS
-                else read_film(films / f"{name}.mp4", width, start, frames)
-            )
+            originals = originals_of(name, films, width, start, frames)
             film = [reduced(image, image.shape[1] // SCALE, image.shape[0] // SCALE) for image in originals]
             motion, base = Motion(film), [bicubic(image) for image in film]
             methods = all_methods(resolver, network, film, base, originals)

@@ -74,9 +74,7 @@ def build_tensorrt(
         folder = Path(scratch)
         source = model_parts(model, folder, options, lookup=lookup, calibration=calibration)
         graphs, reports = _saved(source, precision, folder / precision.value)
-        # Threads and caches of the machine that writes graphs are not those of the device.
-        lasting = replace(options, threads=None, timing_cache=None) if onnx_only else options
-        again = _again(lasting, lookup=lookup, calibration=calibration)
+        again = _again(options, lookup=lookup, calibration=calibration, elsewhere=onnx_only)
         record = replace(
             source.record,
             versions=versions_of("onnx", "onnx-ir", "onnxruntime", "numpy"),
@@ -118,8 +116,13 @@ def _typed(name: str, part: Part, precision: Precision) -> TypedGraph:
     return replace(graph, model=model, report=graph.report | {"lint": findings})
 
 
-def _again(options: TensorRtOptions, *, lookup: bool, calibration: Path | None) -> dict[str, str]:
-    """What the command that builds the engine again needs, apart for TensorRT and for any backend."""
+def _again(options: TensorRtOptions, *, lookup: bool, calibration: Path | None, elsewhere: bool) -> dict[str, str]:
+    """What the command that builds the engine again needs, apart for TensorRT and for any backend.
+
+    elsewhere: on another machine, whose threads and caches are others.
+    """
+    if elsewhere:
+        options = replace(options, threads=None, timing_cache=None)
     known = {
         "calibration": str(calibration.absolute()) if calibration else "",
         "options": "" if lookup else "--no-lookup",
