@@ -20,7 +20,7 @@ _IMAGE_CHANNELS = 3
 _VQ_LEVELS = 3
 """Two halvings between them: f4."""
 _SQRT_ETA_FIRST_LIMIT = math.sqrt(0.001)
-_SCALE = 4
+"""Of ResShift's schedule."""
 _EDGE_REDUCTION = 2
 """Of the compact generator."""
 
@@ -256,8 +256,8 @@ class ModelSpec:
                 f"model '{self.name}' is of family {self.family}, which has a {expected.__name__}, "
                 f"not a {type(self.architecture).__name__}"
             )
-        if self.scale != _SCALE:
-            raise InputError(f"model scale is {self.scale}; every family enlarges by {_SCALE}")
+        if self.scale != ModelSpec.scale:
+            raise InputError(f"model scale is {self.scale}; every family enlarges by {ModelSpec.scale}")
         for name, number, least in (
             ("steps", self.steps, 1),
             ("multiple_of", self.multiple_of, 1),
