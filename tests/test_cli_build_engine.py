@@ -128,7 +128,7 @@ def test_a_command_that_builds_an_engine_again_is_taken(
     monkeypatch.setattr(typed_build, "check_writable", far_enough)
     spec = EngineSpec(ModelSpec("edge-n"), Backend.TENSORRT, precision)
     options = TensorRtOptions(batch=(1, 2, 4), threads=2)
-    source = {"model": "edge-n", **typed_build._again(options, lookup=True, calibration=tmp_path)}
+    source = {"model": "edge-n", **typed_build._again(options, lookup=True, calibration=tmp_path, elsewhere=False)}
     files = {"graph.onnx": toy_graph, "graph.plan": toy_graph}
     bundle = write_bundle(tmp_path, spec, files, BuildRecord(source=source))
     command = rebuild_command(bundle, backend)
