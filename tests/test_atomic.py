@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsd_edge.errors import OutputError
-from rsd_edge.stream.atomic import check_target, folder_for, write_json
+from rsd_edge.stream.atomic import atomic_file, check_target, folder_for, write_json
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -53,6 +53,19 @@ def test_a_link_to_a_file_is_no_open_file(tmp_path: Path) -> None:
     write_json(tmp_path / "3", {"frames": 3})
     assert json.loads((tmp_path / "3").read_text()) == {"frames": 3}
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_contents_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bytes] = []
+
+    def sync(descriptor: int) -> None:
+        assert not (tmp_path / "file").exists()
+        synced.append(Path(f"/dev/fd/{descriptor}").read_bytes())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"short enough for a buffer")
+    assert synced == [b"short enough for a buffer"] == [(tmp_path / "file").read_bytes()]
 
 
 def test_an_error_takes_away_the_folders_that_were_made_for_it(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         try:
             with open(partial, "xb") as file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave the name without the contents
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
