@@ -103,11 +103,19 @@ def test_output_must_not_be_the_input_folder(root: Path) -> None:
 
 
 def test_a_result_never_replaces_an_input(root: Path) -> None:
-    with pytest.raises(OutputError, match=r"in/a\.png is an input and would be replaced"):
-        plan(root, "in/a.png", "in")
     with pytest.raises(OutputError, match=r"a\.png is an input and would be replaced"):
         plan(root, "in/a.png", "in/sub/../a.png")
-    assert plan(root, "in/b.JPG", "in") == {"in/b.JPG": "in/b.png"}
+    touch(root / "in" / "a_png.png")
+    with pytest.raises(OutputError, match=r"in/a_png\.png is an input and would be replaced"):
+        plan(root, "in/a.png in/a_png.png", "in")
+
+
+def test_a_result_beside_its_input_takes_no_name_that_another_picture_may_have(root: Path) -> None:
+    touch(root / "in" / "b.png")
+    assert plan(root, "in/b.JPG", "in") == {"in/b.JPG": "in/b_JPG.png"}
+    assert plan(root, "in/a.png", "other/../in") == {"in/a.png": "other/../in/a_png.png"}
+    [job] = plan_jobs([root / "in" / "b.JPG"], root / "in")
+    assert job.note == "named b_JPG.png because it lies beside its input"
 
 
 def test_equal_stems_are_told_apart(root: Path) -> None:

@@ -58,7 +58,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     `output` is a file if it ends in an image or video suffix, and then there must be one input, a file. Otherwise it is
     a folder: results take the name of their source with the new suffix (videos keep theirs where it can be written, and
     get .mkv where not) and keep its place in the tree, below the name of its folder if several folders were given.
-    Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png).
+    Sources that would share a result get their old suffix into the name (a_jpg.png, a_png.png), and so do those whose
+    result goes into their own folder, where an a.png would be another picture.
 
     A folder without images is a job with a problem, like each of several inputs that is missing.
 
@@ -177,7 +178,7 @@ def _apart(jobs: list[Job]) -> list[Job]:
     by_target = defaultdict(list)
     for job in jobs:
         by_target[_key(job.target)].append(job)
-    named = [job if len(by_target[_key(job.target)]) == 1 else _with_old_suffix(job) for job in jobs]
+    named = [_beside_others(job, shared=len(by_target[_key(job.target)]) > 1) for job in jobs]
     owners: dict[str, Job] = {}
     for job in named:
         other = owners.setdefault(_key(job.target), job)
@@ -187,9 +188,16 @@ def _apart(jobs: list[Job]) -> list[Job]:
     return named
 
 
-def _with_old_suffix(job: Job) -> Job:
+def _beside_others(job: Job, *, shared: bool) -> Job:
+    """With the source's suffix in the target's name, where another picture has that name or may have it."""
+    if shared:
+        why = f"another input is named {job.source.stem} too"
+    elif _real(job.target.parent) == _real(job.source.parent):
+        why = "it lies beside its input"
+    else:
+        return job
     target = job.target.with_name(f"{job.target.stem}_{job.source.suffix.lstrip('.')}{job.target.suffix}")
-    return replace(job, target=target, note=f"named {target.name} because another input is named {job.source.stem} too")
+    return replace(job, target=target, note=f"named {target.name} because {why}")
 
 
 def _protect_inputs(jobs: list[Job]) -> None:
