@@ -46,7 +46,7 @@ def test_untagged_colours_are_guessed_and_tagged(tmp_path: Path, height: int, ma
 
 
 @pytest.mark.parametrize(("matrix", "full"), [(1, False), (1, True), (6, False), (6, True), (9, False)])
-@pytest.mark.parametrize(("target", "codec"), [("avi", "mpeg4"), ("avi", "h264"), ("mkv", "mpeg4")])
+@pytest.mark.parametrize(("target", "codec"), [("avi", "mpeg4"), ("avi", "h264"), ("mov", "mpeg4"), ("mkv", "mpeg4")])
 def test_colours_survive_where_tags_do_not(tmp_path: Path, matrix: int, full: bool, target: str, codec: str) -> None:
     recipe = Recipe(size=(112, 32), patch=True, matrix=matrix, full=full, times=(0,))
     source = make(tmp_path / "a.mkv", recipe)
@@ -59,7 +59,7 @@ def test_colours_survive_where_tags_do_not(tmp_path: Path, matrix: int, full: bo
     # a level of luma and of chroma, of which one is 1.2 and 2.0 levels of blue.
     assert np.abs(found - patch_colours(read(source), matrix, full)).max() <= 2.1
     converted = not tagged and (matrix, full) != (6, False)
-    words = f".avi cannot tag the colours of {codec}: converted to BT.601 in limited range, which players assume"
+    words = f".{target} cannot tag the colours of {codec}: converted to BT.601 in limited range, which players assume"
     assert list(result.notes) == [words] * converted
 
 
@@ -70,7 +70,7 @@ def test_no_two_notes_on_colours_contradict_each_other(tmp_path: Path) -> None:
     source = make(tmp_path / "c.mkv", Recipe("ffv1", {}, pixel_format="bgr0"))
     result, _ = upscale(source, "d.avi")
     assert [note.partition(":")[0] for note in result.notes] == [
-        "RGB video becomes 4",
+        "RGB video becomes YUV",
         ".avi cannot tag the colours of mpeg4",
     ]
 
@@ -108,6 +108,38 @@ def test_ten_bits_are_sought_in_another_codec_and_not_in_another_encoder(
     monkeypatch.setattr(encoder, "_try", eight_bits_of_h264)
     result, _ = upscale(make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le")), "b.mkv")
     assert (result.encoder, tried) == ("libx265", ["libx264", "libx265"])
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize(
+    ("codec", "target", "form"),
+    [("prores_ks", "mov", "yuv422p10le"), ("utvideo", "avi", "yuv420p"), ("ffv1", "mkv", "yuv420p10le")],
+)
+def test_an_encoder_gets_the_bits_and_the_chroma_that_it_takes(
+    tmp_path: Path, codec: str, target: str, form: str, bits: int, full: bool
+) -> None:
+    recipe = Recipe(
+        size=(112, 32), patch=True, full=full, pixel_format="yuv420p" if bits == 8 else "yuv420p10le", times=(0,)
+    )
+    source = make(tmp_path / "a.mkv", recipe)
+    result, after = upscale(source, f"b.{target}", codec=codec)
+    assert after.pixel_format == ("yuv420p" if (codec, bits) == ("ffv1", 8) else form)
+    assert (f"10 bits reduced to 8, because {codec} has no more" in result.notes) is (codec == "utvideo" and bits == 10)
+    assert any("converted to " in note for note in result.notes) is (full and codec != "ffv1")
+    before, made = (
+        next(timed_frames(survey(path, VideoSettings()), 0, None, True, Damage())).pixels / 257
+        for path in (source, tmp_path / f"b.{target}")
+    )
+    middles = (slice(8, None, 16),) * 2
+    # Half a level of luma and of chroma in 8 bits, of which one is 1.2 and 2.0 levels of blue; then what ProRes loses.
+    assert np.abs(made[::4, ::4][middles] - before[middles]).max() <= 2.1
+
+
+def test_an_encoder_that_takes_no_yuv_is_refused(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", Recipe())
+    with pytest.raises(OutputError, match=r"png takes no yuv420p, nv12, .* yuv444p10le; choose another --codec"):
+        upscale(source, "b.mov", codec="png")
 
 
 def test_transparency_is_dropped_aloud(tmp_path: Path) -> None:

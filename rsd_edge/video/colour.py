@@ -42,6 +42,10 @@ _HD_LINES = 720
 _ENLARGE = 4 | 0x40000 | 0x2000 | 0x4000
 _REDUCE = 2 | 0x40000  # to half the size as good as bicubic, and more than twice as fast
 
+_DEEP = ("yuv420p10le", "p010le", "yuv422p10le", "yuv444p10le")
+FORMATS = ("yuv420p", "nv12", "yuv422p", "yuv444p", *_DEEP)
+"""Pixel formats of results. At four times the size 4:2:0 has more chroma than the source had, hence the order."""
+
 
 @dataclass(frozen=True)
 class Colour:
@@ -67,7 +71,7 @@ def colour_of(frame: av.VideoFrame) -> tuple[Colour, tuple[str, ...]]:
     matrix = int(frame.colorspace)
     if pixel.is_rgb:
         matrix, full = _BT709, False
-        notes.append("RGB video becomes 4:2:0")
+        notes.append("RGB video becomes YUV")
     elif matrix not in _SWSCALE:
         untagged = matrix == UNSPECIFIED
         matrix = _BT709 if frame.height >= _HD_LINES else _BT601
@@ -177,8 +181,8 @@ class FromBgr:
 
 
 def is_deep(pixel_format: str) -> bool:
-    """True for the formats of 10 bits that results may have."""
-    return pixel_format in ("yuv420p10le", "p010le")
+    """True for those of `FORMATS` that have 10 bits."""
+    return pixel_format in _DEEP
 
 
 def _full_chroma(deep: bool) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rsd_edge.errors import OutputError
 from rsd_edge.machine import usable_cores
 from rsd_edge.opencv import cv2
-from rsd_edge.video.colour import Colour, FromBgr, for_players_that_guess, is_deep, is_hdr
+from rsd_edge.video.colour import FORMATS, Colour, FromBgr, for_players_that_guess, is_deep, is_hdr
 from rsd_edge.video.formats import CONTAINERS, Container
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import Clip
@@ -43,6 +43,8 @@ _PROBE_FRAMES = 3
 
 _TAGS_ITSELF = ("h264", "hevc", "av1", "vp9")
 """Codecs whose packets tell matrix and range."""
+_LIMITED = ("prores",)
+"""Codecs whose packets tell the matrix; the range is always this one."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ _KINDS = {
         20, 0.2, "6", "cpu-used", fixed=(("b", "100000000"), ("deadline", "realtime")), presets=_steps(16), halving=20
     ),
     "mpeg4": _Kind(3, 0.3, halving=0),
+    # These have no quality to choose.
+    "prores_ks": _Kind(0, 3.7),
+    "ffv1": _Kind(0, 2.0),
+    "rawvideo": _Kind(0, 12),
 }
 _HARDWARE = _Kind(20, 0.12, None, "preset", "cq", (("rc", "vbr"),))
 _OTHER = _Kind(20, 0.15, None, "preset")
@@ -196,19 +202,21 @@ def _try(
         # It writes to stderr by itself, and only this variable, read when it first starts, makes it quiet.
         os.environ.setdefault("SVT_LOG", "1")
     canonical = str(codec.canonical_name)
-    tagged = container.tags_colours or canonical in _TAGS_ITSELF
-    if is_hdr(clip.colour) and not tagged:
+    if is_hdr(clip.colour) and not (container.tags_colours or canonical in (*_TAGS_ITSELF, *_LIMITED)):
         return None, f"in {container.suffix} cannot say that a film is HDR"
+    pixel_format = _pixel_format(codec, clip.colour)
+    if pixel_format is None:
+        return None, f"takes no {', '.join(FORMATS)}"
     encoder = Encoder(
         name=name,
         codec=canonical,
         container=container,
         width=size[0],
         height=size[1],
-        pixel_format=_pixel_format(codec, clip.colour),
+        pixel_format=pixel_format,
         time_base=_time_base(name, clip, container),
         rate=clip.rate,
-        colour=clip.colour if tagged else for_players_that_guess(clip.colour),
+        colour=_told(clip.colour, canonical, container),
         sample_aspect=clip.sample_aspect,
         options=_options(name, kind, container, settings),
         quality=kind.quality(settings),
@@ -239,14 +247,21 @@ def _options(name: str, kind: _Kind, container: Container, settings: VideoSettin
     return tuple(sorted(options.items()))
 
 
-def _pixel_format(codec: av.Codec, colour: Colour) -> str:
-    """4:2:0, which at four times the size keeps more chroma than the source had, in 10 bits where it has them."""
-    known = [video_format.name for video_format in codec.video_formats or ()]
-    wanted = ("yuv420p10le", "p010le") if colour.bits > 8 else ()
-    for name in (*wanted, "yuv420p", "nv12"):
-        if name in known:
-            return str(name)
-    return "yuv420p"
+def _told(colour: Colour, codec: str, container: Container) -> Colour:
+    """The source's, as far as the file can tell which they are."""
+    if codec in _LIMITED:
+        return replace(colour, full_range=False)
+    if codec in _TAGS_ITSELF or container.tags_colours:
+        return colour
+    return for_players_that_guess(colour)
+
+
+def _pixel_format(codec: av.Codec, colour: Colour) -> str | None:
+    """In 10 bits where the source has more than 8 and the encoder takes them; None if it takes nothing of ours."""
+    listed = codec.video_formats  # None where any goes
+    known = FORMATS if listed is None else [video_format.name for video_format in listed]
+    taken = [name for name in FORMATS if name in known]
+    return min(taken, key=lambda name: is_deep(name) != (colour.bits > 8), default=None)
 
 
 def _time_base(name: str, clip: Clip, container: Container) -> Fraction:
@@ -300,7 +315,9 @@ def _losses(encoder: Encoder, clip: Clip) -> tuple[str, ...]:
         notes.append(f"{clip.colour.bits} bits reduced to 8, because {encoder.name} has no more")
     elif clip.colour.bits > 10:
         notes.append(f"{clip.colour.bits} bits reduced to 10")
-    if encoder.colour != clip.colour:
+    if encoder.colour != clip.colour and encoder.codec in _LIMITED:
+        notes.append(f"converted to limited range, because {encoder.codec} has no other")
+    elif encoder.colour != clip.colour:
         what = f"{encoder.container.suffix} cannot tag the colours of {encoder.codec}"
         notes.append(f"{what}: converted to BT.601 in limited range, which players assume")
     late = clip.first * clip.time_base - clip.shift
