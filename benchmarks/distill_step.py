@@ -1,12 +1,12 @@
 """One iteration of the student stage: where its time goes, and the same beside a plain transcription of Algorithm 1.
 
-    python benchmarks/distill_step.py --config rsd-imagenet256 --set student.fake_steps=1 --samples 1 --rounds 1
+    python benchmarks/distill_step.py --config rsd-imagenet256 --set student.fake_steps=1 --samples 1 --rounds 4
         --json benchmarks/reports/distill-step.json
 
-Both variants start from the same weights and take the same samples and noise for `--rounds` iterations after a warm-up,
-each in a process of its own, whose peak memory is its own. The losses of the first iteration are those of equal
-weights; later ones drift apart, since Adam makes a whole step of a gradient that is nothing but rounding. Networks have
-random weights: what they cost does not depend on them.
+Both variants start from the same weights and take the same samples and noise, iteration by iteration in turns, each in
+a process of its own, whose peak memory is its own; both must fit at once. The losses of the first iteration are those
+of equal weights; later ones drift apart, since Adam makes a whole step of a gradient that is nothing but rounding.
+Networks have random weights: what they cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import resource
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ class Job:
     threads: int
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """Seconds, losses and peak memory of one variant. Runs in a process of its own."""
+def measure(job: Job, turn: Callable[[], object]) -> dict[str, Any]:
+    """Seconds, losses and peak memory of one variant; `turn` is called before each iteration, and may wait."""
     import torch
 
     from rsd_edge.distill.config import load_config
@@ -70,6 +71,7 @@ def measure(job: Job) -> dict[str, Any]:
     for iteration in range(job.warmup + job.rounds):
         if iteration == job.warmup:
             clock.clear()
+        turn()
         began = _now(torch, runtime.device)
         with _timed(stage, clock, torch):
             scalars = stage.step(iteration, draws(stage, batches, iteration))
@@ -82,6 +84,35 @@ def measure(job: Job) -> dict[str, Any]:
     shares = {name: spent / job.rounds for name, spent in clock.items()}
     shares["the rest"] = statistics.mean(seconds) - sum(shares.values())
     return {"seconds": seconds, "losses": losses, "peak_mb": round(peak / 1e6), "breakdown_seconds": shares}
+
+
+def in_turns(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """What `measure` returns for each, in processes of their own that never compute at the same time.
+
+    Raises EOFError if one of them fails, which has then told why.
+    """
+    context = multiprocessing.get_context("spawn")
+    ends: list[Connection] = []
+    for job in jobs:
+        here, there = context.Pipe()
+        context.Process(target=_measure, args=(job, there), daemon=True).start()
+        there.close()  # or the death of that process would go unnoticed
+        here.recv()
+        ends.append(here)
+    for _ in range(jobs[0].warmup + jobs[0].rounds):
+        results = []
+        for end in ends:
+            end.send(None)
+            results.append(end.recv())
+    return results
+
+
+def _measure(job: Job, parent: Connection) -> None:
+    def turn() -> None:
+        parent.send(None)
+        parent.recv()
+
+    parent.send(measure(job, turn))
 
 
 def _plain_stage() -> Any:
@@ -191,8 +222,7 @@ def differences(ours: list[dict[str, float]], plain: list[dict[str, float]]) -> 
 def main(json_path: Path, **options: Any) -> None:
     """Measure and compare; fails if a loss differs by more than 1e-4 at equal weights."""
     job = Job(plain=False, **options)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        ours, plain = (pool.apply(measure, (replace(job, plain=plain),)) for plain in (False, True))
+    ours, plain = in_turns([replace(job, plain=plain) for plain in (False, True)])
     document = report(ours, plain, job)
     write_json(json_path, document)
     click.echo(f"{document['times_as_fast']} times as fast; peak memory {document['peak_mb']}")

@@ -52,17 +52,20 @@ def test_training_computes_algorithm_one(
     module = script("distill_step", monkeypatch)
     config = tiny_config(distill_weight=1.0, gan_weight=0.1, fake_steps=2, lr=1e-3)
     path = written(config, tmp_path / "tiny.yaml")
-    job = module.Job(False, str(path), ("student.lpips_windows=false",), "cpu", 2, 2, 1, 1)
-    ours, plain = (module.measure(replace(job, plain=which)) for which in (False, True))
-    document = module.report(ours, plain, job)
+    command = ["--config", path, "--set", "student.lpips_windows=false", "--device", "cpu", "--samples", 2]
+    command += ["--rounds", 2, "--threads", 1, "--json", tmp_path / "step.json"]
+    ran = CliRunner().invoke(module.main, [str(word) for word in command], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    document = json.loads((tmp_path / "step.json").read_text())
     same, later = (document[f"loss_difference_{when}"] for when in ("at_equal_weights", "after_updates"))
     assert same.keys() == later.keys() == set(module.LOSSES)
     assert max(same.values()) < 1e-5  # float32 sums in other orders; the first student update is after two of the fake
     assert max(later.values()) < 1e-3
-    assert len(ours["losses"]) == 3
-    assert len(ours["seconds"]) == 2
-    assert set(ours["breakdown_seconds"]) > {"encoder", "decoder", "student forward", "all backward passes"}
-    assert all(spent > 0 for spent in ours["breakdown_seconds"].values())
+    assert [len(document["losses"][which]) for which in ("ours", "plain")] == [3, 3]
+    assert [len(document["seconds"][which]) for which in ("ours", "plain")] == [2, 2]
+    breakdown = document["breakdown_seconds"]["ours"]
+    assert set(breakdown) > {"encoder", "decoder", "student forward", "all backward passes"}
+    assert all(spent > 0 for spent in breakdown.values())
 
 
 def test_objectives_are_compared_and_resumed(
