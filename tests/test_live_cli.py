@@ -126,18 +126,19 @@ def test_signals_leave_a_playable_file_and_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
-def test_a_second_signal_does_not_wait_and_leaves_no_half_file(toy_bundle: Path, tmp_path: Path) -> None:
-    with running(toy_bundle, "-o", str(tmp_path / "out.mkv")) as process:
+def test_what_timeout_sends_twice_ends_a_run_like_one_signal(toy_bundle: Path, tmp_path: Path) -> None:
+    target, report = tmp_path / "out.mkv", tmp_path / "report.json"
+    with running(toy_bundle, "-o", str(target), "--report", str(report)) as process:
         wait_for_part(tmp_path)
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.02)
         _, told = process.communicate(timeout=30)
-        # A second signal that comes after the end of the run finds nothing to save and its usual meaning; a shell shows
-        # 143 for both.
+        # A second signal that comes after the end of the run has its usual meaning; a shell shows 143 for both.
         assert process.returncode in (143, -signal.SIGTERM)
     assert "Traceback" not in told
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
+    assert f" to {target}\n" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mkv", "report.json"}
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Path, tmp_path: Path) -> None:

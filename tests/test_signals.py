@@ -13,6 +13,7 @@ import pytest
 from video_clips import Recipe, make
 
 from rsd_edge.cli import main
+from rsd_edge.cli.signals import noted_signals
 from rsd_edge.stream.images import write_image
 
 SLOW = """
@@ -94,3 +95,17 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
         assert run_and_send(signal.SIGHUP, 3, str(source), "-o", str(tmp_path / "b.mp4"))[0] == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_live_run_is_left_by_a_signal_that_comes_later_and_not_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    before = signal.getsignal(signal.SIGTERM)
+    with noted_signals() as came:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        now += 1
+        with pytest.raises(SystemExit, match="143"):
+            signal.raise_signal(signal.SIGTERM)
+    assert came == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before

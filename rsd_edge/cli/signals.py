@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,12 +12,15 @@ from types import FrameType
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of its signal."""
 
+_ONE_REQUEST = 0.5
+"""Seconds: `timeout` and shells send a signal twice within milliseconds, and a person that insists takes longer."""
+
 
 @contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
     """Within the block the first SIGTERM or SIGHUP is a KeyboardInterrupt, and the exit code is that of the signal.
 
-    Further ones do nothing: `timeout` and shells send two at once, and neither may cut the saving short; Ctrl-C can.
+    Further ones do nothing, since none may cut the saving short; Ctrl-C can.
     Outside of the main thread, which alone is sent signals, all of them do what they did.
     """
     came: list[int] = []
@@ -43,18 +47,24 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """The signals that came, for a run that has no end of its own: the first of SIGINT, SIGTERM and SIGHUP is only
-    noted, a second SIGINT or SIGTERM ends the waiting for what is under way, and a further SIGTERM everything.
+    noted, a second SIGINT, or SIGTERM after a moment, ends the waiting for what is under way, and a further SIGTERM
+    everything.
 
     SIGHUP is never a second one: a terminal that goes away sends it, and so does its shell.
     """
     came: list[int] = []
+    first = 0.0
 
     def note(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        first = time.monotonic()
         came.append(number)
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         signal.signal(signal.SIGTERM, leave)
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() - first < _ONE_REQUEST:
+            return
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
