@@ -45,7 +45,7 @@ COMPILE_S, STOP_S = 330, 480
 before it included, stays under ten minutes."""
 STARTED = time.monotonic()
 """Before those tests, because files are collected first."""
-TRITON = {"implementation": "triton"}
+TRITON = "triton"
 STEPS = ("forward_noise", "forward_noise_drawn", "forward_noise_backward", "posterior_step", "prior_input")
 TERMS = ("rsd_terms", "rsd_terms_backward")
 
@@ -104,28 +104,28 @@ def step_cases(n: int, side: int, dtype: torch.dtype, where: str) -> dict[str, C
         return x_prev
 
     def backward() -> Any:
-        return torch.ops.rsd_edge.forward_noise_backward(x0, t, tables.eta, tables.input_scale, "triton")
+        return torch.ops.rsd_edge.forward_noise_backward(x0, t, tables.eta, tables.input_scale, TRITON)
 
     count, size = x0.numel(), x0.element_size()
     return {
         "forward_noise": Case(
-            lambda: forward_noise(x0, y, eps, t, tables, scaled=True, **TRITON),
+            lambda: forward_noise(x0, y, eps, t, tables, scaled=True, implementation=TRITON),
             noise_eagerly,
             traffic.forward_noise(count, size),
         ),
         "forward_noise_drawn": Case(
-            lambda: forward_noise_drawn(x0, y, field, t, tables, scaled=True, **TRITON),
+            lambda: forward_noise_drawn(x0, y, field, t, tables, scaled=True, implementation=TRITON),
             lambda: noise_eagerly(torch.randn_like(x0)),
             traffic.forward_noise(count, size, drawn=True),
         ),
         "forward_noise_backward": Case(backward, gradients_eagerly, traffic.forward_noise_backward(count, size)),
         "posterior_step": Case(
-            lambda: posterior_step(x0, y, eps, t, tables, network_input, **TRITON),
+            lambda: posterior_step(x0, y, eps, t, tables, network_input, implementation=TRITON),
             step_eagerly,
             traffic.posterior_step(count, size),
         ),
         "prior_input": Case(
-            lambda: prior_input(x0, lq, noise, mean_scale=0.4, noise_scale=0.9, **TRITON),
+            lambda: prior_input(x0, lq, noise, mean_scale=0.4, noise_scale=0.9, implementation=TRITON),
             lambda: torch.cat([0.4 * x0 + 0.9 * noise[:, :zc], lq, noise[:, zc:]], dim=1),
             traffic.prior_input(n, zc, side * side, size),
         ),
@@ -147,12 +147,12 @@ def term_cases(n: int, side: int, dtype: torch.dtype, where: str) -> dict[str, C
 
     return {
         "rsd_terms": Case(
-            lambda: rsd_terms(star, phi, z0, **TRITON),
+            lambda: rsd_terms(star, phi, z0, implementation=TRITON),
             terms_eagerly,
             traffic.rsd_terms(star.numel(), star.element_size()),
         ),
         "rsd_terms_backward": Case(
-            lambda: torch.ops.rsd_edge.rsd_terms_backward(star, phi, z0, ones, ones, "triton"),
+            lambda: torch.ops.rsd_edge.rsd_terms_backward(star, phi, z0, ones, ones, TRITON),
             gradients_eagerly,
             traffic.rsd_terms_backward(star.numel(), star.element_size()),
         ),
@@ -164,7 +164,7 @@ def norm_case(layout: torch.memory_format, side: int, where: str) -> Case:
     x = torch.randn((8, 128, side, side), device=where, dtype=torch.float16).contiguous(memory_format=layout)
     weight, bias = torch.ones(128, device=where).half(), torch.zeros(128, device=where).half()
     return Case(
-        lambda: group_norm_silu(x, weight, bias, 32, **TRITON),
+        lambda: group_norm_silu(x, weight, bias, 32, implementation=TRITON),
         lambda: functional.silu(functional.group_norm(x, 32, weight, bias, 1e-6)),
         traffic.group_norm_silu(x.numel(), 2),
     )
@@ -177,21 +177,21 @@ def frame_cases(plan: TilePlan, where: str) -> dict[str, Case]:
     seeds, strength = seed_tensor([1] * plan.count, where), torch.ones(1, device=where)
     flag = torch.zeros(1, dtype=torch.int32, device=where)
     starts = torch.tensor([plan.origin(i) for i in range(plan.count)], dtype=torch.int32, device=where)
-    sides, half = (plan.tile_h, plan.tile_w), {"dtype": torch.float16}
+    sides, half = (plan.tile_h, plan.tile_w), torch.float16
     return {
         "noise_field": Case(
-            lambda: noise_field(seeds, starts, 5, *sides, **half, **TRITON),
-            lambda: torch.randn((plan.count, 5, *sides), device=where, **half),
+            lambda: noise_field(seeds, starts, 5, *sides, dtype=half, implementation=TRITON),
+            lambda: torch.randn((plan.count, 5, *sides), device=where, dtype=half),
             traffic.noise_field(plan.count, 5, sides[0] * sides[1], 2),
         ),
         "frame_tiles": Case(
-            lambda: frame_tiles(frame, plan, **half, **TRITON),
-            lambda: reference_frames.frame_tiles(frame, plan, torch.float16),
+            lambda: frame_tiles(frame, plan, dtype=half, implementation=TRITON),
+            lambda: reference_frames.frame_tiles(frame, plan, half),
             traffic.frame_tiles(plan, 2),
             compiles=False,
         ),
         "merge_tiles": Case(
-            lambda: merge_tiles(detail, frame, strength, flag, plan, **TRITON),
+            lambda: merge_tiles(detail, frame, strength, flag, plan, implementation=TRITON),
             lambda: reference_frames.merge_tiles(detail, frame, strength, flag, plan),
             traffic.merge_tiles(plan, 2),
             compiles=False,
@@ -203,9 +203,9 @@ def milliseconds(run: Callable[[], Any], calls: int = CALLS) -> float:
     """Median time of one call, once it is warm."""
     for _ in range(3):
         run()
-    times = []
+    times: list[float] = []
     for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         for _ in range(calls):
             run()
@@ -217,7 +217,7 @@ def milliseconds(run: Callable[[], Any], calls: int = CALLS) -> float:
 
 def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
     """The same as the replay of a CUDA graph."""
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
@@ -227,6 +227,16 @@ def graphed(run: Callable[[], Any]) -> Callable[[], Any]:
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def finished(run: Callable[[], Any]) -> Callable[[], None]:
+    """The same, over when the device is."""
+
+    def run_and_wait() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    return run_and_wait
 
 
 def copy_of(counted: int) -> Callable[[], Any]:
@@ -253,7 +263,7 @@ def report(benchmark: Any, case: Case, *, dry: bool, graph: bool) -> None:
     properties = torch.cuda.get_device_properties()
     info["l2_mb"] = properties.L2_cache_size / 1e6
     benchmark.extra_info.update(info, device=properties.name, torch=torch.__version__)
-    benchmark.pedantic(lambda: (case.kernel(), torch.cuda.synchronize()), rounds=5)
+    benchmark.pedantic(finished(case.kernel), rounds=5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -314,4 +324,4 @@ def bench_frame(benchmark: Any, tiles: int, dry: bool) -> None:
         network_ms=around,
         share_of_frame=kernels / (kernels + around),
     )
-    benchmark.pedantic(lambda: (ours(), torch.cuda.synchronize()), rounds=5)
+    benchmark.pedantic(finished(ours), rounds=5)

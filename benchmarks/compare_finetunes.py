@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ def main(
 
 
 def _scores(engine: str, sets: tuple[TestSet, ...]) -> dict[str, dict[str, float | None]]:
-    wish = {} if engine.endswith(".safetensors") else {"precision": "fp32", "backend": "onnxruntime"}
-    with SuperResolver.load(engine, **wish) as enlarge:
+    trained = engine.endswith(".safetensors")
+    load = SuperResolver.load if trained else partial(SuperResolver.load, precision="fp32", backend="onnxruntime")
+    with load(engine) as enlarge:
         return {name: score(enlarge, lq, ref) for name, lq, ref in sets}
 
 

@@ -69,7 +69,7 @@ def rows(gan_weight: float, distill_weights: tuple[float, ...] = ()) -> list[Row
         "sinsr": {"objective": "sinsr"},
         "regression": {"distill_weight": 0.0},
     }
-    gans = {"": {"gan_weight": 0.0}, " + GAN": {"gan_weight": gan_weight, "gan": "features"}}
+    gans: dict[str, dict[str, Any]] = {"": {"gan_weight": 0.0}, " + GAN": {"gan_weight": gan_weight, "gan": "features"}}
     found = [
         Row(f"{name}{suffix}", {**settings, **gan})
         for suffix, gan in gans.items()
@@ -150,8 +150,7 @@ def _encode(path: Path, config: DistillConfig, teacher: Checkpoint, samples: int
 
 def _alone(config: DistillConfig) -> DistillConfig:
     """Without the networks that encoding does not need."""
-    plain = {"distill_weight": 0.0, "gan_weight": 0.0, "lpips_weight": 1.0}
-    return replace(config, student=replace(config.student, **plain))
+    return replace(config, student=replace(config.student, distill_weight=0.0, gan_weight=0.0, lpips_weight=1.0))
 
 
 def configured(base: DistillConfig, row: Row, seed: int, work: Path, made_from: tuple[str, ...] = ()) -> DistillConfig:
@@ -275,10 +274,10 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {}
     for row in runs:
         for seed in map(int, seeds.split(",")):
-            config = configured(base, row, seed, work, (teacher_file, pairs.name))
-            figures = run(config, teacher, pairs)
+            changed = configured(base, row, seed, work, (teacher_file, pairs.name))
+            figures = run(changed, teacher, pairs)
             if sets:
-                figures["sets"] = scored(stage_weights(config, "student"), sets)
+                figures["sets"] = scored(stage_weights(changed, "student"), sets)
             results.setdefault(row.name, []).append({"seed": seed, **figures})
             document = report(results, base, teacher, samples)
             write_json(json_path, document)

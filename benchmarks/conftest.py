@@ -90,7 +90,7 @@ def _selected(request: pytest.FixtureRequest, group: str) -> list[str]:
     """Labels of the rows of a group that this run is to measure."""
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
     chosen = [item for item in items if item.module is request.module and not item.get_closest_marker("skip")]
-    return [item.callspec.params["label"] for item in chosen if item.callspec.params["group"] == group]
+    return [str(item.callspec.params["label"]) for item in chosen if item.callspec.params["group"] == group]
 
 
 def _measure(group: Group, labels: list[str], config: pytest.Config) -> dict[str, Measured]:

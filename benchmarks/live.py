@@ -72,7 +72,8 @@ def live_run(
 def read_film(path: Path, start: int, most: int) -> list[Image]:
     """Frames `start` to `start + most - 1` of a film."""
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="bgr24") for frame in islice(container.decode(video=0), start, start + most)]
+        frames = islice(container.decode(video=0), start, start + most)
+        return [np.asarray(frame.to_ndarray(format="bgr24"), np.uint8) for frame in frames]
 
 
 class Contender:

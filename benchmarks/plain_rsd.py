@@ -30,7 +30,7 @@ class PlainStage(StudentStage):
             z0, z_y = self._encodings(part)
             z0_hat = self._student_at_t_n(z0, z_y, lq, part.noise)
             z_t, t = self._renoise(z0_hat, z_y, part.noise)
-        f_phi = self.fake.denoiser(self._scaled(z_t, t), t, lq).float()  # type: ignore[operator]
+        f_phi = self.fake.denoiser(self._scaled(z_t, t), t, lq).float()
         fake = fake_loss(f_phi, z0_hat).mean()
         critic = discriminator_loss(self._logits(z0, lq), self._logits(z0_hat, lq)).mean()
         return fake + self.stage.gan_weight * critic, {"fake": fake, "discriminator": critic}
@@ -43,7 +43,7 @@ class PlainStage(StudentStage):
         z0_hat = self._student_at_t_n(z0, z_y, lq, noise)
         z_t, t = self._renoise(z0_hat, z_y, noise)
         f_star = self.teacher(self._scaled(z_t, t), t, lq).float()
-        f_phi = self.fake.denoiser(self._scaled(z_t, t), t, lq).float()  # type: ignore[operator]
+        f_phi = self.fake.denoiser(self._scaled(z_t, t), t, lq).float()
         distill = rsd_loss(f_star, f_phi, z0_hat, sid_normalise=self.stage.sid_normalise).mean()
         gan = generator_gan_loss(self._logits(z0_hat, lq)).mean()
         z_last = z_y + self.diffusion.tables.sigma[-1] * noise.like("z_T", z_y)

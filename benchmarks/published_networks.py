@@ -86,22 +86,21 @@ def in_sequence(runs: Runs) -> Runs:
 @contextmanager
 def as_published() -> Iterator[None]:
     """What the published code does otherwise: no mask is kept, and the matrix of scores is formed."""
+    from unittest.mock import patch
+
     from torch.nn import functional
 
     from rsd_edge.models import swin_unet
 
-    kept = swin_unet.shifted_window_mask, functional.scaled_dot_product_attention
-
     def explicit(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v
 
-    swin_unet.shifted_window_mask = kept[0].__wrapped__
-    functional.scaled_dot_product_attention = explicit
-    try:
+    with (
+        patch.object(swin_unet, "shifted_window_mask", swin_unet.shifted_window_mask.__wrapped__),
+        patch.object(functional, "scaled_dot_product_attention", explicit),
+    ):
         yield
-    finally:
-        swin_unet.shifted_window_mask, functional.scaled_dot_product_attention = kept
 
 
 def without_the_rest(parts: dict[str, Part], names: Sequence[str]) -> dict[str, Part]:
@@ -240,7 +239,7 @@ def write_graphs(folder: Path, threads: int) -> dict[str, float]:
         with as_published(), FlopCounterMode(display=False) as counter, torch.no_grad():
             network(*inputs.values())
         flops[PARTS[name]] = counter.get_total_flops() / 1e9
-        np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in inputs.items()})
+        np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in inputs.items()})  # type: ignore[arg-type]
     export_parts(parts, folder)
     return {**flops, WHOLE: sum(flops.values())}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,10 +313,7 @@ def _temporal(temporal: dict[str, Any]) -> str:
 
 def bench_tables(report: dict[str, Any]) -> dict[str, Callable[[], str]]:
     """Makers of the tables of a report of `rsd-edge bench`: bench-latency, bench-roofline and so on."""
-    return {
-        f"bench-{section.name}": lambda section=section: table(list(section.head), map(list, section.rows))
-        for section in sections(report)
-    }
+    return {f"bench-{section.name}": partial(table, section.head, section.rows) for section in sections(report)}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def read_film(path: Path, width: int, start: int, most: int) -> list[Image]:
     with av.open(str(path)) as container:
         for frame in islice(container.decode(video=0), start, start + most):
             height = round(width * frame.height / frame.width / 2) * 2
-            frames.append(reduced(frame.to_ndarray(format="bgr24"), SCALE * width, SCALE * height))
+            image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+            frames.append(reduced(image, SCALE * width, SCALE * height))
     return frames
 
 
@@ -131,7 +132,7 @@ class Motion:
         }
 
 
-def _enlarged(mask: Image) -> Image:
+def _enlarged(mask: NDArray[Any]) -> Image:
     return np.asarray(cv2.resize(mask, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 

@@ -23,7 +23,11 @@ def training_tables(reports: Path, load: Callable[[Path], Report]) -> dict[str, 
         "objectives-weight": objectives_table,
         "objectives-seeds": seeds_table,
     }
-    return {name: lambda name=name, make=make: make(load(reports / f"{name}.json")) for name, make in makers.items()}
+
+    def of_report(name: str, make: Callable[[Report], str]) -> Callable[[], str]:
+        return lambda: make(load(reports / f"{name}.json"))
+
+    return {name: of_report(name, make) for name, make in makers.items()}
 
 
 def finetunes_table(report: Report) -> str:

@@ -78,7 +78,7 @@ class Measured:
     def fields(self) -> dict[str, Any]:
         """For the report, as far as they mean something: rates are those of the median run."""
         summary, job = self.times.summary(), self.job
-        found = {"p50_ms": summary["median"], "p90_ms": summary["p90"], "p99_ms": summary["p99"]}
+        found: dict[str, Any] = {"p50_ms": summary["median"], "p90_ms": summary["p90"], "p99_ms": summary["p99"]}
         found |= {"runs": len(self.times.seconds), "warm_up_runs": self.warm_up}
         if job.frames:
             found["frames_per_s"] = job.frames / self.times.median
@@ -121,7 +121,7 @@ def _measure(rows: dict[str, Row], effort: Effort, warm_up: int, runs: int, fold
     wanted = {(job.peak, job.threads) for job in jobs.values() if job.peak is not None}
     at_best = {threads: peaks(threads) for threads in {threads for _, threads in wanted}}
     beside = {(name, threads): at_best[threads][name] for name, threads in wanted}
-    subjects: dict[Any, Run] = {label: job.run for label, job in jobs.items()}
+    subjects: dict[str | tuple[str, int], Run] = {label: job.run for label, job in jobs.items()}
     subjects |= {key: peak.run for key, peak in beside.items()}
     times = take_turns(subjects, effort, warm_up=warm_up, runs=runs)
     # The fastest run: nothing can make a peak look better than it is.

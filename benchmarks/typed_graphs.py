@@ -36,7 +36,7 @@ def measure(name: str) -> dict[str, Any]:
     reference = run_graph(graph, held_out)
     found = {}
     for precision in ("fp16", "int8"):
-        typed = typed_graph(graph, precision, batches_of(calibration, BATCH), held_out=held_out)  # type: ignore[arg-type]
+        typed = typed_graph(graph, precision, batches_of(calibration, BATCH), held_out=held_out)
         session = ort.InferenceSession(typed.model.SerializeToString(), providers=["CPUExecutionProvider"])
         unrounded = np.concatenate([np.asarray(session.run(None, dict(feeds))[0]) for feeds in held_out])
         alone = closeness(unrounded, reference)

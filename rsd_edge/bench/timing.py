@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 Run = Callable[[], object]
+NameT = TypeVar("NameT", bound=Hashable)
 
 PAUSE_SECONDS = 0.03
 """Between two subjects: threads of the one before may look for work that long before they sleep."""
@@ -56,18 +57,18 @@ class Effort:
 
 
 def take_turns(
-    subjects: Mapping[str, Run],
+    subjects: Mapping[NameT, Run],
     effort: Effort,
     *,
     runs: int = 1,
     warm_up: int = WARM_UP,
     progress: Callable[[int], Any] = lambda turns: None,
-) -> dict[str, Times]:
+) -> dict[NameT, Times]:
     """In every round, each subject in its turn: a pause, `warm_up` runs that do not count, then `runs` that do.
 
     A subject of more than a second is warmed up in the first round alone. progress: called with the turns done.
     """
-    taken: dict[str, list[float]] = {name: [] for name in subjects}
+    taken: dict[NameT, list[float]] = {name: [] for name in subjects}
     spent = dict.fromkeys(subjects, 0.0)
     began = time.perf_counter()
     turns = 0
