@@ -178,7 +178,7 @@ def test_the_default_epsilon_is_that_of_the_vq_networks() -> None:
 
 def test_memory_that_is_not_contiguous() -> None:
     tables, (x0, y, eps) = StepTables.of(), images(3, SHAPES[0])
-    strange = [not_contiguous(value) for value in (x0, y, eps)]
+    strange = not_contiguous(x0), not_contiguous(y), not_contiguous(eps)
     noise, lq = images(1, (3, 5, 5, 7))[0], x0[:, :3]
     plain = forward_noise(x0, y, eps, T, tables, implementation="triton")
     assert torch.equal(forward_noise(*strange, T, tables, implementation="triton"), plain)
@@ -265,7 +265,7 @@ def test_frame_tiles_and_merge(height: int, width: int, spec: TileSpec) -> None:
     for dtype in DTYPES[(height, width) == (1, 3) :][:1]:
         flag = torch.zeros(1, dtype=torch.int32)
         arguments = detail.to(dtype), frame, torch.tensor([0.7]), flag, plan
-        got, expected = both(lambda name, arguments=arguments: merge_tiles(*arguments, implementation=name))
+        got, expected = both(lambda name, arguments=arguments: merge_tiles(*arguments, implementation=name))  # type: ignore[misc]
         assert not flag
         # Four weighted details are added in another order, so a sum at a tie may round the other way.
         differences = (got.int() - expected.int()).abs()

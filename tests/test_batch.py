@@ -295,7 +295,7 @@ def test_all_settings_refuse_alike(values: dict[str, float]) -> None:
     messages = set()
     for settings in (RunSettings, VideoSettings, StreamSettings):
         with pytest.raises(InputError) as raised:
-            settings(**values)  # type: ignore[arg-type]
+            settings(**values)
         messages.add(str(raised.value))
     with pytest.raises(InputError) as raised:
         check_strength(values["strength"]) if "strength" in values else result_size((3, 2), values["scale"])

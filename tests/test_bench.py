@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -75,7 +75,7 @@ def test_operations_grow_with_the_pixels_alone() -> None:
 @pytest.mark.parametrize("integer", [False, True])
 def test_a_matrix_product_counts_what_it_runs(integer: bool) -> None:
     run, operations = product_peak(1, integer=integer)
-    (out,) = run()  # type: ignore[misc]
+    (out,) = cast(list[np.ndarray], run())
     assert (out.dtype, out.shape) == (np.int32 if integer else np.float32, (768, 768))
     assert operations == 2 * 768**3
 
@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_keeps_nobody_waiting() -> None:
 @pytest.mark.parametrize("integer", [False, True])
 def test_the_peak_counts_what_it_runs(integer: bool) -> None:
     run, flops = convolution_peak(1, integer=integer)
-    (out,) = run()  # type: ignore[misc]
+    (out,) = cast(list[np.ndarray], run())
     assert out.dtype == (np.uint8 if integer else np.float32)
     assert flops == 4 * 2 * 128 * 128 * 9 * 64 * 64
 

@@ -251,7 +251,7 @@ def test_openvino_is_checked_and_timed_by_itself(
     original = build.open_engine
 
     def opening(*arguments: object, **options: object) -> TileEngine:
-        opened.append(original(*arguments, **options))  # type: ignore[arg-type]
+        opened.append(original(*arguments, **options))
         return opened[-1]
 
     def timing(engines: list[TileEngine]) -> list[float]:

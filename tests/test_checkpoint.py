@@ -41,7 +41,7 @@ def test_weights_come_back_with_spec_and_record(path: Path, tiny_weights: Checkp
 def test_a_loaded_network_computes_the_same(path: Path, tiny_weights: Checkpoint) -> None:
     """Through a network in another memory layout, and with running statistics."""
     arch = tiny_weights.spec.architecture
-    mine, theirs = EdgeEncoder(arch), EdgeEncoder(arch).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mine, theirs = EdgeEncoder(arch), EdgeEncoder(arch).to(memory_format=torch.channels_last)
     tiny_weights.load_into("encoder", mine)
     load_checkpoint(path).load_into("encoder", theirs)
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -28,7 +28,7 @@ def quiet_logging() -> Iterator[None]:
 
 @pytest.fixture
 def config_file(tiny_config: object, tmp_path: Path) -> Path:
-    config: DistillConfig = tiny_config()  # type: ignore[operator]
+    config: DistillConfig = tiny_config()
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(dict(config_to_dict(config))))
     return path
@@ -116,7 +116,7 @@ def test_an_interrupted_stage_says_what_is_kept(
     def step(self: StudentStage, iteration: int, *rest: object) -> object:
         if iteration == 1:
             raise KeyboardInterrupt
-        return original(self, iteration, *rest)  # type: ignore[arg-type]
+        return original(self, iteration, *rest)
 
     monkeypatch.setattr(StudentStage, "step", step)
     assert issubclass(StudentStage, Stage)

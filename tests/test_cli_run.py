@@ -352,7 +352,7 @@ def test_a_real_engine(bundle: str, photo: Callable[[int, int], Image]) -> None:
 def test_a_backend_that_is_not_installed_is_one_line(
     bundle: str, engine: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "openvino", None)
     options = ("--engine", bundle if engine == "the bundle" else engine, "--backend", "openvino")
     assert rsd_edge("run", "in/a.png", "-o", "x.png", *options) == 2
     out, err = capfd.readouterr()

@@ -67,8 +67,8 @@ class WrittenOut:
         schedule = ResidualSchedule(stage.config.model.schedule)
         self.kappa = stage.config.model.schedule.kappa
         self.eta = torch.from_numpy(schedule.etas.copy())
-        self.z0 = stage.latent.encoder(part.batch.x0)  # type: ignore[operator]
-        self.z_y = stage.latent.stem(part.batch.y0)  # type: ignore[operator]
+        self.z0 = stage.latent.encoder(part.batch.x0)
+        self.z_y = stage.latent.stem(part.batch.y0)
         elbo = torch.from_numpy(schedule.alphas / self._before(schedule) / schedule.etas)
         elbo[0] = elbo[1]
         self.w = elbo / elbo.mean()
@@ -90,7 +90,7 @@ class WrittenOut:
         """A network's answer to z_t, divided by sqrt(kappa^2 eta_t + 1)."""
         eta = self.at(t if scale_of is None else scale_of)
         seen = (z / (self.kappa**2 * eta + 1).sqrt()).float()
-        return network(seen, torch.as_tensor(t).expand(len(z)), self.lq, *eps).double()  # type: ignore[no-any-return]
+        return network(seen, torch.as_tensor(t).expand(len(z)), self.lq, *eps).double()
 
     def eps(self, purpose: str) -> Tensor:
         return self.noise.normal(purpose, 1, *self.z_y.shape[2:])
@@ -106,12 +106,12 @@ class WrittenOut:
         """Of the head on the fake model's features of z as it is, at the first step."""
         seen = (z / math.sqrt(self.kappa**2 * float(self.eta[0]) + 1)).float()
         fake = self.stage.fake
-        features = fake.denoiser.encode(seen, torch.zeros(len(z), dtype=torch.int64), self.lq)  # type: ignore[operator]
-        return fake.head(features.bottleneck).double()  # type: ignore[misc,no-any-return]
+        features = fake.denoiser.encode(seen, torch.zeros(len(z), dtype=torch.int64), self.lq)
+        return fake.head(features.bottleneck).double()  # type: ignore[misc]
 
     def perceived(self, z0_hat: Tensor, x0: Tensor) -> Tensor:
-        detail = self.stage.latent.decoder(z0_hat.float(), self.lq)  # type: ignore[operator]
-        return self.stage.lpips(bicubic_up(self.lq) + detail, x0).mean()  # type: ignore[no-any-return]
+        detail = self.stage.latent.decoder(z0_hat.float(), self.lq)
+        return self.stage.lpips(bicubic_up(self.lq) + detail, x0).mean()
 
 
 def softplus(x: Tensor) -> Tensor:

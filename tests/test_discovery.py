@@ -26,7 +26,7 @@ def touch(path: Path) -> Path:
 
 
 def plan(root: Path, inputs: str, output: str, **options: bool | str) -> dict[str, str]:
-    jobs = plan_jobs([root / name for name in inputs.split()], root / output, **options)  # type: ignore[arg-type]
+    jobs = plan_jobs([root / name for name in inputs.split()], root / output, **options)
     return {relative(job.source, root): relative(job.target, root) for job in jobs}
 
 

@@ -242,7 +242,7 @@ def test_what_differs_is_said_and_leaves_its_cell_empty() -> None:
     assert paper is not None
     scores = {"psnr_y": 25.0, "ssim_y": 0.7, "lpips_squeeze": 0.3, "musiq": 60.0}
     found = published.beside(scored({str(i): scores for i in range(100)}), "realsr", paper)
-    assert found.cells == (None, pytest.approx(25.0), None, None, None, pytest.approx(60.0))
+    assert found.cells == pytest.approx((None, 25.0, None, None, None, 60.0))
     words = " ".join(found.differences)
     assert "PSNR does not" not in words  # nothing is rounded, there neither
     assert "SSIM does not compare: BT.601 studio-range luma, not rounded, 11x11" in words

@@ -128,7 +128,7 @@ def test_two_processes_take_the_steps_of_one(
             save_checkpoint(stage_weights(config, "student"), tiny_weights)
     run_stage(name, alone)
     once = {part: replace(getattr(shared, part), iterations=1) for part in ("student", "finetune")}
-    run_stage(name, replace(shared, **once))  # type: ignore[arg-type]
+    run_stage(name, replace(shared, **once))
     words = (name, "--config", "shared.yaml", "--device", "cpu", "--set", f"{name}.accumulate={accumulate}")
     process = run(tmp_path, *LAUNCHER, "-m", "rsd_edge", "distill", *words)
     assert process.returncode == 0, process.stderr

@@ -347,7 +347,7 @@ def test_a_frame_is_launched_as_by_the_operators(
 ) -> None:
     plan = plan_tiles(height, width, TileSpec(size=size, halo=8, feather=2, fixed=True))
     pack = RecordingPack()
-    frame = FrameLaunches(pack, plan, "fp16", "fp32", "fp16")  # type: ignore[arg-type]
+    frame = FrameLaunches(pack, plan, "fp16", "fp32", "fp16")
     frame.cut(frame=16, tiles=32)
     frame.draw(noise=48, seeds=64, origins=80, table=96, channels=5)
     frame.merge(detail=112, frame=16, strength=128, not_finite=132, out=144)
@@ -366,7 +366,7 @@ def test_a_frame_is_launched_as_by_the_operators(
 @pytest.mark.parametrize("last", [False, True])
 def test_group_norm_is_launched_as_by_the_operator(monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
     pack = RecordingPack()
-    norm = GroupNormLaunches(pack, 2, 96, 47 * 61, 3, "fp16", last=last)  # type: ignore[arg-type]
+    norm = GroupNormLaunches(pack, 2, 96, 47 * 61, 3, "fp16", last=last)
     norm.run(x=16, out=32, weight=48, bias=64, partials=80, scale=96, shift=112)
     x, ones = torch.zeros(2, 96, 47, 61), torch.ones(96)
     if last:
@@ -374,4 +374,4 @@ def test_group_norm_is_launched_as_by_the_operator(monkeypatch: pytest.MonkeyPat
     run = partial(norm_act.group_norm_silu, x, ones, ones, 3, implementation="triton")
     assert numbers(pack) == operator_launches(monkeypatch, run)
     with pytest.raises(InputError, match="96 channels do not divide into 5 groups"):
-        GroupNormLaunches(pack, 2, 96, 9, 5, "fp16")  # type: ignore[arg-type]
+        GroupNormLaunches(pack, 2, 96, 9, 5, "fp16")

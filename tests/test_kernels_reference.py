@@ -168,13 +168,16 @@ def definition(name: str, *inputs: Tensor) -> Tensor:
     tables = StepTables.of()
     match name:
         case "forward_noise":
-            return reference.forward_noise(*inputs, eps, tables.eta[T], tables.sigma[T], tables.input_scale[T])
+            x0, y = inputs
+            return reference.forward_noise(x0, y, eps, tables.eta[T], tables.sigma[T], tables.input_scale[T])
         case "prior_input":
-            return reference.prior_input(*inputs, noise, 0.4, 0.9)
+            z, lq = inputs
+            return reference.prior_input(z, lq, noise, 0.4, 0.9)
         case "rsd_terms":
             return torch.stack(reference.rsd_terms(*inputs)[:2])
         case _:
-            return reference.group_norm_silu(*inputs, 2, 1e-6)
+            x, weight, bias = inputs
+            return reference.group_norm_silu(x, weight, bias, 2, 1e-6)
 
 
 @pytest.mark.parametrize("name", operator_cases())

@@ -148,7 +148,7 @@ def test_an_array_that_is_filled_again_is_no_still_film(resolver: SuperResolver,
             array[:] = image
             yield array
 
-    for result, wanted in zip(resolver.stream(refilled(), temporal="blend"), expected, strict=True):  # type: ignore[arg-type]
+    for result, wanted in zip(resolver.stream(refilled(), temporal="blend"), expected, strict=True):
         assert np.array_equal(result, wanted)
 
 

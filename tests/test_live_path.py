@@ -48,11 +48,11 @@ def spot(image: Image, y: int, x: int) -> Image:
 def test_results_equal_those_of_the_whole_path(
     resolver: SuperResolver, photo: Photo, settings: dict[str, float]
 ) -> None:
-    path = LivePath(resolver.engine, StreamSettings(**settings))  # type: ignore[arg-type]
+    path = LivePath(resolver.engine, StreamSettings(**settings))
     options = {name: value for name, value in settings.items() if name != "reuse"}
     first = photo(70, 100)
     for image in (first, first, spot(first, 40, 60), spot(first, 2, 2), photo(50, 61), first):
-        expected = resolver(image, **options)  # type: ignore[arg-type]
+        expected = resolver(image, **options)
         assert np.array_equal(through(path, image)[0], expected)
 
 
@@ -235,7 +235,7 @@ def test_bad_settings_are_told() -> None:
         {"seed": -1},
     ):
         with pytest.raises(InputError):
-            StreamSettings(**settings)  # type: ignore[arg-type]
+            StreamSettings(**settings)
 
 
 PLAN = plan_tiles(96, 128, TileSpec(size=192))
@@ -357,6 +357,6 @@ def test_bad_films_are_told(resolver: SuperResolver) -> None:
     with pytest.raises(InputError, match="temporal"):
         resolver.stream([], temporal="wild")
     with pytest.raises(InputError, match="image 0 of the film has dtype uint16"):
-        next(resolver.stream([np.zeros((8, 8, 3), np.uint16)]))  # type: ignore[list-item]
+        next(resolver.stream([np.zeros((8, 8, 3), np.uint16)]))
     with pytest.raises(InputError, match="gray"):
         next(resolver.stream([np.zeros((8, 8), np.uint8)]))

@@ -73,7 +73,7 @@ def test_an_engine_whose_time_varies_gets_no_frame_that_has_waited_for_it() -> N
     run = Run(ENDLESS, RunLimits(max_frames=60), pre=0.004)
     engines = [0.1, 0.1, 0.1, 0.3, 0.12, 0.25] * 10
     left = iter(engines)
-    run.stages.infer = lambda job: run.clock.spend(next(left))  # type: ignore[method-assign]
+    run.stages.infer = lambda job: run.clock.spend(next(left))
     run.go()
     waits = [age - engine for age, engine in zip(run.sink.ages, engines, strict=True)]
     # Of the longest time, a fiftieth of what it exceeds the others by is forgotten in each frame: less than 0.02 s.
@@ -276,7 +276,7 @@ def test_what_a_sink_fails_with_at_its_end_is_told() -> None:
     def close() -> None:
         raise OSError("no room")
 
-    run.sink.close = close  # type: ignore[method-assign]
+    run.sink.close = close
     with pytest.raises(OSError, match="no room"):
         run.go()
 
@@ -290,7 +290,7 @@ def test_of_several_failures_the_first_is_told_and_the_other_sinks_are_closed() 
     def close() -> None:
         raise ValueError("a mistake")
 
-    run.sink.close = close  # type: ignore[method-assign]
+    run.sink.close = close
     with pytest.raises(CameraError, match="the engine failed"):
         run.go()
     assert other.closed == 1

@@ -101,7 +101,7 @@ def test_written_out_gradient_equals_autograd() -> None:
     head, weight = torch.rand(5, generator=generator, dtype=torch.float64), torch.tensor([1.0, -2.0])
     unit_a, unit_b = (value / (value.square().sum(1, keepdim=True) + 1e-8).sqrt() for value in (a, b))
     plain = ((unit_a - unit_b).square().mean(dim=(2, 3)) * head).sum(dim=1)
-    written = _TapDistance.apply(a, b.detach(), head)  # type: ignore[no-untyped-call]
+    written = _TapDistance.apply(a, b.detach(), head)
     assert torch.allclose(written, plain, rtol=1e-12)  # float64
     (expected,) = torch.autograd.grad((plain * weight).sum(), a)
     (found,) = torch.autograd.grad((written * weight).sum(), a)

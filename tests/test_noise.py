@@ -152,7 +152,7 @@ def test_a_seed_out_of_range_is_refused(seed: int) -> None:
 
 def test_a_seed_that_is_no_integer_is_refused() -> None:
     with pytest.raises(InputError, match="must be an integer, not float"):
-        NoiseField(1.5)  # type: ignore[arg-type]
+        NoiseField(1.5)
 
 
 def test_numpy_integers_are_seeds() -> None:

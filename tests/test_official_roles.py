@@ -73,7 +73,7 @@ def make(hr_photos: Path, tmp_path: Path) -> MakeConfig:
             str(tmp_path / "run"),
             roles=RolesConfig(teacher=RoleConfig(str(path), TEACHER), head_width=8),
             data=DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=0, val_crops=1),
-            student=StudentConfig(**common),  # type: ignore[arg-type]
+            student=StudentConfig(**common),
         )
         if not path.is_file():
             torch.manual_seed(3)
@@ -107,9 +107,9 @@ def test_a_student_at_birth_is_its_teacher(make: MakeConfig) -> None:
     t = torch.tensor([14, 3])
     with torch.no_grad():
         torch.testing.assert_close(roles.student(x, t, lq, eps), roles.teacher(x, t, lq), rtol=0, atol=1e-5)  # float32
-    first = roles.student.input_blocks[0][0].weight  # type: ignore[index, union-attr]
+    first = roles.student.input_blocks[0][0].weight
     assert first.shape[1] == 7
-    assert not first[:, 6].any()  # type: ignore[index]
+    assert not first[:, 6].any()
 
 
 @pytest.mark.parametrize("objective", ["rsd", "vsd", "sinsr"])
@@ -212,12 +212,12 @@ def test_the_latent_space_is_the_published_one(make: MakeConfig) -> None:
     x0, y0 = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)
     autoencoder = stage.frozen["autoencoder"]
     z0, z_y = stage.latent.encode(x0, y0)
-    torch.testing.assert_close(z0, autoencoder.encode(x0), rtol=0, atol=1e-5)  # type: ignore[operator]
-    torch.testing.assert_close(z_y, autoencoder.encode(bicubic_up(y0)), rtol=0, atol=1e-5)  # type: ignore[operator]
+    torch.testing.assert_close(z0, autoencoder.encode(x0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z_y, autoencoder.encode(bicubic_up(y0)), rtol=0, atol=1e-5)
     torch.testing.assert_close(z_y, stage.latent.condition(y0), rtol=0, atol=1e-5)
     z0 = z0.requires_grad_()
     detail = stage.latent.detail(z0, y0)
-    torch.testing.assert_close(detail + bicubic_up(y0), autoencoder.decode(z0), rtol=0, atol=1e-5)  # type: ignore[operator]
+    torch.testing.assert_close(detail + bicubic_up(y0), autoencoder.decode(z0), rtol=0, atol=1e-5)
     assert torch.autograd.grad(detail.sum(), z0)[0].abs().max() > 0  # straight through the codes
 
 
@@ -227,7 +227,7 @@ def test_one_pass_gives_both_the_denoiser_and_the_heads_features(family: str) ->
     denoiser: nn.Module = (
         SwinUNet(UNET) if family == "swin" else EdgeGenerator(EdgeArchitecture(3), noise_channel=False)
     )
-    fake = FakeModel(denoiser, FeatureHead(denoiser.bottleneck_channels, 8))  # type: ignore[arg-type]
+    fake = FakeModel(denoiser, FeatureHead(denoiser.bottleneck_channels, 8))
     x, t, lq = torch.randn(3, 3, 16, 16), torch.tensor([5, 0, 0]), torch.rand(3, 3, 16, 16)
     f_phi, logits = fake(x, t, lq, 1)
     torch.testing.assert_close(f_phi, denoiser(x[:1], t[:1], lq[:1]), rtol=0, atol=1e-5)  # float32

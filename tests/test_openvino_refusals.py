@@ -137,7 +137,7 @@ def test_threads_and_arithmetic_are_checked(toy_graph: Path, toy_spec: EngineSpe
     with pytest.raises(InputError, match="threads is 0"):
         OpenVinoEngine(toy_graph, toy_spec, 0)
     with pytest.raises(InputError, match="arithmetic is 'fp8'"):
-        OpenVinoEngine(toy_graph, toy_spec, 1, arithmetic="fp8")  # type: ignore[arg-type]
+        OpenVinoEngine(toy_graph, toy_spec, 1, arithmetic="fp8")
 
 
 def test_a_closed_engine_says_so(toy_graph: Path, toy_spec: EngineSpec) -> None:
@@ -167,8 +167,8 @@ def test_a_missing_openvino_names_the_extra(
     toy_graph: Path, toy_spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     telemetry = object()
-    monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "openvino_telemetry", telemetry)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", telemetry)
     with pytest.raises(BackendError, match=r"OpenVINO.*pip install 'rsd-edge\[openvino\]'$") as caught:
         OpenVinoEngine(toy_graph, toy_spec, 1)
     assert "\n" not in str(caught.value)

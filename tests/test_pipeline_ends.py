@@ -42,12 +42,12 @@ class LostDevice:
 def test_what_failed_first_is_told_although_batches_in_flight_fail_too(photo: Photo) -> None:
     engine = LostDevice(good=1)
     with pytest.raises(BackendError, match="the device is gone"):
-        NumpyFramePath(engine)(photo(97, 67))  # type: ignore[arg-type]
+        NumpyFramePath(engine)(photo(97, 67))
     assert engine.collected == 1
 
 
 def test_an_image_that_is_closed_over_ends_in_one_line(photo: Photo) -> None:
-    path = NumpyFramePath(LostDevice(good=1000))  # type: ignore[arg-type]
+    path = NumpyFramePath(LostDevice(good=1000))
     bands = path.bands(photo(97, 67))
     next(bands)
     path.close()

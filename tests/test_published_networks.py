@@ -75,7 +75,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def one_step(network: SwinUNet, parity: Parity, *eps: Tensor) -> Tensor:
-    return network(parity["z_T_scaled"], torch.tensor([14]), parity["unet_lq"], *eps)  # type: ignore[no-any-return]
+    return network(parity["z_T_scaled"], torch.tensor([14]), parity["unet_lq"], *eps)
 
 
 def test_the_generator_is_the_published_one(teacher: SwinUNet, parity: Parity) -> None:
@@ -150,7 +150,7 @@ def fifteen_steps(generator: ScaledGenerator, parity: Parity, dtype: torch.dtype
     """Ours from z_T to z0, in the default attention of torch."""
     lq = parity["unet_lq"].to(dtype)
     return ancestral(
-        lambda z_t, t: generator(z_t, torch.tensor([t]), lq),  # type: ignore[no-any-return]
+        lambda z_t, t: generator(z_t, torch.tensor([t]), lq),
         ResidualSchedule(),
         parity["z_T"].to(dtype),
         list(parity["ancestral_noises"].to(dtype)),
@@ -319,7 +319,7 @@ def test_pixel_attention_is_a_softmax(randomise: Callable[[nn.Module, int], nn.M
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_attention_is_fused(memory_format: torch.memory_format) -> None:
     """Where torch has no fused kernel for a layout it forms the matrix of all scores: 17 GB for a tile of 256."""
-    pixels = PixelAttention(32).to(memory_format=memory_format)  # type: ignore[call-overload]
+    pixels = PixelAttention(32).to(memory_format=memory_format)
     windows = WindowAttention(32, 8, heads=2)
     x = torch.randn(1, 32, 16, 16).to(memory_format=memory_format)
     with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # anything else is an error in here

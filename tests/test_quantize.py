@@ -66,7 +66,7 @@ def activations(prepared: Quantisable, samples: Samples, folder: Path) -> Activa
 @pytest.fixture(scope="module")
 def make(prepared: Quantisable, activations: Activations, folder: Path) -> Callable[..., Path]:
     def quantised(name: str = "int8.onnx", method: Method = Method.PERCENTILE, **options: object) -> Path:
-        quantise(prepared, ranges_of(activations, method), folder / name, **options)  # type: ignore[arg-type]
+        quantise(prepared, ranges_of(activations, method), folder / name, **options)
         return folder / name
 
     return quantised

@@ -47,7 +47,7 @@ def test_weights_of_another_model_are_refused(tiny_config: MakeConfig, tiny_weig
         "architecture": replace(config.model.architecture, stem_blocks=2),
         "schedule": ScheduleSpec(kappa=1.0),
     }
-    model = replace(config.model, **{what: changed[what]})  # type: ignore[arg-type]
+    model = replace(config.model, **{what: changed[what]})
     with pytest.raises(ModelError, match=rf"was trained with another model\.{what}; restore that"):
         load_stage(replace(config, model=model), "teacher")
 

@@ -226,7 +226,7 @@ def test_the_optimum_is_the_teachers_distribution() -> None:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = torch.stack([case.loss(objectives.rsd_loss, mean, deviation, t) for t in range(STEPS)]).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     optimizer.step(closure)

@@ -43,7 +43,7 @@ def gradients(config: DistillConfig, name: str) -> dict[str, Tensor]:
     """By network, as they stand after two iterations in which no weight moves, with a batch of four."""
     stage = STAGES[name](config, None)
     for optimizer in stage.optimizers.values():
-        optimizer.step = lambda *_: None  # type: ignore[assignment,method-assign,misc]
+        optimizer.step = lambda *_: None
     batch = next(training_batches(CropDataset(config.data, config.data.crop, 1), 4, 0))
     for iteration in range(2):
         stage.step(iteration, draws(stage, itertools.repeat(batch), iteration))
@@ -116,11 +116,11 @@ def test_spectral_norms_are_refined_when_asked_and_in_no_pass() -> None:
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         for layer in discriminator.layers:
-            layer.parametrizations.weight.original.normal_()  # type: ignore[operator,union-attr]
+            layer.parametrizations.weight.original.normal_()
 
     @torch.no_grad()
     def norm() -> float:
-        return float(torch.linalg.matrix_norm(discriminator.layers[1].weight.flatten(1), 2))  # type: ignore[operator]
+        return float(torch.linalg.matrix_norm(discriminator.layers[1].weight.flatten(1), 2))
 
     before = norm()
     assert abs(before - 1) > 0.1

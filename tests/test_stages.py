@@ -56,8 +56,8 @@ def test_the_four_stages_run_one_after_the_other(tiny_config: MakeConfig) -> Non
     config = tiny_config("bf16", validate_every=1, pixel_weight=1.0)
     config = replace(
         config,
-        student=replace(config.student, **DISTILL),  # type: ignore[arg-type]
-        finetune=replace(config.finetune, **JOINT),  # type: ignore[arg-type]
+        student=replace(config.student, **DISTILL),
+        finetune=replace(config.finetune, **JOINT),
     )
     before = torch.get_num_threads()
     checkpoints = {name: load_checkpoint(run_stage(name, config)) for name in STAGES}
@@ -180,8 +180,8 @@ def test_the_bicubic_image_does_not_move_the_latents_statistics(prepared: MakeCo
     encoder = copy.deepcopy(stage.networks["encoder"]).train()
     stage.step(0, draw_of(stage, batch=batch))
     encoder(batch.x0)
-    expected = cast(Tensor, encoder.normalise.running_mean)  # type: ignore[union-attr]
-    actual = cast(Tensor, stage.networks["encoder"].normalise.running_mean)  # type: ignore[union-attr]
+    expected = cast(Tensor, encoder.normalise.running_mean)
+    actual = cast(Tensor, stage.networks["encoder"].normalise.running_mean)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)  # the same sums
     assert stage.networks["encoder"].training
 

@@ -69,7 +69,7 @@ def resolver(bundle: Bundle, world: World) -> SuperResolver:
 def expected(graph: Path, spec: EngineSpec, frame: np.ndarray, **options: float) -> np.ndarray:
     tile = TileSpec(size=TILE, halo=spec.model.halo, fixed=True, batch=2)
     with OnnxRuntimeEngine(graph, spec, 1, tile=tile) as engine:
-        return NumpyFramePath(engine)(frame, **options)  # type: ignore[arg-type]
+        return NumpyFramePath(engine)(frame, **options)
 
 
 def same(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -242,7 +242,7 @@ def test_what_cannot_be_is_refused(resolver: SuperResolver, bundle: Bundle, phot
         resolver(photo(8, 8))
     engine = open_engine(bundle.graph_path, bundle.spec, tile=TileSpec.of(bundle.spec.model))
     with engine, pytest.raises(ModelError, match="has format 3, this version reads 2"):
-        DeviceFramePath(engine, bundle.path)  # type: ignore[arg-type]
+        DeviceFramePath(engine, bundle.path)
 
 
 def test_a_pack_for_another_gpu_is_refused(

@@ -198,7 +198,7 @@ def test_requests_that_cannot_be_met(
         ({"device": "cuda"}, r"device is cuda, but torch .* (is built without CUDA|finds no GPU that works); leave"),
     ):
         with pytest.raises(BackendError, match=message):
-            SuperResolver.load(path, **options)  # type: ignore[arg-type]
+            SuperResolver.load(path, **options)
     with pytest.raises(BackendError, match="implementation 'triton' needs tensors on a CUDA device, not on 'cpu'"):
         SuperResolver.load(path, frame_path="triton")
     with monkeypatch.context() as patch:

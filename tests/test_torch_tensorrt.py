@@ -34,7 +34,7 @@ def test_torch_tensorrt_goes_the_same_way(
     graphs = {"graph.onnx": toy_graph}
     options = TensorRtOptions(tile=TILE, compiler="torch-tensorrt", level=5)
 
-    class Network(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Network(torch.nn.Module):  # type: ignore[name-defined]
         def forward(self, lq: Any, noise: Any) -> Any:
             return lq + noise[:, :3]
 

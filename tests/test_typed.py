@@ -326,10 +326,7 @@ def typed_tiles(tile: onnx.ModelProto, tiny_weights: Checkpoint) -> dict[str, Ty
     held_out = batches_of(held_out_samples(tiny_weights.spec).first(2), 2)
     # Random weights: nine integer layers in a row leave less than trained ones would.
     gates = {"fp16": None, "int8": Gate(30, 14, 0)}
-    return {
-        name: typed_graph(tile, name, calibration, held_out=held_out, gate=gate)  # type: ignore[arg-type]
-        for name, gate in gates.items()
-    }
+    return {name: typed_graph(tile, name, calibration, held_out=held_out, gate=gate) for name, gate in gates.items()}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -192,7 +192,7 @@ def test_times_that_jump_beyond_reason(tmp_path: Path) -> None:
 )
 def test_what_is_no_video_is_one_line(tmp_path: Path, make_source: object, error: str) -> None:
     source = tmp_path / "a.mp4"
-    make_source(source)  # type: ignore[operator]
+    make_source(source)
     for io in ("av", "opencv"):
         with pytest.raises(VideoReadError, match=error if io == "av" else r"a\.mp4 ") as raised:
             VideoUpscaler(cubic, VideoSettings(io=io))(source, tmp_path / "b.mp4")

@@ -61,7 +61,7 @@ def decoded(path: Path) -> list[NDArray[np.uint8]]:
     capture, frames = cv2.VideoCapture(str(path)), []
     while (found := capture.read())[0]:
         frames.append(found[1])
-    return frames  # type: ignore[return-value]
+    return frames
 
 
 def never(image: NDArray[Any], **_: Any) -> NDArray[Any]:

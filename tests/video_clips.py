@@ -203,7 +203,7 @@ def read(path: Path) -> Content:
     """Decode everything."""
     with av.open(str(path)) as source:
         video = source.streams.video[0]
-        frames = []
+        frames: list[av.VideoFrame] = []
         packets: dict[int, list[tuple[float, bytes]]] = {}
         for packet in source.demux([s for s in source.streams if s.type != "attachment"]):
             if packet.stream is video:
@@ -213,6 +213,7 @@ def read(path: Path) -> Content:
                     (float(packet.pts * packet.time_base), bytes(packet))
                 )
         base = video.time_base
+        assert base is not None
         context = video.codec_context
         return Content(
             times=[frame.pts * base for frame in frames],

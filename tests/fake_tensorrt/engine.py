@@ -96,6 +96,8 @@ class ICudaEngine(Object):
 
 
 class IExecutionContext(Object):
+    _engine: ICudaEngine
+
     def __init__(self) -> None:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -167,6 +169,8 @@ class IExecutionContext(Object):
 
 
 class Refitter(Object):
+    _graph: bytes
+
     def __init__(self, engine: Any, logger: Any) -> None:
         self._fail("no-refitter")
         self._engine = engine

@@ -37,7 +37,7 @@ def test_run_gives_the_same_frames_with_the_kernels_and_without(
     frames = [(photo(90, 70), 1, 1.0), (255 - photo(90, 70), 2**63 + 5, 0.6), (photo(31, 33), 3, 1.0)]
     results: dict[str, list[NDArray[np.uint8]]] = {}
     for kind in (None, "reference", "numpy"):
-        with SuperResolver.load(tmp_path / "tiny.safetensors", frame_path=kind, **options) as enlarge:  # type: ignore[arg-type]
+        with SuperResolver.load(tmp_path / "tiny.safetensors", frame_path=kind, **options) as enlarge:
             assert enlarge.record()["frame_path"] == (kind or "triton")
             results[kind or "triton"] = [enlarge(frame, seed=seed, strength=by) for frame, seed, by in frames]
     for kind in ("reference", "numpy"):
