@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -95,6 +96,12 @@ def test_a_name_that_is_too_long_is_told_with_its_own_cure(tmp_path: Path) -> No
     for write in (check_target, lambda path: write_json(path, {})):
         with pytest.raises(OutputError, match=r"its name is too long; choose a shorter one"):
             write(tmp_path / (256 * "n"))
+
+
+def test_a_file_that_is_too_large_for_its_place_is_told_with_its_own_cure(tmp_path: Path) -> None:
+    cure = "allows no larger file; choose another folder or raise the limit"
+    with pytest.raises(OutputError, match=cure), atomic_file(tmp_path / "file"):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:

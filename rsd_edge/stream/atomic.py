@@ -158,6 +158,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
         cure = "the disk is full; free some space or choose another folder"
     elif error.errno == errno.ENAMETOOLONG:
         cure = "its name is too long; choose a shorter one"
+    elif error.errno == errno.EFBIG:
+        cure = "the file system or a limit (ulimit -f) allows no larger file; choose another folder or raise the limit"
     else:
         cure = f"{error.strerror or error}; choose a folder that you may write to"
     raised = OutputError(f"cannot write {path}: {cure}")

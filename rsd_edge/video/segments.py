@@ -5,6 +5,7 @@ Because nothing passes from one segment to the next, an interrupted run encodes 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -81,7 +82,9 @@ class SegmentWriter:
     def abandon(self) -> None:
         """Close the file of a segment that will not be finished."""
         if self._file is not None:
-            self._file.close()
+            # What could not be written is still in its buffer, and fails again.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _begin(self) -> None:
         self._context = self._encoder.start()
