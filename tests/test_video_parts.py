@@ -104,6 +104,26 @@ def test_a_subtitle_on_screen_at_the_beginning_is_cut(tmp_path: Path) -> None:
     assert not read(tmp_path / "b.mkv").packets
 
 
+@pytest.mark.parametrize(
+    ("part", "begin", "length"),
+    [
+        ({"duration": 0.12}, 4, 8),
+        ({"max_frames": 3}, 4, 8),
+        ({"start": 0.08, "duration": 0.04}, 0, 4),
+    ],
+)
+def test_a_subtitle_on_screen_at_the_end_is_cut(tmp_path: Path, part: dict[str, Any], begin: int, length: int) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(times=range(0, 25 * 512, 512), subtitle="srt"))  # from 0.04 s to 0.2 s
+    upscale(source, "b.mkv", **part)
+    with av.open(str(tmp_path / "b.mkv")) as result:
+        (text,) = [packet for packet in result.demux(subtitles=0) if packet.size]
+        assert (text.pts * text.time_base, text.duration * text.time_base) == (
+            Fraction(begin, 100),
+            Fraction(length, 100),
+        )
+        assert result.duration == 10_000 * (begin + length)  # in microseconds
+
+
 def test_subtitles_without_an_end_are_left_out_aloud(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mkv", Recipe(subtitle="srt"))
     content = source.read_bytes()

@@ -77,13 +77,16 @@ class TrackTimes:
         return True
 
     def _wanted(self, packet: Packet[Stream]) -> Fraction | None:
-        """Cut at the beginning; the packet's place, or None outside of what is wanted."""
-        time, part = _time(packet), self._clip.begin is not None
+        """Cut at both ends; the packet's place, or None outside of what is wanted."""
+        time, part, subtitle = _time(packet), self._clip.begin is not None, packet.stream.type == "subtitle"
         seconds = time * packet.time_base
         if self._end is not None and seconds >= self._end:
             return None
         left = time + (packet.duration or 0)
-        if part and time < 0 < left and packet.stream.type == "subtitle":
+        if subtitle and self._end is not None:
+            left = min(left, math.ceil(self._end / packet.time_base))  # rounded down, nothing might be left of it
+            packet.duration = left - time
+        if part and time < 0 < left and subtitle:
             packet.pts, packet.dts, packet.duration = 0, 0, left
             return Fraction(0)
         if time < 0 and (part or (left <= 0 and self._drop_priming)):
