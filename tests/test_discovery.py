@@ -115,7 +115,7 @@ def test_a_result_beside_its_input_takes_no_name_that_another_picture_may_have(r
     assert plan(root, "in/b.JPG", "in") == {"in/b.JPG": "in/b_JPG.png"}
     assert plan(root, "in/a.png", "other/../in") == {"in/a.png": "other/../in/a_png.png"}
     [job] = plan_jobs([root / "in" / "b.JPG"], root / "in")
-    assert job.note == "named b_JPG.png because it lies beside its input"
+    assert job.note == "named b_JPG.png because its input is in the same folder"
 
 
 def test_equal_stems_are_told_apart(root: Path) -> None:

@@ -193,7 +193,7 @@ def _beside_others(job: Job, *, shared: bool) -> Job:
     if shared:
         why = f"another input is named {job.source.stem} too"
     elif _real(job.target.parent) == _real(job.source.parent):
-        why = "it lies beside its input"
+        why = "its input is in the same folder"
     else:
         return job
     target = job.target.with_name(f"{job.target.stem}_{job.source.suffix.lstrip('.')}{job.target.suffix}")
