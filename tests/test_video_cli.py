@@ -294,7 +294,7 @@ def test_a_full_disk_stops_the_run(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     assert rsd_edge("run", "in", "-o", "out") == 2
     err = capfd.readouterr().err
     assert "error: cannot write out/clip.mp4: the disk is full; free some space" in err
-    assert "what is done is kept; the same command goes on once there is room" in err
+    assert "; all frames are kept, and the same command goes on\n" in err
     assert "1 done, 1 failed, 1 not started" in err
 
 

@@ -128,24 +128,28 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_while_encoding(source: Path, whole: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("taken", "further"), [(2, "goes on after frame 8"), (0, "begins anew")])
+def test_a_full_disk_while_encoding(
+    source: Path, whole: list[int], monkeypatch: pytest.MonkeyPatch, taken: int, further: str
+) -> None:
     target = source.with_name("b.mp4")
     opened = []
 
     def limited(path: Path, mode: str) -> IO[bytes]:
         opened.append(path)
-        # What is in the buffer of the third fails again when it is closed.
-        return io.BufferedWriter(FullDisk(path, mode)) if len(opened) == 3 else open(path, mode)
+        # What is in the buffer fails again when it is closed.
+        return io.BufferedWriter(FullDisk(path, mode)) if len(opened) > taken else open(path, mode)
 
     with monkeypatch.context() as patch:
         patch.setattr(segments_module, "open", limited, raising=False)
-        with pytest.raises(OutputError, match=r"b\.mp4: the disk is full; free some space") as raised:
+        with pytest.raises(OutputError, match=r"b\.mp4: the disk is full; free some space") as told:
             VideoUpscaler(cubic, SETTINGS)(source, target)
-    assert is_disk_full(raised.value)
+    assert is_disk_full(told.value)
+    assert str(told.value).endswith(f"; the same command {further}, since whole pieces of 4 are kept")
     assert not target.exists()
     again = Counting()
     VideoUpscaler(again, SETTINGS)(source, target)
-    assert again.calls == FRAMES - 8
+    assert again.calls == FRAMES - 4 * taken
     assert read(target).hashes == whole
     assert names(source.parent) == {"b.mp4"}
 

@@ -141,11 +141,8 @@ def _run_job(job: Job, upscaler: VideoUpscaler) -> FileResult:
         if isinstance(error, MemoryError):
             message = f"not enough memory for {job.name}; close other programs or give --temporal fixed"
         _line(f"error: {message}")
-        full = is_disk_full(error)
-        if full:
-            _line("what is done is kept; the same command goes on once there is room")
         seconds = time.perf_counter() - began
-        return FileResult(job, Status.FAILED, seconds=seconds, error=message, disk_full=full)
+        return FileResult(job, Status.FAILED, seconds=seconds, error=message, disk_full=is_disk_full(error))
     notes = (*made.notes, *([job.note] if job.note else []))
     for note in notes:
         _line(f"warning: {job.name}: {note}")

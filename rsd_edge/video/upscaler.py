@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError, VideoInterrupted, VideoReadError
 from rsd_edge.frames import SCALE
-from rsd_edge.stream.atomic import folder_for
+from rsd_edge.stream.atomic import folder_for, is_disk_full
 from rsd_edge.stream.passwords import without_password
 from rsd_edge.video.colour import is_deep
 from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
@@ -130,7 +131,7 @@ class VideoUpscaler:
         if forecast is not None:
             size = (plan.encoder.width, plan.encoder.height)
             forecast(Forecast(plan.clip.frames, size, plan.encoder.name, plan.predicted_bytes))
-        with folder_for(target), WorkFolder(target, self._header(plan)) as work:
+        with folder_for(target), WorkFolder(target, self._header(plan)) as work, self._further_told(work):
             plan = replace(plan, encoder=replace(plan.encoder, threads=work.threads))
             notes = (*plan.notes, *_check_room(plan, work, _KEPT_BYTES if self.settings.blends else 0))
             state = work.rewind() if self.settings.blends and not work.complete else {}
@@ -145,7 +146,7 @@ class VideoUpscaler:
                 track_notes = join(film, target)
             except KeyboardInterrupt:
                 what = f"interrupted while {target} was put together"
-                raise VideoInterrupted(f"{source}: {what}; all frames are kept, and the same command goes on") from None
+                raise VideoInterrupted(f"{source}: {what}; {self._further(work)}") from None
             work.remove()
         return VideoResult(
             source=source,
@@ -276,10 +277,28 @@ class VideoUpscaler:
             join(self._film(plan, work, segments), partial)
             work.note_partial(frames)
         playable = f"the first {work.partial_frames} frames are in {partial}"
+        return f"{plan.clip.path}: {playable}; {self._further(work)}"
+
+    def _further(self, work: WorkFolder) -> str:
+        """What the same command will do."""
+        if work.complete:
+            return "all frames are kept, and the same command goes on"
         length = self.settings.segment_frames
         kept = sum(segment.frames for segment in work.segments[: work.resumable if self.settings.blends else None])
         further = f"goes on after frame {kept}" if kept else "begins anew"
-        return f"{plan.clip.path}: {playable}; the same command {further}, since whole pieces of {length} are kept"
+        return f"the same command {further}, since whole pieces of {length} are kept"
+
+    @contextlib.contextmanager
+    def _further_told(self, work: WorkFolder) -> Iterator[None]:
+        """An error of a full disk also tells what the same command will do once there is room."""
+        try:
+            yield
+        except OutputError as error:
+            if not is_disk_full(error):
+                raise
+            told = OutputError(f"{error}; {self._further(work)}")
+            told.errno = error.errno
+            raise told from error
 
 
 def _dtype(plan: _Plan) -> np.dtype[Any]:
