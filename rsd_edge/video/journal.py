@@ -121,8 +121,6 @@ class WorkFolder:
                 self._state_path(old).unlink()
         with atomic_file(self._state_path(segments)) as file:
             np.savez(file, **dict(state))  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
 
     def rewind(self) -> State:
         """Give up segments behind which no state was kept, and return the state behind the others; nothing at the
