@@ -285,17 +285,17 @@ def test_stripped_videos_keep_no_tags_but_languages() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_a_full_disk_stops_the_run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    from rsd_edge.stream.atomic import output_error
-
-    def full(film: Any, path: Path) -> None:
-        raise output_error(path, OSError(28, "No space left on device"))
+    def full(_: object, path: Path) -> None:
+        raise output_error(path, OSError(errno.ENOSPC, "No space left on device"))
 
     monkeypatch.setattr("rsd_edge.video.upscaler.join", full)
-    assert rsd_edge("run", "in", "-o", "out") == 2
-    err = capfd.readouterr().err
-    assert "error: cannot write out/clip.mp4: the disk is full; free some space" in err
-    assert "; all frames are kept, and the same command goes on\n" in err
-    assert "1 done, 1 failed, 1 not started" in err
+    monkeypatch.setattr(run_command, "write_report", lambda path, _: full(None, path))
+    assert rsd_edge("run", "in", "-o", "out", "--report", "r.json") == 2
+    *_, film, summary, report = capfd.readouterr().err.splitlines()
+    assert film.startswith("error: cannot write out/clip.mp4: the disk is full; free some space")
+    assert film.endswith("; all frames are kept, and the same command goes on")
+    assert summary.startswith("1 done, 1 failed, 1 not started in ")
+    assert report.startswith("error: cannot write r.json: the disk is full; free some space")
 
 
 def test_ctrl_c_from_the_keyboard(tmp_path: Path) -> None:

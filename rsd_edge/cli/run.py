@@ -192,11 +192,7 @@ def command(
             stack.enter_context(folder_for(report_path))
             check_report(report_path, [path for job in jobs for path in (job.source, job.target)])
         resolver = stack.enter_context(load(settings))
-        results = _run(images, videos, resolver, settings, film_settings, report_path)
-    failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
-    if sys.stderr.isatty() or (failed and len(jobs) > 1):
-        click.echo(_summary(results, output), err=True)
-    return FAILED if failed else 0
+        return _run(images, videos, resolver, settings, film_settings, output, report_path)
 
 
 def load_resolver(settings: RunSettings) -> SuperResolver:
@@ -240,9 +236,10 @@ def _run(
     resolver: SuperResolver,
     settings: RunSettings,
     film_settings: VideoSettings,
+    output: Path,
     report_path: Path | None,
-) -> list[FileResult]:
-    """Run the jobs, images first, with a display, and report on them."""
+) -> int:
+    """Run the jobs, images first, with a display, sum them up and report on them; the exit code."""
     engine = resolver.record()
     results: list[FileResult] = []
     try:
@@ -253,13 +250,17 @@ def _run(
         full = any(result.disk_full for result in results)
         for result in run_videos(videos, resolver, film_settings, skip_existing=settings.skip_existing, stopped=full):
             results.append(result)
+        failed = len(results) - count(results, Status.DONE) - count(results, Status.SKIPPED)
+        # Before the report, for which there may be no room either.
+        if sys.stderr.isatty() or (failed and len(results) > 1):
+            click.echo(_summary(results, output), err=True)
+        return FAILED if failed else 0
     except KeyboardInterrupt as interruption:
         results += _interrupted([*images, *videos][len(results) :], str(interruption))
         raise
     finally:  # an interrupted run has an account as well
         if report_path is not None:
             write_report(report_path, report(results, settings, engine, film_settings if videos else None))
-    return results
 
 
 def _interrupted(left: Sequence[Job], message: str) -> list[FileResult]:
