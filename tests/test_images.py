@@ -134,6 +134,9 @@ def test_plain_images_lose_nothing(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ImageReadError, match=r"gone\.png does not exist; check the spelling"):
         read_image(tmp_path / "gone.png")
+    (tmp_path / "link.png").symlink_to("gone.png")
+    with pytest.raises(ImageReadError, match=r"link\.png is a link to gone\.png, which leads nowhere; mend or remove"):
+        read_image(tmp_path / "link.png")
 
 
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_the_forecast_goes_with_quality_and_preset(tmp_path: Path, options: Any,
     ("options", "target", "error"),
     [
         ({"codec": "h265"}, "b.mp4", "h265 is not in this FFmpeg"),
-        ({"codec": "mpeg4"}, "b.webm", "choose another --codec"),
+        ({"codec": "mpeg4"}, "b.webm", "choose another --codec$"),
         ({"codec": "h264_nvenc"}, "b.mp4", "h264_nvenc does not work here"),
         ({"codec": "aac"}, "b.mp4", "aac is no video encoder"),
         ({"codec": "mpeg4", "preset": "fast"}, "b.avi", "mpeg4 takes no --preset; leave it out"),
@@ -347,6 +347,13 @@ def test_what_cannot_be_encoded_is_refused(tmp_path: Path, options: Any, target:
     with pytest.raises(OutputError, match=error):
         upscale(source, target, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
+
+
+def test_a_smaller_scale_is_offered_where_it_helps(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mp4", Recipe(size=(128, 96)))
+    with pytest.raises(OutputError, match=r"does not start at 512x384 .*; choose another --codec or a smaller --scale"):
+        upscale(source, "b.avi", codec="h263")
+    assert upscale(source, "b.avi", codec="h263", scale=1)[1].codec == "h263"
 
 
 def test_only_options_that_count_are_told(tmp_path: Path) -> None:

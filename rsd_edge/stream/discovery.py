@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsd_edge.errors import ImageReadError, InputError, OutputError
+from rsd_edge.stream.missing import missing
 from rsd_edge.stream.passwords import without_password
 from rsd_edge.stream.results import IMAGE_SUFFIXES, check_suffix
 from rsd_edge.video.formats import CONTAINERS, VIDEO_SUFFIXES, is_video, result_suffix
@@ -69,7 +70,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, recursive: bool = False, 
     """
     if len(inputs) == 1 and not inputs[0].exists():
         # One of several is left to its own job, which fails without stopping the others.
-        raise ImageReadError(f"{inputs[0]} does not exist; check the spelling")
+        raise ImageReadError(missing(inputs[0]))
     target = output.suffix.lower()
     if target in _OTHER_IMAGE_SUFFIXES:
         check_suffix(output)

@@ -20,6 +20,7 @@ from rsd_edge.errors import ImageReadError
 from rsd_edge.opencv import cv2, quiet
 from rsd_edge.stream.encoders import Layout, Pixels
 from rsd_edge.stream.headers import SNIFF_BYTES, HeaderError, ImageHeader, parse_header, sniff_format
+from rsd_edge.stream.missing import missing
 from rsd_edge.stream.png_chunks import bare_png
 from rsd_edge.stream.results import plan_result, to_bytes
 
@@ -206,7 +207,7 @@ def _read_bytes(path: Path) -> bytes:
             return start + file.read()
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            raise ImageReadError(f"{path} does not exist; check the spelling") from None
+            raise ImageReadError(missing(path)) from None
         denied = error.errno in (errno.EACCES, errno.EPERM)
         cure = "allow this user to read it" if denied else "check the path and the disk"
         raise ImageReadError(f"{path} cannot be read ({error.strerror or error}); {cure}") from None

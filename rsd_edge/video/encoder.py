@@ -168,12 +168,12 @@ def choose_encoder(
     if container is None:
         known = ", ".join(CONTAINERS)
         raise OutputError(f"cannot write {target}: '{target.suffix}' is no video format here; use one of {known}")
-    refused, shallow = [], None
+    refused, shallow = {}, None
     for codec in (settings.codec,) if settings.codec else container.codecs:
         for name in _ENCODERS.get(codec, (codec,)):
             encoder, why = _try(name, clip, container, size, settings)
             if encoder is None:
-                refused.append(f"{name} {why}")
+                refused[name] = why
             elif clip.colour.bits <= 8 or is_deep(encoder.pixel_format):
                 return encoder, _losses(encoder, clip)
             else:
@@ -181,8 +181,13 @@ def choose_encoder(
                 break  # another encoder of the same codec is no better reason to leave the processor
     if shallow is not None:
         return shallow, _losses(shallow, clip)
-    other = "choose another --codec" if settings.codec else "try another suffix"
-    raise OutputError(f"cannot encode {target}: {'; '.join(refused)}; {other} or a smaller --scale")
+    cure = "choose another --codec" if settings.codec else "try another suffix"
+    # What encodes the film at its own size is refused for the size alone.
+    width, height = clip.upright_size
+    least = (width + width % 2, height + height % 2)
+    if any(_try(name, clip, container, least, settings)[0] for name in refused):
+        cure += " or a smaller --scale"
+    raise OutputError(f"cannot encode {target}: {'; '.join(map(' '.join, refused.items()))}; {cure}")
 
 
 def _try(

@@ -18,6 +18,7 @@ from rsd_edge.errors import InputError, OutputError, VideoInterrupted, VideoRead
 from rsd_edge.frames import SCALE
 from rsd_edge.opencv import cv2, quiet
 from rsd_edge.stream.atomic import check_target, folder_for, output_error
+from rsd_edge.stream.missing import missing
 from rsd_edge.stream.passwords import without_password
 from rsd_edge.video.encoder import fitted
 from rsd_edge.video.journal import free_partial
@@ -123,7 +124,7 @@ def _name(source: Path | str) -> str:
 @contextmanager
 def _reader(source: Path | str) -> Iterator[Any]:
     if isinstance(source, Path) and not source.exists():
-        raise VideoReadError(f"{source} does not exist; check the spelling")
+        raise VideoReadError(missing(source))
     if isinstance(source, Path) and not source.is_file():
         raise VideoReadError(f"{source} is no video file and no camera; name one")
     name = str(source.absolute()) if isinstance(source, Path) else source

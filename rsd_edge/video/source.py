@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from rsd_edge.errors import InputError, VideoReadError
 from rsd_edge.frames import Frame
+from rsd_edge.stream.missing import missing
 from rsd_edge.video.colour import Colour, colour_of, is_hdr
 from rsd_edge.video.packet_times import PacketTimes
 from rsd_edge.video.settings import VideoSettings, check_pixels
@@ -130,7 +131,7 @@ class Clip:
 def opened(path: Path) -> Iterator[InputContainer]:
     """The open file. Raises VideoReadError if it is missing, empty, no video, or damaged beyond opening."""
     if not path.exists():
-        raise VideoReadError(f"{path} does not exist; check the spelling")
+        raise VideoReadError(missing(path))
     if not path.is_file():
         raise VideoReadError(f"{path} is no regular file; name a video file")
     try:
