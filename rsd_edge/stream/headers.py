@@ -10,12 +10,13 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rsd_edge.stream.density import jpeg_dpi, png_dpi, png_gamma, tiff_dpi
 from rsd_edge.stream.metadata import Metadata, exif_of_tiff
 from rsd_edge.stream.png_chunks import PNG_SIGNATURE, PNG_XMP, png_chunks, png_metadata
 from rsd_edge.stream.tiff import Directory, TiffError, open_tiff
+from rsd_edge.stream.unread import jpeg_unread, png_unread, tiff_unread
 
 SNIFF_BYTES = 32
 """How many leading bytes `sniff_format` needs."""
@@ -51,11 +52,14 @@ _JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_SCAN = 0xDA
 _JPEG_YCCK = b"\2"
 _JPEG_EXIF, _JPEG_XMP, _JPEG_ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
-_JPEG_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+_JPEG_MARKERS = (0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE)
+"""Of JFIF, EXIF and XMP, profiles, Photoshop, Adobe and comments."""
 
 _PNG_COLOURS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Channels of each colour type."""
 _PNG_GRAY, _PNG_PALETTE = 0, 3
+_PNG_TEXT_START = 128
+"""Bytes, of which a keyword has up to 79."""
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS = 256, 257, 258
 _TIFF_COMPRESSION = 259
@@ -147,7 +151,7 @@ def parse_header(data: bytes) -> ImageHeader:
 
 def _png(data: bytes) -> ImageHeader:
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    alpha, clear_gray, wrapped = colour in (4, 6), None, {}
+    alpha, clear_gray, wrapped, texts = colour in (4, 6), None, {}, []
     for kind, start, end in png_chunks(data):
         # Lower case marks a chunk that decoders may ignore, and its checksum with it.
         critical = kind[:1].isupper()
@@ -158,6 +162,8 @@ def _png(data: bytes) -> ImageHeader:
             clear_gray = _png_clear_gray(data[start:end], bits)
         if kind == b"acTL" and struct.unpack_from(">I", data, start)[0] > 1:
             raise HeaderError("is an animated PNG file", _TO_STILL)
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            texts.append(data[start : min(end, start + _PNG_TEXT_START)])
         if kind in (b"eXIf", b"iCCP", b"pHYs", b"gAMA", b"sRGB") or (
             kind == b"iTXt" and data.startswith(PNG_XMP + b"\0", start)
         ):
@@ -177,7 +183,7 @@ def _png(data: bytes) -> ImageHeader:
                 clear_gray=clear_gray,
                 dpi=png_dpi(wrapped),
                 gamma=png_gamma(wrapped),
-                metadata=png_metadata(wrapped),
+                metadata=replace(png_metadata(wrapped), unread=png_unread(texts)),
             )
     raise HeaderError("is truncated")
 
@@ -211,7 +217,7 @@ def _jpeg(data: bytes) -> ImageHeader:
         scanned |= marker == _JPEG_SCAN
         if marker in _JPEG_FRAME_MARKERS and not frame:
             frame = (marker, *struct.unpack_from(">BHHB", data, position + 2))
-        elif marker in (0xE0, 0xE1, 0xE2, 0xEE) and not scanned:
+        elif marker in _JPEG_MARKERS and not scanned:
             wrapped.append((marker, data[position + 2 : position + size]))
         position += size
     raise HeaderError("is truncated")
@@ -243,8 +249,7 @@ def _jpeg_metadata(wrapped: list[tuple[int, bytes]]) -> Metadata:
     complete = bool(numbered) and [number for number, _ in numbered] == list(range(1, parts[0][1] + 1))
     icc = b"".join(content for _, content in numbered) if complete else b""
     damaged = () if complete or not parts else ("ICC profile",)
-    more = any(content.startswith(_JPEG_MORE_XMP) for marker, content in wrapped if marker == 0xE1)
-    return Metadata(first(_JPEG_EXIF), first(_JPEG_XMP), icc, damaged, ("Extended XMP",) if more else ())
+    return Metadata(first(_JPEG_EXIF), first(_JPEG_XMP), icc, damaged, jpeg_unread(wrapped))
 
 
 def _webp(data: bytes) -> ImageHeader:
@@ -375,7 +380,7 @@ def _tiff_metadata(main: Directory) -> Metadata:
         except TiffError:
             unreadable.append(name)
     exif, xmp, icc = (found.get(name, b"") for name in readers)
-    return Metadata(exif, xmp, icc, tuple(unreadable))
+    return Metadata(exif, xmp, icc, tuple(unreadable), tiff_unread(main))
 
 
 _PARSERS: dict[str, Callable[[bytes], ImageHeader]] = {

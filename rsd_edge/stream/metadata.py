@@ -13,7 +13,10 @@ ORIENTATION = 274
 EXIF_DIRECTORY, GPS_DIRECTORY = 34665, 34853
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 40962, 40963
 _INTEROPERABILITY = 40965
-_MAIN_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, 40091, 40092, 40093, 40094, 40095)
+_MAIN_TAGS = (
+    *(269, 270, 271, 272, 282, 283, 285, 296, 305, 306, 315, 316, 18246, 18249, 33432),
+    *(40091, 40092, 40093, 40094, 40095),
+)
 """Of a TIFF file's main directory, what describes the picture and not its storage: make, model, date, artist, ..."""
 _RESOLUTION_TAGS = (282, 283, 296)
 _LARGEST_EXIF = 1 << 22
@@ -43,7 +46,7 @@ class Metadata:
     def kinds(self) -> tuple[str, ...]:
         """The names of what is there."""
         found = (("EXIF", self.exif), ("XMP", self.xmp), ("ICC profile", self.icc))
-        return tuple(name for name, content in found if content)
+        return (*(name for name, content in found if content), *self.unreadable, *self.unread)
 
     @property
     def orientation(self) -> int:
