@@ -1,4 +1,4 @@
-"""The training loop all stages share: batches, learning rate, logging, validation, checkpoints, resume, Ctrl-C."""
+"""The training loop all stages share: batches, learning rate, logging, validation, checkpoints, resume, signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rsd_edge.distill.progress import Progress
 from rsd_edge.distill.randomness import Randomness
 from rsd_edge.distill.run_log import RunLog
 from rsd_edge.distill.snapshot import STATE_FILE, Resumed, resume, save_state
-from rsd_edge.distill.stage import DATA, Draw, EncodedBatch, Part, Stage, Validation
+from rsd_edge.distill.stage import DATA, Draw, EncodedBatch, Part, Stage, TrainingDivergedError, Validation
 from rsd_edge.distill.stage_config import StageConfig
 from rsd_edge.distill.stop_signal import StopSignal
 from rsd_edge.errors import InputError
@@ -53,9 +53,10 @@ def train(stage: Stage, batches_from: BatchesFrom | None = None) -> Path:
     """Run a stage to its last iteration, resuming if its folder holds a state. Returns the weights' path.
 
     batches_from: instead of the data that the configuration names, for the same iterations in the same order.
-    The first Ctrl-C ends the iteration, saves and raises KeyboardInterrupt; a second one does not wait. Raises
-    TrainingDivergedError, ModelError for a state that does not fit or has other settings, OutputError if the folder
-    cannot be written or another run trains in it; in each case the last state saved stays as it is.
+    The first Ctrl-C, SIGTERM or SIGHUP ends the iteration, saves and raises KeyboardInterrupt; a second Ctrl-C
+    does not wait. Raises TrainingDivergedError, ModelError for a state that does not fit, has other settings or is
+    beyond the last iteration, OutputError if the folder cannot be written or another run trains in it; in each case the
+    last state saved stays as it is.
     """
     check_share(stage)
     stage.validation  # noqa: B018 (what is missing there should not show after the first five hundred iterations)
@@ -86,9 +87,14 @@ def _train(stage: Stage, folder: Path, batches_from: BatchesFrom | None) -> Path
 
 def _record(stage: Stage, run: _Run, figures: dict[str, float]) -> dict[str, Any]:
     """How the weights were made. `config` has the last settings, `changes` the earlier ones."""
-    iterations = max(run.start, stage.stage.iterations)
-    record = {"stage": stage.name, "iterations": iterations, "seconds": round(run.seconds), "validation": figures}
-    record |= {"config": dict(config_to_dict(stage.config)), "torch": torch.__version__}
+    record = {
+        "stage": stage.name,
+        "iterations": stage.stage.iterations,
+        "seconds": round(run.seconds),
+        "validation": figures,
+        "config": dict(config_to_dict(stage.config)),
+        "torch": torch.__version__,
+    }
     record |= {"started_from": stage.origin} if stage.origin else {}
     return record | ({"changes": [change._asdict() for change in run.changes]} if run.changes else {})
 
@@ -159,9 +165,18 @@ class _Run:
                 return self._iterate(batches, run_log, progress, stop)
             except BaseException as error:
                 how = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                kept = f"iteration {self.saved} of {settings.iterations} is kept, the same command goes on from there"
-                log.warning("%s %s: %s", stage.name, how, kept if self.saved else "no iteration was saved yet")
+                log.warning("%s %s: %s", stage.name, how, self._kept(error))
                 raise
+
+    def _kept(self, error: BaseException) -> str:
+        """What can be gone on from after this error."""
+        if not self.saved:
+            return "no iteration was saved yet"
+        kept = f"iteration {self.saved} of {self.stage.stage.iterations} is kept"
+        if isinstance(error, TrainingDivergedError):
+            state = self.folder / STATE_FILE  # finite weights may be ruined all the same
+            return f"{kept}; if it fails from there with lower rates, too, delete {state} to start this stage again"
+        return f"{kept}, the same command goes on from there"
 
     def _iterate(
         self, batches: Iterator[Batch], run_log: RunLog, progress: Progress, stop: StopSignal
@@ -186,7 +201,7 @@ class _Run:
                 self._save(done)
             progress.advance()
             if stopping:
-                raise KeyboardInterrupt
+                stop.end()
         return figures
 
     def _validate(self) -> Validation:

@@ -87,8 +87,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def resume(stage: Stage, path: Path) -> Resumed:
     """Take over a state; without one the stage stays as it is.
 
-    Raises ModelError for a state that does not fit, that another version wrote, or that was begun with settings which
-    must not change within a run.
+    Raises ModelError for a state that does not fit, that another version wrote, that was begun with settings which must
+    not change within a run, or that is beyond the stage's last iteration.
     """
     if not path.is_file():
         _check_alone(path)
@@ -112,6 +112,11 @@ def resume(stage: Stage, path: Path) -> Resumed:
             f"{path} does not fit this configuration ({' '.join(str(error).split())}); "
             "restore the configuration it was written with, or choose another run_dir"
         ) from error
+    if done > stage.stage.iterations:
+        raise ModelError(
+            f"stage {stage.name} has done {done} iterations already, and {stage.name}.iterations is "
+            f"{stage.stage.iterations}; set it to {done} or more, or choose another run_dir for a new run"
+        )
     log.info("resuming %s at iteration %d", stage.name, done)
     for change in changed if stage.runtime.is_main else ():
         log.warning("resuming with another setting: %s", change)

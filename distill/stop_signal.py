@@ -1,4 +1,4 @@
-"""Ctrl-C and termination as a request that the loop answers between two iterations."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request that the loop answers between two iterations."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from rsd_edge.signals import endings
+
+_WITHHELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def withheld_from_children() -> Iterator[None]:
-    """Processes that are started within the block are not told of SIGINT and SIGTERM, from their first moment on.
+    """Processes that are started within the block are not told of SIGINT, SIGTERM and SIGHUP, from their first moment.
 
     A terminal and a service manager tell a whole group at once, and a run that is to save what is done still needs its
     workers. They have to call `obey_only_the_parent`.
     """
     resource_tracker.ensure_running()  # or it is started with the first of them, and lets the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WITHHELD)
     try:
         yield
     finally:
@@ -41,18 +43,19 @@ def obey_only_the_parent() -> None:
 
 
 class StopSignal:
-    """Within the block, the first SIGINT or SIGTERM sets `asked`; the next one acts as it did before.
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP sets `asked`; a SIGINT after it acts as it did before.
 
+    Further ones of the others do nothing: `timeout`, shells and terminals send them twice.
     Outside of the main thread, which alone is sent signals, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._came: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, *endings())}
         return self
 
     def __exit__(
@@ -60,9 +63,23 @@ class StopSignal:
     ) -> None:
         self._restore()
 
+    @property
+    def asked(self) -> bool:
+        """Whether one has come."""
+        return self._came is not None
+
+    def end(self) -> NoReturn:
+        """Raise KeyboardInterrupt, by what handled the signal before if it can: it may keep which one it was."""
+        handler = None if self._came is None else self._before[self._came]
+        self._restore()  # or what the handler settles for further signals would be undone
+        if callable(handler):
+            handler(self._came, None)
+        raise KeyboardInterrupt
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
+        if self._came is None:
+            self._came = number
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -177,7 +177,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [row["iteration"] for row in kept[0] if "seconds" in row and "lpips" in row] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_saves_what_is_done(tiny_config: MakeConfig, number: signal.Signals) -> None:
     config = tiny_config(iterations=9, save_every=9)
     before = signal.getsignal(number)

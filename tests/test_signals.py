@@ -13,7 +13,7 @@ import pytest
 from video_clips import Recipe, make
 
 from rsd_edge.cli import main
-from rsd_edge.cli.signals import noted_signals
+from rsd_edge.signals import noted_signals
 from rsd_edge.stream.images import write_image
 
 SLOW = """

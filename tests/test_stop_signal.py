@@ -30,13 +30,41 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_handler_before_learns_of_a_signal_when_the_work_is_saved(number: signal.Signals) -> None:
+    """Twice, as `timeout` and terminals send it."""
+    came: list[int] = []
+    before = signal.signal(number, lambda which, _frame: came.append(which))
+    try:
+        with StopSignal() as stop:
+            for _ in range(2):
+                signal.raise_signal(number)
+            assert (stop.asked, came) == (True, [])
+            with pytest.raises(KeyboardInterrupt):
+                stop.end()
+        assert came == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hangup_that_is_ignored_stops_nothing() -> None:
+    """As with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_workers_go_on_when_the_group_is_told_to_end(hr_photos: Path) -> None:
     before = set(multiprocessing.active_children())
     config = DataConfig(str(hr_photos), str(hr_photos), crop=64, workers=1, val_crops=1)
     data = training_batches(CropDataset(config, 64, 5), 2, 0)
     (worker,) = set(multiprocessing.active_children()) - before
     for _ in ("while it starts", "at work"):
-        for name in ("INT", "TERM"):
+        for name in ("INT", "TERM", "HUP"):
             subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)  # not from its parent
         for _ in range(_AHEAD + 2):
             next(data)

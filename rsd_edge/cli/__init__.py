@@ -11,9 +11,9 @@ from typing import NamedTuple
 import click
 
 from rsd_edge import __version__
-from rsd_edge.cli.signals import INTERRUPTED, ended_as_by_ctrl_c
 from rsd_edge.cli.streams import lasting_stderr, mend_streams, one_line, output_is_lost
 from rsd_edge.errors import MissingDependencyError, RsdEdgeError
+from rsd_edge.signals import INTERRUPTED, ended_as_by_ctrl_c
 
 FAILED = 2
 SLOWER = 3

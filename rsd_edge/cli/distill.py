@@ -9,6 +9,7 @@ import click
 
 from rsd_edge.cli import missing_package
 from rsd_edge.errors import InputError
+from rsd_edge.signals import INTERRUPTED
 
 _STAGES = ("autoencoder", "teacher", "student", "finetune")
 
@@ -25,6 +26,14 @@ def command(stage: str, config: str, overrides: tuple[str, ...], device: str | N
     The student stage alone distils from a published teacher. An interrupted stage goes on where its last checkpoint
     left it when the same command is given again. For several processes: torchrun --nproc-per-node N -m rsd_edge distill
     """
+    try:
+        return _distill(stage, config, overrides, device, dry_run=dry_run)
+    except KeyboardInterrupt:  # the loop has told what is kept, if it came that far
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+
+
+def _distill(stage: str, config: str, overrides: tuple[str, ...], device: str | None, *, dry_run: bool) -> int:
     try:
         from rsd_edge.distill import stages
         from rsd_edge.distill.config import load_config

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rsd_edge.cli.reports import check_report, write_report
-from rsd_edge.cli.signals import noted_signals
 from rsd_edge.cli.video_options import given_options
 from rsd_edge.errors import InputError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
+from rsd_edge.signals import noted_signals
 from rsd_edge.specs import Backend, FramePathKind
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
     here = threading.current_thread() is threading.main_thread()
-    before = {kind: signal.signal(kind, interrupt) for kind in _endings()} if here else {}
+    before = {kind: signal.signal(kind, interrupt) for kind in endings()} if here else {}
     try:
         yield
     except SystemExit as end:
@@ -68,7 +68,7 @@ def noted_signals() -> Iterator[list[int]]:
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
-    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, *_endings())}
+    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, *endings())}
     try:
         yield came
     finally:
@@ -76,7 +76,7 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
-def _endings() -> list[signal.Signals]:
+def endings() -> list[signal.Signals]:
     """SIGTERM, and SIGHUP where there is one and nobody has it ignored, as nohup has."""
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
