@@ -82,6 +82,8 @@ class DistillConfig:
     finetune: StudentConfig = field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:
+        if not self.run_dir:
+            raise InputError("run_dir is empty; give a folder, or . for the current one")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is '{self.precision}'; training runs in fp32, bf16 or fp16")
         if not 0 <= self.seed <= _LARGEST_SEED:
@@ -119,10 +121,12 @@ class DistillConfig:
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number; by the standard it would be text for want of a point."""
+    """YAML in which 1e-4, inf and nan are numbers; by the standard they would be text for want of a point."""
 
 
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+[eE][-+]?[0-9]+|inf|nan)$"), list("-+0123456789in")
+)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> DistillConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rsd_edge.distill.data_config import check_crop
@@ -66,6 +67,9 @@ class StageConfig:
     save_every: int = 200
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} of a stage is {value}; it must be finite")
         weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
         self._check_least(0, (*weights, *_AT_LEAST_0))
         self._check_least(1, _AT_LEAST_1)
@@ -82,12 +86,12 @@ class StageConfig:
 
     def _check_least(self, bound: int, names: tuple[str, ...]) -> None:
         for name in names:
-            if not getattr(self, name) >= bound:
+            if getattr(self, name) < bound:
                 raise InputError(f"{name} of a stage is {getattr(self, name)}; it must be at least {bound}")
 
     def _check_positive(self, names: tuple[str, ...]) -> None:
         for name in names:
-            if not getattr(self, name) > 0:
+            if getattr(self, name) <= 0:
                 raise InputError(f"{name} of a stage is {getattr(self, name)}; it must be greater than 0")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
