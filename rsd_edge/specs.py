@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,6 +24,7 @@ _SQRT_ETA_FIRST_LIMIT = math.sqrt(0.001)
 """Of ResShift's schedule."""
 _EDGE_REDUCTION = 2
 """Of the compact generator."""
+_PLAIN_NAME = re.compile(r"[^/\\.\-][^/\\]*")
 
 EDGE_FAMILY = "edge"
 PUBLISHED_FAMILIES = ("resshift", "sinsr", "rsd")
@@ -237,6 +239,7 @@ class ModelSpec:
     """What a model is, whatever engine runs it."""
 
     name: str
+    """Folders and files are called by it, so it must be the plain name of one."""
     family: str = "edge"
     scale: int = 4
     steps: int = 1
@@ -250,6 +253,11 @@ class ModelSpec:
     """Of the family: a PublishedArchitecture for resshift, sinsr and rsd."""
 
     def __post_init__(self) -> None:
+        if not (_PLAIN_NAME.fullmatch(self.name) and self.name.isprintable()):
+            raise InputError(
+                f"model name is {self.name!r}; it must be a plain file name: not empty, printable, without / and \\, "
+                "and not beginning with . or -"
+            )
         expected = architecture_of(self.family)
         if not isinstance(self.architecture, expected):
             raise ModelError(

@@ -126,6 +126,7 @@ def test_the_state_of_a_run_is_no_checkpoint(tmp_path: Path) -> None:
         (json.dumps({"format": 1}), "damaged metadata"),
         (json.dumps({"format": 1, "spec": {"nom": "x"}, "record": {}}), "unknown key 'nom'"),
         (json.dumps({"format": 1, "spec": {"name": "x"}, "record": 3}), "damaged metadata"),
+        (json.dumps({"format": 1, "spec": {"name": "../x"}, "record": {}}), r"cannot be used: model name is '\.\./x'"),
     ],
 )
 def test_files_of_another_kind_are_named(tmp_path: Path, header: str | None, message: str) -> None:

@@ -63,6 +63,18 @@ def test_tiles_that_hold_nothing_are_refused(sizes: dict[str, int], message: str
             make(**sizes)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../../x", "a/b", "a\\b", "/x", ".x", "-x", "a\nb", "a\0"])
+def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
+    """Bundles are called by it."""
+    with pytest.raises(InputError, match=r"model name is '.*'; it must be a plain file name: not empty, printable"):
+        ModelSpec(name)
+
+
+@pytest.mark.parametrize("name", ["edge-s", "resshift_realsrx4_s15_v1", "mein Netz 2", "größer", "a..b"])
+def test_a_plain_name_is_taken(name: str) -> None:
+    assert ModelSpec(name).name == name
+
+
 def test_an_architecture_must_be_of_the_family() -> None:
     with pytest.raises(ModelError, match="of family rsd, which has a PublishedArchitecture, not a EdgeArchitecture"):
         ModelSpec("x", family="rsd")

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rsd_edge.bundle import PICKLES, missing_checkpoint, unconverted
-from rsd_edge.errors import ModelError
+from rsd_edge.errors import InputError, ModelError
 from rsd_edge.plain import from_dict, to_dict
 from rsd_edge.specs import ModelSpec
 from rsd_edge.stream.atomic import atomic_file
@@ -53,9 +53,8 @@ class Checkpoint:
         """Load one part strictly. Raises ModelError naming missing, unknown or misshapen tensors."""
         if part not in self.parts:
             named = f"checkpoint {self.path}" if self.path else "the checkpoint"
-            raise ModelError(
-                f"{named} has no part '{part}', it holds {', '.join(sorted(self.parts))}; give one that has it"
-            )
+            cure = "give what the stage student or finetune made" if part == "student" else "give one that has it"
+            raise ModelError(f"{named} has no part '{part}', it holds {', '.join(sorted(self.parts))}; {cure}")
         try:
             module.load_state_dict(self.parts[part], strict=True)
         except RuntimeError as error:
@@ -123,6 +122,8 @@ def _described(metadata: Mapping[str, str], path: Path) -> tuple[ModelSpec, dict
                 "use the version of rsd-edge that wrote it"
             )
         return from_dict(ModelSpec, parsed["spec"]), dict(parsed["record"])
+    except InputError as error:
+        raise ModelError(f"checkpoint {path} cannot be used: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"checkpoint {path} has damaged metadata ({error}); copy it again") from error
 
