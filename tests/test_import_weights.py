@@ -110,6 +110,7 @@ class Payload:
         (b"<html>quota exceeded</html>", "is no PyTorch checkpoint, or holds more than weights"),
         (b"", "cannot be read as a PyTorch checkpoint"),
         (b"\x80\x02.", "cannot be read as a PyTorch checkpoint"),  # IndexError of torch's unpickler
+        (b"\x80\x02j\x01\x01\x01\x01.", r"cannot be read as a PyTorch checkpoint \(KeyError\)"),
         (b"\x80\x02M", "cannot be read as a PyTorch checkpoint"),  # struct.error
         ({"step": 3, "config": {"a": 1}}, r"holds no state dict \(it holds step, config\)"),
         ({"decay": 0.9, "shadow_params": [torch.zeros(1)]}, "its shadow_params are averages without names, which only"),

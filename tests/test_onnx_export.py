@@ -88,5 +88,5 @@ def test_models_that_do_not_export_are_named(tiny_weights: Checkpoint) -> None:
     with pytest.raises(ModelError, match="model 'tiny' takes 15 steps; only one step exports"):
         edge_tile(teacher)
     unfinished = replace(tiny_weights, parts={name: tiny_weights.parts[name] for name in ("stem", "decoder")})
-    with pytest.raises(ModelError, match="checkpoint has no part 'student', it holds decoder, stem"):
+    with pytest.raises(ModelError, match="has no part 'student', it holds decoder, stem; give what the stage student"):
         edge_tile(unfinished)

@@ -61,7 +61,8 @@ def _load(path: Path) -> Any:
             f"{path} is no PyTorch checkpoint, or holds more than weights, which is not read; download it again"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        said = "" if isinstance(error, KeyError) else str(error)  # a bare key tells nothing
+        reason = said.strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ModelError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); download it again") from error
 
 
