@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from rsd_edge import SuperResolver
 from rsd_edge.cli import evaluate, main
+from rsd_edge.cli.evaluate_outputs import folder_names
+from rsd_edge.errors import InputError
 from rsd_edge.evaluate import presets
 from rsd_edge.evaluate.presets import PRESETS
 from rsd_edge.evaluate.upscaling import bicubic
@@ -341,6 +343,34 @@ def test_sigterm_leaves_no_temporary_results(tmp_path: Path, monkeypatch: pytest
         assert signal.getsignal(signal.SIGTERM) is others
     finally:
         signal.signal(signal.SIGTERM, kept)
+
+
+@pytest.mark.usefixtures("folder")
+def test_saved_results_are_not_replaced_by_those_of_another_model(
+    toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--lr", "lq", "--ref", "gt", "--metrics", "psnr_y", "--threads", "1", "--save", "made")
+    assert rsd_eval("--model", "bicubic", *common) == 0
+    before = Path("made/a.png").read_bytes()
+    assert rsd_eval("--model", str(toy_bundle), *common) == 2
+    assert "error: made/a.png is there already, perhaps of another model; choose" in capsys.readouterr().err
+    assert Path("made/a.png").read_bytes() == before
+    assert rsd_eval("--model", str(toy_bundle), "--model", "bicubic", *common) == 0  # in folders of their own
+    assert Path("made/a.png").read_bytes() == Path("made/bicubic/a.png").read_bytes() == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_checkpoints_of_one_name_have_folders_of_their_own(toy_bundle: Path) -> None:
+    for run in ("one", "two"):
+        shutil.copytree(toy_bundle, f"{run}/engine")
+    models = ("--model", "one/engine", "--model", str(Path("two/engine").resolve()), "--model", "bicubic")
+    assert rsd_eval(*models, "--lr", "lq", "--ref", "gt", "--metrics", "psnr_y", "--save", "made") == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == ["bicubic", "one-engine", "two-engine"]
+
+
+def test_a_model_that_is_named_by_two_paths_has_no_folder_of_its_own() -> None:
+    with pytest.raises(InputError, match="two models would share a folder of --save; score them apart, each with"):
+        folder_names(["a/w.safetensors", "./a/w.safetensors"])
 
 
 @pytest.mark.usefixtures("folder")

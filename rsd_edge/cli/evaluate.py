@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
 from rsd_edge.arguments import check_threads
-from rsd_edge.cli.evaluate_outputs import WORST_BY, Outputs
+from rsd_edge.cli.evaluate_outputs import WORST_BY, Outputs, folder_names
 from rsd_edge.cli.evaluate_tables import console_for_tables, print_evaluations, print_published
 from rsd_edge.cli.paths import GivenPath
 from rsd_edge.cli.run import load_resolver
@@ -53,7 +53,9 @@ _MODEL_OPTIONS = ("save", "precision", "backend", "steps", "tile")
     metavar="NAME|BUNDLE|FILE",
     help=f"Upscale the LR images with this first, as `run` does, or with '{BICUBIC}'; may be repeated.",
 )
-@click.option("--save", metavar="DIR", type=_PATH, help="Keep the results of --model here.")
+@click.option(
+    "--save", metavar="DIR", type=_PATH, help="Keep the results of --model here; of several, in a folder each."
+)
 @click.option("--ref", metavar="DIR", type=_PATH, help="References of the same stems and sizes.")
 @click.option(
     "--lr", metavar="DIR", type=_PATH, help="Images that were upscaled: for --model, --sheet and the lattice."
@@ -121,7 +123,7 @@ def command(
         outputs.check_apart(read)
         if models:
             sources = check_sources(test_set, settings)
-            targets = _targets(models, options["save"], stack, read)
+            targets = _targets(models, options["save"], stack, read, sources)
             outputs.check_apart(result_path(folder, stem) for folder in targets.values() for stem in sources.paths)
             results += [_upscaled(model, target, sources, options) for model, target in targets.items()]
         evaluations = [_evaluate(result, test_set, scorer) for result in results]
@@ -216,8 +218,11 @@ def _check_results(results: Sequence[Results], test_set: TestSet, settings: Eval
             check_same(results[0].images, one.images)
 
 
-def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, read: Sequence[Path]) -> dict[str, Path]:
-    """A folder for the results of each model, below --save or gone when the stack closes; none that files are read of.
+def _targets(
+    models: Sequence[str], save: Path | None, stack: ExitStack, read: Sequence[Path], sources: Images
+) -> dict[str, Path]:
+    """A folder for the results of each model, below --save or gone when the stack closes; none that files are read of,
+    or that has such results already: they may be of another model.
 
     Raises InputError and OutputError.
     """
@@ -225,13 +230,18 @@ def _targets(models: Sequence[str], save: Path | None, stack: ExitStack, read: S
         return {
             model: Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rsd-edge-eval-"))) for model in models
         }
-    targets = {model: save if len(models) == 1 else save / Path(model).name for model in models}
-    if len(set(targets.values())) < len(models):
-        raise InputError(f"two models would share a folder in {save}; score them one after the other")
+    names = [""] if len(models) == 1 else folder_names(models)
+    targets = {model: save / name for model, name in zip(models, names, strict=True)}
     origins = {folder.resolve() for path in read for folder in (path.parent, path.resolve().parent)}
     for target in targets.values():
         if target.resolve() in origins:
             raise OutputError(f"{target} holds images that are read and might be replaced; choose another --save")
+        for result in (result_path(target, stem) for stem in sources.paths):
+            if result.exists():
+                raise OutputError(
+                    f"{result} is there already, perhaps of another model; choose another --save, delete it, or score "
+                    "it with --pred"
+                )
     return targets
 
 

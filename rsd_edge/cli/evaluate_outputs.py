@@ -22,6 +22,20 @@ WORST_BY = ("lpips_squeeze", "psnr_y", "niqe")
 """What the sheet goes by if nothing is said: the first of these that was measured."""
 
 
+def folder_names(models: Sequence[str]) -> list[str]:
+    """A folder for the results of each of several models, called by the end of its path: by as many parts of that as
+    tell all of them apart.
+
+    Raises InputError if nothing does.
+    """
+    parts = [Path(model.lstrip("/")).parts for model in models]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(path[-count:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError("two models would share a folder of --save; score them apart, each with a --save of its own")
+
+
 @dataclass(frozen=True)
 class Outputs:
     """As they are asked for; None for what is not."""
