@@ -35,7 +35,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         "run --camera test --max-frames 1 -o null --report a.jpg",
         "bench --json a.jpg",
         "eval --pred . --json a.jpg",
-        "eval --pred . --csv a.jpg",
     ],
 )
 @pytest.mark.usefixtures("photos")
@@ -46,6 +45,15 @@ def test_a_photo_is_no_place_for_a_report(words: str, capsys: pytest.CaptureFixt
     told = "error: cannot write a.jpg: a report is JSON, not '.jpg'; give a name that ends in .json\n"
     assert capsys.readouterr().err == told
     assert {path: path.read_bytes() for path in Path().iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "x.json"])
+@pytest.mark.usefixtures("photos")
+def test_a_table_is_csv(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rsd_edge("eval", "--pred", ".", "--csv", name) == 2
+    told = f"error: cannot write {name}: a report is CSV, not '{Path(name).suffix}'; give a name that ends in .csv\n"
+    assert capsys.readouterr().err == told
+    assert sorted(map(str, Path().iterdir())) == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize("name", ["clip.MP4", "photo.heic", "model.safetensors", "model.pth"])

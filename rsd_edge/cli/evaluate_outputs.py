@@ -63,9 +63,9 @@ class Outputs:
             raise InputError("--csv has no - for stdout; give it the name of a file, or take --json -")
         if len({path.resolve() for path in self.files}) < len(self.files):
             raise InputError("two of --json, --csv and --sheet are the same file; give each a name of its own")
-        for path in (self.json, self.csv):
+        for path, kind in ((self.json, "JSON"), (self.csv, "CSV")):
             if path is not None:
-                check_report(path)
+                check_report(path, kind=kind)
         if self.sheet is None and self.worst_by is not None:
             raise InputError("--worst-by is for --sheet, and there is none; leave it out")
         if self.sheet is not None:
