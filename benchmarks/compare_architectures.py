@@ -25,9 +25,9 @@ from score_engine import TestSet, score
 
 from rsd_edge import SuperResolver
 from rsd_edge.bench.cost import convolution_flops
+from rsd_edge.bundle import WEIGHTS_FILE
 from rsd_edge.cli.distill import find_config
 from rsd_edge.distill.config import load_config
-from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.stages import STAGES, run_stage
 from rsd_edge.export.build import build_engine
 from rsd_edge.models.checkpoint import load_checkpoint

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from origin import origin
 from torch import Tensor
 
+from rsd_edge.bundle import WEIGHTS_FILE
 from rsd_edge.distill.diffusion import ResidualDiffusion
-from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.distill.roles import load_part
 from rsd_edge.evaluate.catalogue import METRICS
 from rsd_edge.evaluate.folder import evaluate_folders

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from rsd_edge.bundle import WEIGHTS_FILE
 from rsd_edge.distill.changes import Change
 from rsd_edge.distill.config import config_to_dict
 from rsd_edge.distill.data import Batch, CropDataset, training_batches
@@ -33,7 +34,6 @@ from rsd_edge.stream.locking import locked
 
 log = logging.getLogger(__name__)
 
-WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.yaml"
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from rsd_edge.bundle import WEIGHTS_FILE
 from rsd_edge.distill.config import DistillConfig, RoleConfig
 from rsd_edge.distill.latent_space import EdgeLatentSpace, LatentSpace, VqLatentSpace
-from rsd_edge.distill.loop import WEIGHTS_FILE
 from rsd_edge.errors import InputError, ModelError
 from rsd_edge.models.checkpoint import Checkpoint, load_checkpoint, state_of
 from rsd_edge.models.edge import EdgeDecoder, EdgeEncoder, EdgeGenerator, EdgeStem, student_from_teacher

@@ -19,8 +19,7 @@ from typing import Any
 
 import click
 
-from rsd_edge.bundle import ZOO, Bundle, load_bundle
-from rsd_edge.distill.loop import WEIGHTS_FILE
+from rsd_edge.bundle import WEIGHTS_FILE, ZOO, Bundle, load_bundle
 from rsd_edge.distill.run_log import LOG_FILE
 from rsd_edge.distill.stages import STAGES
 from rsd_edge.errors import InputError, ModelError

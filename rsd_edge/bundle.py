@@ -31,6 +31,8 @@ from rsd_edge.specs import EDGE_FAMILY, Backend, EngineSpec, Precision
 
 FORMAT = 3
 MANIFEST = "manifest.json"
+WEIGHTS_FILE = "weights.safetensors"
+"""What a stage of training leaves in its folder, which is no bundle."""
 GRAPH = "graph.onnx"
 ENCODER, GENERATOR, DECODER = "encoder.onnx", "generator.onnx", "decoder.onnx"
 KERNELS = "kernels"
@@ -325,9 +327,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f"{folder} is not an engine bundle: it has no {MANIFEST}; make one with 'rsd-edge build-engine'"
-        ) from None
+        weights = folder / WEIGHTS_FILE
+        cure = f"give {weights}" if weights.is_file() else "make one with 'rsd-edge build-engine'"
+        raise ModelError(f"{folder} is not an engine bundle: it has no {MANIFEST}; {cure}") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:

@@ -10,6 +10,7 @@ import pytest
 
 from rsd_edge import bundle as bundle_module
 from rsd_edge.bundle import (
+    WEIGHTS_FILE,
     BuildRecord,
     Bundle,
     load_bundle,
@@ -174,6 +175,10 @@ def test_a_missing_graph_is_found(bundle_path: Path) -> None:
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"not an engine bundle.*rsd-edge build-engine"):
         load_bundle(tmp_path)
+    weights = tmp_path / WEIGHTS_FILE
+    weights.touch()
+    with pytest.raises(ModelError, match=rf"not an engine bundle: it has no manifest\.json; give {weights}$"):
+        resolve_engine(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
