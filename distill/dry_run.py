@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import resource
 import time
@@ -14,13 +15,15 @@ import torch
 from torch import nn
 
 from rsd_edge.distill.config import DistillConfig
-from rsd_edge.distill.data import Batch
+from rsd_edge.distill.data import Batch, CropDataset
 from rsd_edge.distill.loop import check_share, draws
 from rsd_edge.distill.roles import random_teacher, stage_weights, teacher_checkpoint
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stages import STAGES, check_start, prepare_torch
 from rsd_edge.distill.stages.student import StudentStage
+
+log = logging.getLogger(__name__)
 
 _MB = 1e6
 _LONG = 20.0
@@ -35,22 +38,27 @@ _SEVERAL = 4
 def rehearse(name: str, config: DistillConfig, runtime: Runtime) -> Iterator[str]:
     """Lines about a stage: its weights, its networks, iterations with one and more samples, and estimates of its batch.
 
-    Nothing is written and no data is read. Where the student's teacher has no weights yet, random ones of the sizes
-    that the configuration gives stand for it, and a line says so. Raises what building and running the stage raise.
+    Nothing is written, and of the data, if the configuration names any, one image each is read. Where the student's
+    teacher has no weights yet, random ones of the sizes that the configuration gives stand for it, and a line says so.
+    Raises what building and running the stage raise.
     """
     check_start(name, config)
     load = os.getloadavg()[0]
     prepare_torch(config)
     stage, where = _build(name, config, runtime)
     check_share(stage)
+    _check_data(stage)
     processes = f"{runtime.processes} process(es)"
     yield f"stage {name} of {config.model.name} on {runtime.device} in {config.precision}, {processes}"
     yield where
     yield "; ".join(f"{part} {_millions(network)}" for part, network in _networks(stage).items())
+    static = _static_bytes(stage)
+    yield f"memory: {static / _MB:.0f} MB for weights, averages, gradients and moments"
+    log.info("measuring iterations on made-up images, the first with one sample")
     before = _peak(runtime)
     cold, scalars = _iteration(stage, 1)
     yield f"one iteration on made-up images: {', '.join(f'{key} {value:.4g}' for key, value in scalars.items())}"
-    yield _memory(stage, before)
+    yield _memory(stage, before, static)
     yield f"{_time(stage, cold)}; {_others(load)}"
 
 
@@ -67,6 +75,14 @@ def _build(name: str, config: DistillConfig, runtime: Runtime) -> tuple[Stage, s
     count = sum(tensor.numel() for part in teacher.parts.values() for tensor in part.values())
     size = f"{teacher.spec.family}, {count / 1e6:.1f} M with its autoencoder"
     return StudentStage(config, runtime, teacher), f"teacher: RANDOM weights ({size}); {path} is not there"
+
+
+def _check_data(stage: Stage) -> None:
+    """Raise InputError for data that is named and that nothing could be cut from."""
+    data, crop = stage.config.data, stage.config.crop_of(stage.stage)
+    if data.train or data.val:
+        for validation in (False, True):
+            CropDataset(data, crop, stage.config.seed, validation=validation)[0]
 
 
 def _networks(stage: Stage) -> dict[str, nn.Module]:
@@ -105,13 +121,13 @@ def _together(stage: Stage) -> int:
     return stage.stage.batch // stage.runtime.processes // stage.stage.accumulate
 
 
-def _memory(stage: Stage, before: float) -> str:
+def _memory(stage: Stage, before: float, static: float) -> str:
     """After an iteration with one sample."""
-    together, static = _together(stage), _static_bytes(stage)
+    together = _together(stage)
     one = max(0.0, _peak(stage.runtime) - max(before, static))
     return (
-        f"memory: {static / _MB:.0f} MB for weights, averages, gradients and moments; about {one / _MB:.0f} MB more "
-        f"for one sample; about {(static + one * together) / _MB:.0f} MB with {together} samples at a time"
+        f"memory: about {one / _MB:.0f} MB more for one sample; about {(static + one * together) / _MB:.0f} MB in all "
+        f"with {together} samples at a time"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from rsd_edge.distill.dry_run import rehearse
 from rsd_edge.distill.runtime import Runtime
 from rsd_edge.distill.stage import Stage
 from rsd_edge.distill.stage_config import StudentConfig
+from rsd_edge.errors import InputError
 
 CONFIGS = {path.stem: path for path in sorted((Path(rsd_edge.distill.__path__[0]) / "configs").glob("*.yaml"))}
 OFFICIAL = ("rsd-imagenet256", "rsd-lsdir512", "sinsr", "vsd")
@@ -51,14 +54,15 @@ def test_a_configuration_takes_a_step(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(dry_run, "_SEVERAL", 2)
     overrides = small(name) if name in OFFICIAL else ["data.crop=64"]
     config = load_config(CONFIGS[name], [*overrides, "student.fake_steps=1"])
-    where, teacher, networks, step, memory, time = rehearse("student", config, Runtime("cpu", config.precision))
+    where, teacher, networks, static, step, memory, time = rehearse("student", config, Runtime("cpu", config.precision))
     assert where == f"stage student of {name} on cpu in bf16, 1 process(es)"
     assert "RANDOM weights" in teacher
     assert "student (trained)" in networks
     assert ("fake (trained)" in networks) == (name != "sinsr")
     assert "distill" in step
     assert "nan" not in step
-    assert memory.startswith("memory: ")
+    assert static.startswith("memory: ")
+    assert memory.startswith("memory: about ")
     assert f"for {config.student.iterations} iterations" in time
     assert not list(tmp_path.iterdir())  # nothing is written
 
@@ -111,7 +115,42 @@ def test_an_official_configuration_takes_a_step_at_full_size(
     config = load_config(CONFIGS[name], ["student.fake_steps=1"])
     lines = list(rehearse("student", config, Runtime("cpu", config.precision)))
     assert "173." in lines[1]  # millions of parameters: 118.6 and 55.3
-    assert "distill" in lines[3]
+    assert "distill" in lines[4]
+
+
+def test_what_is_known_is_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a CPU it takes minutes at full size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "_iteration", lambda *_: pytest.fail("a step was taken"))
+    lines = rehearse("student", load_config(CONFIGS["edge-n"], ["data.crop=64"]), Runtime("cpu"))
+    *_, last = itertools.islice(lines, 4)
+    assert re.fullmatch(r"memory: \d+ MB for weights, averages, gradients and moments", last)
+    with caplog.at_level(logging.INFO), pytest.raises(pytest.fail.Exception, match="a step was taken"):
+        next(lines)
+    assert "measuring iterations on made-up images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.train=/nowhere"], "data source '/nowhere' does not exist"),
+        (["data.val=/nowhere"], "data source '' does not exist"),
+        (["data.train=PHOTOS"], "data source '' does not exist"),
+        (["data.train=PHOTOS", "data.val=/nowhere"], "data source '/nowhere' does not exist"),
+        (["data.train=PHOTOS", "data.val=PHOTOS", "data.crop=4096"], "below the crop of 4096; lower data.crop"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(
+    settings: list[str], message: str, hr_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [setting.replace("PHOTOS", str(hr_photos)) for setting in settings]
+    with pytest.raises(InputError, match=message):
+        next(rehearse("autoencoder", load_config(CONFIGS["edge-n"], ["data.crop=64", *given]), Runtime("cpu")))
+    good = load_config(CONFIGS["edge-n"], [f"data.train={hr_photos}", f"data.val={hr_photos}", "data.crop=64"])
+    assert next(rehearse("autoencoder", good, Runtime("cpu"))).startswith("stage autoencoder of edge-n")
 
 
 def test_the_command_prints_it(
@@ -132,7 +171,7 @@ def test_the_command_prints_it(
     with pytest.raises(SystemExit) as caught:
         main(["distill", *words])
     assert caught.value.code == 0
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 7
     monkeypatch.setattr(Runtime, "is_main", False)
     with pytest.raises(SystemExit):
         main(["distill", *words])

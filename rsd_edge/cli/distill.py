@@ -43,12 +43,12 @@ def _distill(stage: str, config: str, overrides: tuple[str, ...], device: str | 
         raise missing_package("distill", "distill", error) from error
     settings = load_config(find_config(config), overrides)
     runtime = Runtime(device, settings.precision)
+    _log_to_console(logging.INFO if runtime.is_main else logging.WARNING)
     if dry_run:
         for line in rehearse(stage, settings, runtime):
             if runtime.is_main:
                 click.echo(line)
         return 0
-    _log_to_console(logging.INFO if runtime.is_main else logging.WARNING)
     path = stages.run_stage(stage, settings, runtime)
     if runtime.is_main:
         click.echo(str(path))
