@@ -23,9 +23,11 @@ def withheld_from_children() -> Iterator[None]:
     A terminal and a service manager tell a whole group at once, and a run that is to save what is done still needs its
     workers. They have to call `obey_only_the_parent`.
     """
-    resource_tracker.ensure_running()  # or it is started with the first of them, and lets the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WITHHELD)
     try:
+        # It would be started with the first of them. By itself it ignores all but SIGHUP, and lets them through here.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WITHHELD)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ from rsd_edge.distill.data import CropDataset, training_batches
 from rsd_edge.distill.data_config import DataConfig
 from rsd_edge.distill.stop_signal import StopSignal
 
+TRACKER = """
+import re
+from pathlib import Path
+from multiprocessing import resource_tracker
+from rsd_edge.distill.stop_signal import withheld_from_children
+with withheld_from_children():
+    status = Path(f"/proc/{resource_tracker._resource_tracker._pid}/status").read_text()
+print(re.search(r"SigBlk:\\s*(\\w+)", status)[1])
+"""
+"""Prints the signals that the process is not told of, as a mask."""
 _AHEAD = 4
 """Batches that a worker has made before they are asked for."""
 
@@ -56,6 +67,13 @@ def test_a_hangup_that_is_ignored_stops_nothing() -> None:
             assert not stop.asked
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_looks_after_workers_outlives_a_hangup() -> None:
+    """The first of them starts it, with the signals that are withheld by then."""
+    words = (sys.executable, "-P", "-c", TRACKER)
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout, 16) >> (signal.SIGHUP - 1) & 1
 
 
 def test_workers_go_on_when_the_group_is_told_to_end(hr_photos: Path) -> None:
