@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 
 from rsd_edge.signals import endings
 
-_WITHHELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 @contextmanager
 def withheld_from_children() -> Iterator[None]:
@@ -23,11 +21,12 @@ def withheld_from_children() -> Iterator[None]:
     A terminal and a service manager tell a whole group at once, and a run that is to save what is done still needs its
     workers. They have to call `obey_only_the_parent`.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WITHHELD)
+    withheld = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, withheld)
     try:
         # It would be started with the first of them. By itself it ignores all but SIGHUP, and lets them through here.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _WITHHELD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, withheld)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
