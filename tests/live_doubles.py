@@ -23,6 +23,9 @@ class ScriptedSource:
     script: Sequence[int | None]
     period: float = 1 / 32
     name: str = "scripted"
+    shapes: Sequence[tuple[int, int]] = ((8, 12),)
+    """(height, width) of the frames in their order; all that follow have the last one."""
+    given: int = 0
     attempts: list[float] = field(default_factory=list)
     open_now: int = 0
 
@@ -46,7 +49,9 @@ class ScriptedCapture:
         if not sleep(self.source.clock, self.source.period, lambda: self.woken) or not self.left:
             return None
         self.left -= 1
-        return np.full((8, 12, 3), self.left % 256, np.uint8)
+        self.source.given += 1
+        height, width = self.source.shapes[min(self.source.given, len(self.source.shapes)) - 1]
+        return np.full((height, width, 3), self.left % 256, np.uint8)
 
     def interrupt(self) -> None:
         with self.source.clock.changing():

@@ -213,6 +213,7 @@ def test_mistakes_are_told_in_one_line(toy_bundle: Path, tmp_path: Path, capsys:
         ("--camera", "test", "--reuse-refresh", "9", "-o", "null"): "--reuse-refresh needs --reuse-threshold, such as",
         ("--camera", "test", "photo.png", "-o", "null"): "exclude each other",
         ("--camera", "test", "--max-outage", "0", "-o", "null"): "max-outage is 0",
+        ("--camera", TEST, "--max-pixels", "767", "-o", "null"): f"{TEST} has frames of 32x24 = 768 pixels, more than",
         ("--camera", "test", "--serve", "x", "-o", "null"): "serve is 'x'",
         ("--camera", "test", "--size", "9x9", "--strip", "-o", "null"): "--size, --strip: not for cameras",
         ("--camera", "test", "--crf", "20", "-o", "null"): "--crf: for videos; end -o in .mkv or .mp4",

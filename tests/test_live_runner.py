@@ -13,7 +13,7 @@ import pytest
 from live_doubles import RecordingSink, ScriptedCapture, ScriptedSource, TimedStages
 from virtual_clock import VirtualClock
 
-from rsd_edge.errors import CameraError, InputError
+from rsd_edge.errors import CameraError, InputError, VideoReadError
 from rsd_edge.live.clock import SystemClock
 from rsd_edge.live.frames import Picture
 from rsd_edge.live.receiver import Reconnection
@@ -161,6 +161,16 @@ def test_a_source_that_does_not_open_at_first_is_an_error_at_once() -> None:
     assert run.sink.closed == 1
 
 
+def test_a_frame_of_too_many_pixels_ends_the_run_after_what_came_before_it() -> None:
+    run = Run(ENDLESS, RunLimits(drop="none", max_pixels=96), engine=0.1)
+    run.source.shapes = [(8, 12), (8, 12), (9, 12)]
+    told = "scripted has frames of 12x9 = 108 pixels, more than the limit of 96; .* raise it with --max-pixels 108"
+    with pytest.raises(VideoReadError, match=told):
+        run.go()
+    assert run.sink.indices == [0, 1]
+    assert (run.sink.closed, run.source.open_now) == (1, 0)
+
+
 @pytest.mark.parametrize("part", ["sink", "engine"])
 def test_a_failure_does_not_wait_for_a_source_that_is_away(part: str) -> None:
     run = Run([5, None], RunLimits(reconnection=Reconnection(max_outage=50.0)), engine=0.01)
@@ -300,6 +310,7 @@ def test_bad_limits_are_told() -> None:
     for make in (
         lambda: RunLimits(drop="oldest"),
         lambda: RunLimits(max_frames=0),
+        lambda: RunLimits(max_pixels=0),
         lambda: Reconnection(max_outage=0),
         lambda: Reconnection(max_outage=math.nan),
     ):

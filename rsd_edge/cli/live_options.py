@@ -61,8 +61,7 @@ LIVE_OPTIONS = (
 )  # fmt: skip
 _FOR_SINKS = ("codec", "crf", "preset")
 _NOT_FOR_CAMERAS = (
-    "size", "max_side", "suffix", "recursive", "skip_existing", "strip", "max_pixels", "start", "duration", "hdr",
-    "video_io",
+    "size", "max_side", "suffix", "recursive", "skip_existing", "strip", "start", "duration", "hdr", "video_io",
 )  # fmt: skip
 
 
@@ -125,7 +124,9 @@ def run_live(
     from rsd_edge.live.statistics import Statistics
 
     stream = _stream_settings(options, settings, for_videos["temporal"])
-    limits = RunLimits(options["drop"], for_videos["max_frames"], Reconnection(max_outage=options["max_outage"]))
+    limits = RunLimits(
+        options["drop"], for_videos["max_frames"], settings.max_pixels, Reconnection(max_outage=options["max_outage"])
+    )
     size, rate = _parse_capture(options["capture"])
     clock = SystemClock()
     source = open_source(options["camera"], clock, CaptureRequest(size, rate))

@@ -11,6 +11,8 @@ from rsd_edge.live.channel import Channel
 from rsd_edge.live.clock import Clock, sleep
 from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.statistics import Statistics
+from rsd_edge.stream.images import MAX_PIXELS
+from rsd_edge.video.settings import check_pixels
 
 
 class Capture(Protocol):
@@ -61,9 +63,10 @@ class Receiver:
         clock: Clock,
         statistics: Statistics,
         rules: Reconnection | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._source, self._mailbox, self._clock, self._statistics = source, mailbox, clock, statistics
-        self._rules = rules or Reconnection()
+        self._rules, self._max_pixels = rules or Reconnection(), max_pixels
         self._stopped = False
         self._last = 0.0
         self._epoch = self._index = 0
@@ -82,7 +85,7 @@ class Receiver:
 
     def run(self) -> None:
         """Work until `stop`, or until nobody takes frames. Raises CameraError for a source that does not open at first,
-        or that stays away for longer than `max_outage`."""
+        or that stays away for longer than `max_outage`, VideoReadError for a frame of more than `max_pixels`."""
         try:
             self._capture = self._source.open()
             self._last = self._clock.now()
@@ -105,11 +108,13 @@ class Receiver:
             pixels = capture.read()
             if pixels is None:
                 return
+            width, height = pixels.shape[1], pixels.shape[0]
+            check_pixels(self._source.name, width, height, self._max_pixels)
             now = self._last = self._clock.now()
             if self._reason:
                 self._statistics.reconnects += 1
             self._delay, self._reason = self._rules.first, ""
-            self._statistics.captured(now, now - began, (pixels.shape[1], pixels.shape[0]))
+            self._statistics.captured(now, now - began, (width, height))
             if not self._mailbox.put(LiveFrame(self._index, now, pixels, self._epoch)):
                 self._stopped = True
             self._statistics.dropped = self._mailbox.dropped

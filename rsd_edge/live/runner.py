@@ -13,6 +13,7 @@ from rsd_edge.live.frames import LiveFrame, LiveResult, Picture
 from rsd_edge.live.receiver import Receiver, Reconnection, Source
 from rsd_edge.live.settings import DROP
 from rsd_edge.live.statistics import Statistics
+from rsd_edge.stream.images import MAX_PIXELS
 
 GivenT = TypeVar("GivenT")
 MadeT = TypeVar("MadeT")
@@ -61,13 +62,17 @@ class RunLimits:
     """newest: the engine always gets the latest frame, and older ones are dropped. none: all are enlarged."""
     max_frames: int | None = None
     """Results after which the run ends."""
+    max_pixels: int = MAX_PIXELS
+    """Of the largest frame that is taken; a larger one ends the run with an error."""
     reconnection: Reconnection = field(default_factory=Reconnection)
 
     def __post_init__(self) -> None:
         if self.drop not in DROP:
             raise InputError(f"drop is '{self.drop}'; it must be one of {', '.join(DROP)}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise InputError(f"max-frames is {self.max_frames}; it must be at least 1")
+        for name in ("max_frames", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
 class _Forecast:
@@ -111,7 +116,9 @@ class LiveRunner:
         self._prepared: Channel[Any] = Channel(clock)
         self._computed: Channel[Any] = Channel(clock)
         self._results: Channel[LiveResult] = Channel(clock)
-        self._receiver = Receiver(source, self._mailbox, clock, statistics, self._limits.reconnection)
+        self._receiver = Receiver(
+            source, self._mailbox, clock, statistics, self._limits.reconnection, self._limits.max_pixels
+        )
         self._forecast = _Forecast()
         self._under_way = 0
         self._stopping = False
@@ -122,7 +129,8 @@ class LiveRunner:
         """Work until the source ends, `max_frames` are delivered, `stop` is called, or watch() returns False.
 
         watch: called in this thread every `tick` seconds. Results that are under way are delivered, and the sinks are
-        closed, whatever ends the run. Raises CameraError, BackendError, OutputError, the first that happened.
+        closed, whatever ends the run. Raises CameraError, VideoReadError, BackendError, OutputError, the first that
+        happened.
         """
         tasks = [self._start(name, work) for name, work in self._work().items()]
         try:
