@@ -171,6 +171,17 @@ def test_a_frame_of_too_many_pixels_ends_the_run_after_what_came_before_it() -> 
     assert (run.sink.closed, run.source.open_now) == (1, 0)
 
 
+def test_a_change_of_size_is_told_once_and_each_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run([3, *ENDLESS], RunLimits(drop="none", max_frames=8))
+    run.source.shapes = [(8, 12)] * 3 + [(8, 8)] * 2 + [(8, 12)]
+    run.go()
+    assert (report := run.statistics.report())["size_changes"] == 2
+    assert report["source_size"] == (12, 8)
+    assert [record.getMessage() for record in caplog.records] == [
+        "scripted changes from 12x8 to 8x8; a film keeps the size that it began with, images each have their own"
+    ]
+
+
 @pytest.mark.parametrize("part", ["sink", "engine"])
 def test_a_failure_does_not_wait_for_a_source_that_is_away(part: str) -> None:
     run = Run([5, None], RunLimits(reconnection=Reconnection(max_outage=50.0)), engine=0.01)

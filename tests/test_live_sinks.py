@@ -17,6 +17,7 @@ import pytest
 from rsd_edge.errors import MissingDependencyError, OutputError
 from rsd_edge.live.clock import SystemClock
 from rsd_edge.live.frames import LiveFrame, LiveResult
+from rsd_edge.live.letterbox import letterboxed
 from rsd_edge.live.recording import VideoSink, cut_torn_fragment
 from rsd_edge.live.sinks import ImageSequenceSink, VirtualCameraSink, WindowSink
 from rsd_edge.stream.images import read_image
@@ -58,6 +59,30 @@ def test_odd_sizes_and_sizes_that_change_fit_the_film(tmp_path: Path) -> None:
         sink.write(result(index, index / 10, size))
     sink.close()
     assert [(frame.width, frame.height) for _, frame in frames_of(tmp_path / "out.mkv")] == [(64, 48)] * 3
+
+
+@pytest.mark.parametrize(
+    ("size", "inside"),
+    [
+        ((64, 64), (slice(0, 48), slice(8, 56))),
+        ((96, 36), (slice(12, 36), slice(0, 64))),
+        ((16, 12), (slice(0, 48), slice(0, 64))),
+        ((900, 1), (slice(23, 24), slice(0, 64))),
+    ],
+)
+def test_a_picture_of_another_shape_keeps_its_proportions(
+    size: tuple[int, int], inside: tuple[slice, slice], tmp_path: Path
+) -> None:
+    bars = np.zeros((48, 64, 3), np.uint8)
+    bars[inside] = 200
+    white = np.full((size[1], size[0], 3), 200, np.uint8)
+    assert np.array_equal(letterboxed(white, 64, 48), bars)
+    sink = VideoSink(tmp_path / "out.mkv", VideoSettings(), "test")
+    for index, pixels in enumerate((np.zeros_like(bars), white)):
+        sink.write(LiveResult(result(index, index).frame, pixels))
+    sink.close()
+    shown = frames_of(tmp_path / "out.mkv")[1][1].to_ndarray(format="bgr24")
+    assert np.abs(shown.astype(int) - bars).mean() < 8  # lossy around the edges
 
 
 def test_nothing_is_left_of_a_recording_without_frames(tmp_path: Path) -> None:
@@ -345,7 +370,7 @@ def test_a_virtual_camera_needs_its_package_and_its_module(monkeypatch: pytest.M
 
 
 def test_a_virtual_camera_gets_every_picture_in_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[tuple[int, ...]] = []
+    sent: list[Any] = []
 
     class Camera:
         def __init__(self, width: int, height: int, fps: float, fmt: str, device: str | None) -> None:
@@ -353,10 +378,10 @@ def test_a_virtual_camera_gets_every_picture_in_its_size(monkeypatch: pytest.Mon
             self.width, self.height = width, height
 
         def send(self, picture: Any) -> None:
-            sent.append(picture.shape)
+            sent.append(picture)
 
         def close(self) -> None:
-            sent.append(())
+            sent.append(None)
 
     module: Any = types.ModuleType("pyvirtualcam")
     module.Camera, module.PixelFormat = Camera, types.SimpleNamespace(BGR="BGR")
@@ -366,4 +391,7 @@ def test_a_virtual_camera_gets_every_picture_in_its_size(monkeypatch: pytest.Mon
     sink.write(result(0, 0))
     sink.write(result(1, 1, (32, 32)))
     sink.close()
-    assert sent == [(48, 64, 3), (48, 64, 3), ()]
+    first, second, end = sent
+    assert (first.shape, second.shape, end) == ((48, 64, 3), (48, 64, 3), None)
+    assert not second[:, :8].any()  # a bar
+    assert second[:, 8:].any()

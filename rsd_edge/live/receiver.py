@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,8 @@ from rsd_edge.live.frames import LiveFrame, Picture
 from rsd_edge.live.statistics import Statistics
 from rsd_edge.stream.images import MAX_PIXELS
 from rsd_edge.video.settings import check_pixels
+
+log = logging.getLogger(__name__)
 
 
 class Capture(Protocol):
@@ -114,11 +117,22 @@ class Receiver:
             if self._reason:
                 self._statistics.reconnects += 1
             self._delay, self._reason = self._rules.first, ""
+            self._tell_change((width, height))
             self._statistics.captured(now, now - began, (width, height))
             if not self._mailbox.put(LiveFrame(self._index, now, pixels, self._epoch)):
                 self._stopped = True
             self._statistics.dropped = self._mailbox.dropped
             self._index += 1
+
+    def _tell_change(self, size: tuple[int, int]) -> None:
+        """Warn of the first change of size; those after it are counted alone, or a camera that changes with each frame
+        would fill a log."""
+        before = self._statistics.size
+        if before not in (None, size) and not self._statistics.size_changes:
+            log.warning(
+                "%s changes from %dx%d to %dx%d; a film keeps the size that it began with, images each have their own",
+                self._source.name, *before, *size,
+            )  # fmt: skip
 
     def _reopen(self) -> Capture | None:
         """The source once it opens again; None after `stop`. Raises CameraError at the end of the longest outage."""

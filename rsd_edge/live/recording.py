@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from rsd_edge.errors import OutputError
 from rsd_edge.live.frames import LiveResult, Picture
+from rsd_edge.live.letterbox import letterboxed
 from rsd_edge.stream.atomic import check_target, make_folder, output_error
 from rsd_edge.video.colour import Colour, FromBgr
 from rsd_edge.video.encoder import Encoder, choose_encoder, fitted
@@ -43,7 +44,7 @@ class VideoSink:
     The file grows as live.partial.mkv, where a power cut would leave it, and becomes live.mkv when it is closed, or
     after an error if something of it plays. No camera can be asked again, so that no recording replaces a file: where
     either name is taken it is live-2.mkv, and a warning says so. A film whose size changes on the way keeps the size
-    that it began with.
+    that it began with; what has another shape gets bars.
     """
 
     def __init__(self, target: Path, settings: VideoSettings, source: str, rate: float = 25.0) -> None:
@@ -214,7 +215,7 @@ class _Film:
 
     def add(self, result: LiveResult) -> None:
         """Encode one frame. Raises FFmpegError, OSError."""
-        frame = self._convert(fitted(result.pixels, self._encoder.width, self._encoder.height))
+        frame = self._convert(self._fitted(result.pixels))
         ticks = round(Fraction(result.frame.captured - self._began) / self._encoder.time_base)
         frame.pts = self._last = max(ticks, self._last + 1)
         frame.time_base = self._encoder.time_base
@@ -222,6 +223,13 @@ class _Film:
             frame.pict_type = PictureType.I
             self._next_key = self._last + round(_KEYFRAME_SECONDS / self._encoder.time_base)
         self._output.mux(self._stream.encode(frame))
+
+    def _fitted(self, picture: Picture) -> Picture:
+        width, height = self._encoder.width, self._encoder.height
+        h, w = picture.shape[:2]
+        if (w + w % 2, h + h % 2) != (width, height):  # the source has changed
+            return letterboxed(picture, width, height)
+        return fitted(picture, width, height)
 
     def close(self) -> None:
         """Write what the encoder still holds, and the end of the file. Raises FFmpegError, OSError."""

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsd_edge.errors import MissingDependencyError, OutputError
 from rsd_edge.live.clock import Clock
 from rsd_edge.live.frames import LiveResult
+from rsd_edge.live.letterbox import letterboxed
 from rsd_edge.opencv import cv2
 from rsd_edge.stream.atomic import check_writable
 from rsd_edge.stream.images import write_image
@@ -123,7 +122,7 @@ class VirtualCameraSink:
         if (self._camera.width, self._camera.height) == (width, height):
             picture = result.pixels
         else:
-            picture = np.asarray(cv2.resize(result.pixels, (self._camera.width, self._camera.height)), np.uint8)
+            picture = letterboxed(result.pixels, self._camera.width, self._camera.height)
         self._camera.send(picture)
 
     def close(self) -> None:

@@ -65,11 +65,11 @@ class Statistics:
         self.began = now()
         self.captures, self.results, self.latency = Series(), Series(), Series()
         self.stages = {name: Series() for name in STAGES}
-        self.dropped = self.reconnects = self.tiles = self.tiles_reused = 0
+        self.dropped = self.reconnects = self.size_changes = self.tiles = self.tiles_reused = 0
         self.open = False
         """The source is open, whether or not it gives frames."""
         self.size: tuple[int, int] | None = None
-        """(width, height) of the source."""
+        """(width, height) of the source, as it was last."""
         self.result_size: tuple[int, int] | None = None
 
     def captured(self, at: float, seconds: float, size: tuple[int, int]) -> None:
@@ -77,6 +77,7 @@ class Statistics:
         with self._lock:
             self.captures.add(at)
             self.stages["capture"].add(seconds)
+            self.size_changes += self.size not in (None, size)
             self.size = size
 
     def stage(self, name: str, seconds: float) -> None:
@@ -137,6 +138,7 @@ class Statistics:
             return {
                 "seconds": round(passed, 3),
                 "source_size": self.size,
+                "size_changes": self.size_changes,
                 "result_size": self.result_size,
                 "capture_fps": _mean_rate(self.captures),
                 "sr_fps": _mean_rate(self.results, self.captures.first),
