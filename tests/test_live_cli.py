@@ -22,10 +22,11 @@ from live_doubles import WholeTileEngine
 from rich.console import Console
 from x11_window import ask_to_close
 
-from rsd_edge.cli import cli, main
+from rsd_edge.cli import cli, live_options, main
 from rsd_edge.cli import run as run_command
-from rsd_edge.cli.live_options import _check_batch, _parse_capture, table
-from rsd_edge.errors import InputError, ModelError
+from rsd_edge.cli.live_options import _check_batch, _end, _parse_capture, table
+from rsd_edge.errors import CameraError, InputError, ModelError, OutputError
+from rsd_edge.live.runner import RunLimits
 from rsd_edge.live.statistics import Statistics
 from rsd_edge.specs import TileSpec
 
@@ -84,7 +85,8 @@ def test_a_bounded_run_reports_what_it_did(
     assert run["latency_ms"]["p50"] <= run["latency_ms"]["p95"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
     assert all(run["stages_ms"][name]["p50"] >= 0 for name in ("capture", "pre", "engine", "post", "sink"))
     assert frames_in(target) == 6
-    assert found["sinks"] == [str(target)]
+    assert (found["sinks"], found["recorded"]) == ([str(target)], 6)
+    assert (found["ended_by"], found["error"]) == ("max_frames", None)
     told = rf"{TEST}: 6 of \d+ frames at [\d.]+ fps, 0 dropped, latency p50.*; to {target}\n"
     assert re.search(told, capsys.readouterr().err)
 
@@ -138,14 +140,16 @@ def test_what_timeout_sends_twice_ends_a_run_like_one_signal(toy_bundle: Path, t
         assert process.returncode in (143, -signal.SIGTERM)
     assert "Traceback" not in told
     assert f" to {target}\n" in told
+    found = json.loads(report.read_text())
+    assert (found["ended_by"], found["error"], found["recorded"]) == ("SIGTERM", None, frames_in(target))
     assert {path.name for path in tmp_path.iterdir()} == {"out.mkv", "report.json"}
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out.mkv"
+    target, report = tmp_path / "out.mkv", tmp_path / "report.json"
     limits = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150000, 150000)); "
     command = [sys.executable, "-c", f"{limits}from rsd_edge.cli import main; main()"]
-    more = words(toy_bundle, "-o", str(target), "--crf", "0", "--max-frames", "4000")
+    more = words(toy_bundle, "-o", str(target), "--crf", "0", "--max-frames", "4000", "--report", str(report))
     ended = subprocess.run(
         [*command, *more], capture_output=True, text=True, timeout=60, check=False, cwd=toy_bundle.parent
     )
@@ -154,7 +158,35 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_was_written(toy_bundle: Pat
     assert "Traceback" not in ended.stderr
     assert re.search(r"the first \d\.\d s are kept there", ended.stderr)
     assert frames_in(target) > 3
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mkv", "report.json"}
+    found = json.loads(report.read_text())
+    assert (found["ended_by"], found["recorded"]) == ("error", frames_in(target))
+    assert ended.stderr == f"error: {found['error']}\n"
+
+
+def test_a_report_that_cannot_be_written_hides_no_failure(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, _document: object) -> None:
+        raise OutputError(f"cannot write {path}: the disk is full")
+
+    monkeypatch.setattr(live_options, "write_report", full)
+    report = tmp_path / "r.json"
+    assert run_here(*words(toy_bundle, "-o", "null", "--report", str(report), "--max-pixels", "9")) == 2
+    told = rf"error: {TEST} has frames of .* --max-pixels 768; and cannot write {report}: the disk is full\n"
+    assert re.fullmatch(told, capsys.readouterr().err)
+    with live_options._told_after(KeyboardInterrupt()):
+        full(report, {})
+    assert capsys.readouterr().err == f"error: cannot write {report}: the disk is full\n"
+
+
+def test_the_end_of_a_run_is_told_by_what_brought_it() -> None:
+    statistics, limits = Statistics(lambda: 0.0), RunLimits(max_frames=1)
+    assert _end(CameraError("gone"), [], limits, statistics) == {"ended_by": "error", "error": "gone"}
+    assert _end(KeyboardInterrupt(), [signal.SIGINT], limits, statistics) == {"ended_by": "SIGINT", "error": None}
+    assert _end(None, [], limits, statistics) == {"ended_by": "window", "error": None}
+    statistics.delivered(0.0, (8, 8))
+    assert _end(None, [], limits, statistics) == {"ended_by": "max_frames", "error": None}
 
 
 def test_a_page_that_is_left_alone_ends_with_the_run(toy_bundle: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rsd_edge.cli.reports import check_report, write_report
+from rsd_edge.cli.streams import one_line
 from rsd_edge.cli.video_options import given_options
-from rsd_edge.errors import InputError
+from rsd_edge.errors import InputError, OutputError, RsdEdgeError
 from rsd_edge.resolver import CHECKPOINT_SUFFIX
 from rsd_edge.signals import noted_signals
 from rsd_edge.specs import Backend, FramePathKind
@@ -144,13 +147,19 @@ def run_live(
                 display.update()
                 return (window is None or window.show()) and not ended
 
+            def account(failure: BaseException | None) -> None:
+                if report_path is not None:
+                    end = _end(failure, ended, limits, statistics)
+                    found = _report(source.name, sinks, stream, limits, resolver.record(), statistics)
+                    write_report(report_path, {**found, **end})
+
             try:
                 runner.run(watch, _TICK if window is None else _WINDOW_TICK)
-            finally:  # a run that fails has an account as well
-                if report_path is not None:
-                    write_report(
-                        report_path, _report(source.name, sinks, stream, limits, resolver.record(), statistics)
-                    )
+            except BaseException as failure:  # a run that fails has an account as well
+                with _told_after(failure):
+                    account(failure)
+                raise
+            account(None)
         click.echo(_summary(source.name, sinks, statistics), err=True)
     return 128 + ended[0] if ended else 0
 
@@ -236,6 +245,7 @@ def _report(
     statistics: Statistics,
 ) -> dict[str, Any]:
     from rsd_edge import __version__
+    from rsd_edge.live.recording import VideoSink
     from rsd_edge.machine import cpu_name, usable_cores
 
     bounds = asdict(limits)
@@ -244,12 +254,36 @@ def _report(
         "rsd_edge": __version__,
         "camera": source,
         "sinks": [sink.name for sink in sinks],
+        "recorded": next((sink.frames for sink in sinks if isinstance(sink, VideoSink)), None),
         "machine": cpu_name(),
         "cores": usable_cores(),
         "engine": dict(engine),
         "settings": {**asdict(stream), **bounds, "max_outage": outage if math.isfinite(outage) else None},
         "run": statistics.report(),
     }
+
+
+def _end(
+    failure: BaseException | None, signals: Sequence[int], limits: RunLimits, statistics: Statistics
+) -> dict[str, str | None]:
+    """What ended a run, for its report."""
+    if isinstance(failure, Exception):
+        return {"ended_by": "error", "error": str(failure)}
+    if signals:
+        return {"ended_by": signal.Signals(signals[0]).name, "error": None}
+    whole = statistics.results.count == limits.max_frames
+    return {"ended_by": "max_frames" if whole else "window", "error": None}
+
+
+@contextmanager
+def _told_after(failure: BaseException) -> Iterator[None]:
+    """An OutputError within the block does not take the place of the failure: both are told, the failure first."""
+    try:
+        yield
+    except OutputError as error:
+        if isinstance(failure, RsdEdgeError):
+            raise OutputError(f"{failure}; and {error}") from failure
+        click.echo(f"error: {one_line(str(error))}", err=True)
 
 
 def _summary(source: str, sinks: Sequence[Sink], statistics: Statistics) -> str:

@@ -58,6 +58,8 @@ class VideoSink:
         self._wanted = self._target = target
         self._settings, self._source, self._rate = settings, source, rate
         self._film: _Film | None = None
+        self.frames = 0
+        """In the file; while it grows, some of them still on their way."""
         self._take_free_name()
 
     def write(self, result: LiveResult) -> None:
@@ -66,6 +68,7 @@ class VideoSink:
             if self._film is None:
                 self._film = self._begin(result)
             self._film.add(result)
+            self.frames += 1
         except (av.FFmpegError, OSError) as error:
             raise error if isinstance(error, OutputError) else self._broken(error) from None
 
@@ -102,8 +105,8 @@ class VideoSink:
         film.abandon()
         if film.fragmented:
             cut_torn_fragment(self._partial)
-        seconds = playable_seconds(self._partial)
-        if seconds is None:
+        self.frames, seconds = playable(self._partial)
+        if not self.frames:
             with suppress(OSError):  # the folder may be what broke
                 self._partial.unlink(missing_ok=True)
             return "; nothing of the recording can be played, and none is kept"
@@ -262,19 +265,20 @@ def cut_torn_fragment(path: Path) -> None:
         file.truncate(whole)
 
 
-def playable_seconds(path: Path) -> float | None:
-    """From the first to the last packet of a film that may be torn; None if not one frame can be shown."""
+def playable(path: Path) -> tuple[int, float]:
+    """How many packets a film has that may be torn, 0 if not one frame can be shown, and the seconds between the first and
+    the last."""
+    frames, last = 0, 0.0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             if next(container.decode(stream), None) is None:
-                return None
-        with av.open(str(path)) as container:
-            last = 0.0
-            with suppress(av.FFmpegError):  # what comes after the tear
-                for packet in container.demux(container.streams.video[0]):
-                    if packet.pts is not None and packet.time_base is not None:
-                        last = max(last, float(packet.pts * packet.time_base))
-            return last
+                return frames, last
+        with av.open(str(path)) as container, suppress(av.FFmpegError):  # what comes after the tear
+            for packet in container.demux(container.streams.video[0]):
+                if packet.pts is not None and packet.time_base is not None:
+                    frames += 1
+                    last = max(last, float(packet.pts * packet.time_base))
     except (av.FFmpegError, IndexError, OSError):
-        return None
+        return 0, 0.0
+    return frames, last
