@@ -29,7 +29,8 @@ from rsd_edge.video.source import Clip, Orientation
 
 log = logging.getLogger(__name__)
 
-_TICKS = Fraction(1, 90000)
+_TICKS = Fraction(1, 1000)
+"""What Matroska counts in: it would give frames the same time that finer ticks tell apart, and players show one."""
 _BT709 = 1
 _KEYFRAME_SECONDS = 2
 _BOX = struct.Struct(">I4s")
@@ -266,7 +267,7 @@ def cut_torn_fragment(path: Path) -> None:
 
 
 def playable(path: Path) -> tuple[int, float]:
-    """How many packets a film has that may be torn, 0 if not one frame can be shown, and the seconds between the first and
+    """How many packets a film has that may be torn, 0 if not one frame can be shown, and the seconds from the first to
     the last."""
     frames, last = 0, 0.0
     try:
