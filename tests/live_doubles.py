@@ -42,6 +42,7 @@ class ScriptedSource:
 class ScriptedCapture:
     source: ScriptedSource
     left: int
+    damaged: int = 0
     closed: bool = False
     woken: bool = False
 

@@ -26,9 +26,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def mjpeg_server(frames: int = 0, port: int = 0) -> Iterator[str]:
-    """Serves one client after the other; so many frames each, 0 for no end."""
-    with _served("mjpeg", port or free_port(), frames) as chosen:
+def mjpeg_server(frames: int = 0, port: int = 0, kind: str = "mjpeg") -> Iterator[str]:
+    """Serves one client after the other; so many frames each, 0 for no end. kind: `damaged` for every third torn."""
+    with _served(kind, port or free_port(), frames) as chosen:
         yield f"http://127.0.0.1:{chosen}/"
 
 
@@ -66,7 +66,7 @@ def _parts_file(kind: str) -> Path:
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder) / kind
-    path.write_bytes(pickle.dumps(_jpegs() if kind == "mjpeg" else _packets()))
+    path.write_bytes(pickle.dumps(_packets() if kind == "ts" else _jpegs(damaged=kind == "damaged")))
     return path
 
 
@@ -81,7 +81,7 @@ def _main(kind: str, port: int, frames: int, parts_file: str) -> None:
     while True:
         client, _ = listener.accept()
         try:
-            if kind == "mjpeg":
+            if kind != "ts":
                 client.recv(65536)
                 client.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=part\r\n\r\n")
             index = 0
@@ -105,12 +105,14 @@ def _pictures() -> list[Any]:
     return pictures
 
 
-def _jpegs() -> list[bytes]:
+def _jpegs(*, damaged: bool) -> list[bytes]:
     import cv2
 
     parts = []
-    for picture in _pictures():
+    for index, picture in enumerate(_pictures()):
         data = bytes(cv2.imencode(".jpg", picture)[1])
+        if damaged and index % 3 == 2:
+            data = bytes(len(data))
         head = f"--part\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
         parts.append(head.encode() + data + b"\r\n")
     return parts

@@ -242,6 +242,7 @@ class StuckSource:
     """One picture, and then a read that nothing interrupts, as OpenCV's are."""
 
     name = "stuck"
+    damaged = 0
 
     def __init__(self) -> None:
         self.free = threading.Event()

@@ -16,15 +16,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from live_doubles import RecordingSink, TimedStages
 from stream_server import mjpeg_server, ts_server
 from virtual_clock import VirtualClock
 
 from rsd_edge.errors import CameraError, InputError
 from rsd_edge.live import devices, gstreamer
 from rsd_edge.live.clock import SystemClock
-from rsd_edge.live.devices import StreamSource, V4l2Source, fourcc
+from rsd_edge.live.devices import OpenCvCapture, StreamSource, V4l2Source, fourcc
 from rsd_edge.live.pattern import PatternSource
+from rsd_edge.live.runner import LiveRunner, RunLimits
 from rsd_edge.live.sources import CaptureRequest, open_source
+from rsd_edge.live.statistics import Statistics
 from rsd_edge.stream.passwords import without_password
 
 
@@ -297,6 +300,31 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_damaged_frame_is_left_out_and_counted() -> None:
+    clock = SystemClock()
+    statistics, sink = Statistics(clock.now), RecordingSink(clock)
+    with mjpeg_server(kind="damaged") as url:
+        limits = RunLimits(drop="none", max_frames=20)
+        LiveRunner(StreamSource(url), TimedStages(time.sleep), [sink], clock, statistics, limits).run()
+    report = statistics.report()
+    assert (report["delivered"], report["reconnects"]) == (20, 0)
+    assert 9 <= report["damaged"] <= report["captured"] / 2  # one between two pairs
+
+
+def test_reads_that_fail_are_silent_and_repeated_only_while_that_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logging = getattr(cv2.utils, "logging", cv2)
+    levels: list[int] = []
+    shut = types.SimpleNamespace(read=lambda: (levels.append(logging.getLogLevel()), None))
+    assert OpenCvCapture(shut, forgiven=3).read() is None
+    assert levels == [0] * 4
+    stopped = OpenCvCapture(shut, forgiven=3)
+    stopped.interrupt()
+    assert stopped.read() is None
+    monkeypatch.setattr(devices, "_READ_TIMEOUT_MS", 0)
+    assert OpenCvCapture(shut, forgiven=3).read() is None
+    assert len(levels) == 4 + 1 + 1
 
 
 @pytest.mark.parametrize("serve", [mjpeg_server, ts_server])

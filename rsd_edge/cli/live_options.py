@@ -291,11 +291,10 @@ def _summary(source: str, sinks: Sequence[Sink], statistics: Statistics) -> str:
     latency = run["latency_ms"]
     times = "" if latency is None else f", latency p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms"
     fps = "" if run["sr_fps"] is None else f" at {run['sr_fps']:.1f} fps"
+    lost = f"{run['dropped']} dropped" + (f", {run['damaged']} damaged" if run["damaged"] else "")
     away = f", {run['reconnects']} reconnections" if run["reconnects"] else ""
     to = ", ".join(sink.name for sink in sinks)
-    return (
-        f"{source}: {run['delivered']} of {run['captured']} frames{fps}, {run['dropped']} dropped{times}{away}; to {to}"
-    )
+    return f"{source}: {run['delivered']} of {run['captured']} frames{fps}, {lost}{times}{away}; to {to}"
 
 
 class _Display:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,36 @@ log = logging.getLogger(__name__)
 _OPEN_TIMEOUT_MS = 5000
 _READ_TIMEOUT_MS = 5000
 _MJPG = "MJPG"
+_FORGIVEN = 8
+"""Frames of a stream in a row that cannot be decoded. At the end of one each read fails at once."""
 
 
 class OpenCvCapture:
     """A `cv2.VideoCapture` that is open."""
 
-    def __init__(self, capture: Any) -> None:
-        self._capture = capture
+    def __init__(self, capture: Any, forgiven: int = 0) -> None:
+        """forgiven: how many reads may fail in a row before the source is gone."""
+        self._capture, self._forgiven = capture, forgiven
+        self.damaged = 0
+        self._wanted = True
 
     def read(self) -> Picture | None:
         """See Capture."""
+        # A read that fails by its timeout is not repeated: the next one would wait as long.
+        until = time.monotonic() + _READ_TIMEOUT_MS / 1000
+        for failed in range(1 + self._forgiven):
+            picture = self._read()
+            if picture is not None:
+                self.damaged += failed
+                return picture
+            if not self._wanted or time.monotonic() >= until:
+                break
+        return None
+
+    def _read(self) -> Picture | None:
         try:
-            found, picture = self._capture.read()
+            with quiet():
+                found, picture = self._capture.read()
         except cv2.error:  # what a driver throws when it is unplugged
             return None
         if not found or picture is None:
@@ -41,7 +60,8 @@ class OpenCvCapture:
         return np.ascontiguousarray(picture, np.uint8)
 
     def interrupt(self) -> None:
-        """See Capture. Not possible: a read ends with its timeout."""
+        """See Capture. Not possible: a read ends with its timeout, and is not repeated."""
+        self._wanted = False
 
     def close(self) -> None:
         """See Capture."""
@@ -112,7 +132,7 @@ class StreamSource:
             raise CameraError(
                 f"{self.name} does not answer or sends no video; check the address, user and password in it"
             )
-        return OpenCvCapture(capture)
+        return OpenCvCapture(capture, _FORGIVEN)
 
 
 def _open(target: str, api: int, options: Sequence[int]) -> Any | None:

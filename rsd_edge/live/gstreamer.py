@@ -140,6 +140,8 @@ class _Pictures:
 
 
 class _PipeCapture:
+    damaged = 0
+
     def __init__(self, process: subprocess.Popen[bytes], container: Any) -> None:
         self._process, self._container = process, container
         self._frames = container.decode(video=0)

@@ -31,6 +31,8 @@ class PatternSource:
 class PatternCapture:
     """Hands out frames at their times."""
 
+    damaged = 0
+
     def __init__(self, clock: Clock, background: Picture, rate: float) -> None:
         self._clock, self._background, self._rate = clock, background, rate
         self._due = clock.now()

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 class Capture(Protocol):
     """An open source. Serves the thread that opened it."""
 
+    damaged: int
+    """Frames so far that came and could not be decoded."""
+
     def read(self) -> Picture | None:
         """The next frame, BGR, of an array of its own; None if the source is gone."""
 
@@ -106,6 +109,7 @@ class Receiver:
             self._mailbox.finish()
 
     def _read(self, capture: Capture) -> None:
+        damaged_before = self._statistics.damaged
         while not self._stopped:
             began = self._clock.now()
             pixels = capture.read()
@@ -122,6 +126,7 @@ class Receiver:
             if not self._mailbox.put(LiveFrame(self._index, now, pixels, self._epoch)):
                 self._stopped = True
             self._statistics.dropped = self._mailbox.dropped
+            self._statistics.damaged = damaged_before + capture.damaged
             self._index += 1
 
     def _tell_change(self, size: tuple[int, int]) -> None:

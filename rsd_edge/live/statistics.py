@@ -65,7 +65,7 @@ class Statistics:
         self.began = now()
         self.captures, self.results, self.latency = Series(), Series(), Series()
         self.stages = {name: Series() for name in STAGES}
-        self.dropped = self.reconnects = self.size_changes = self.tiles = self.tiles_reused = 0
+        self.dropped = self.damaged = self.reconnects = self.size_changes = self.tiles = self.tiles_reused = 0
         self.open = False
         """The source is open, whether or not it gives frames."""
         self.size: tuple[int, int] | None = None
@@ -145,6 +145,7 @@ class Statistics:
                 "captured": self.captures.count,
                 "delivered": self.results.count,
                 "dropped": self.dropped,
+                "damaged": self.damaged,
                 "not_finished": self._not_finished(),
                 "reconnects": self.reconnects,
                 "tiles": self.tiles,
