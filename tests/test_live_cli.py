@@ -178,6 +178,9 @@ def test_a_report_that_cannot_be_written_hides_no_failure(
     with live_options._told_after(KeyboardInterrupt()):
         full(report, {})
     assert capsys.readouterr().err == f"error: cannot write {report}: the disk is full\n"
+    assert run_here(*words(toy_bundle, "-o", "null", "--report", str(report), "--max-frames", "2")) == 2
+    told = rf"{TEST}: 2 of .* to null\nerror: cannot write {report}: the disk is full\n"
+    assert re.fullmatch(told, capsys.readouterr().err)
 
 
 def test_the_end_of_a_run_is_told_by_what_brought_it() -> None:

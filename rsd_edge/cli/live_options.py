@@ -159,8 +159,8 @@ def run_live(
                 with _told_after(failure):
                     account(failure)
                 raise
-            account(None)
         click.echo(_summary(source.name, sinks, statistics), err=True)
+        account(None)
     return 128 + ended[0] if ended else 0
 
 
