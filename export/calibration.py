@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ HELD_OUT_HR = "held_out_hr.jpg"
 CREDITS = "credits.csv"
 
 _FIRST_HELD_OUT_SEED = 1 << 32
+_NAMED = 5
+"""Unreadable images in one line."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,15 @@ def _random_crops(folder: Path) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
     crops_of: list[NDArray[np.uint8]] = []
     paths = images_in(folder)
+    unreadable: dict[Path, ImageReadError] = {}
     for index in rng.permutation(len(paths)):
-        image = _read(paths[index])
-        if min(image.shape[:2]) < SIDE:
+        try:
+            image = read_image(paths[index])
+        except ImageReadError as error:
+            unreadable[paths[index]] = error
+            continue
+        # With one that is unreadable there will be no crops, and the others like it are all that is looked for.
+        if unreadable or min(image.shape[:2]) < SIDE:
             continue
         # As many as will be needed if no image after this one is large enough; only crops are kept, not the image.
         count = -(-COUNT // (len(crops_of) + 1))
@@ -99,6 +108,8 @@ def _random_crops(folder: Path) -> NDArray[np.uint8]:
         crops_of.append(np.stack([image[y : y + SIDE, x : x + SIDE] for y, x in zip(top, left, strict=True)]))
         if len(crops_of) == COUNT:
             break
+    if unreadable:
+        raise _unreadable(folder, unreadable)
     if not crops_of:
         raise InputError(
             f"{folder} holds no image of at least {SIDE}x{SIDE} pixels to calibrate on; name a folder that does"
@@ -106,12 +117,16 @@ def _random_crops(folder: Path) -> NDArray[np.uint8]:
     return np.stack([crops_of[index % len(crops_of)][index // len(crops_of)] for index in range(COUNT)])
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
-    try:
-        return read_image(path)
-    except ImageReadError as error:
-        reason = str(error).rpartition("; ")[0] or str(error)  # its cure may be an option of another command
-        raise ImageReadError(f"{reason}; mend it, or take it out of the calibration folder") from error
+def _unreadable(folder: Path, found: Mapping[Path, ImageReadError]) -> ImageReadError:
+    if len(found) == 1:
+        told = str(*found.values())
+        reason = told.rpartition("; ")[0] or told  # its cure may be an option of another command
+        return ImageReadError(f"{reason}; mend it, or take it out of the calibration folder")
+    names = ", ".join(sorted(path.name for path in found)[:_NAMED])
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ImageReadError(
+        f"{folder} has {len(found)} images that cannot be read: {names}{more}; mend them, or take them out of it"
+    )
 
 
 def _split(mosaic: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -147,3 +147,17 @@ def test_an_unreadable_image_is_named(folder: Path, keep: int) -> None:
     ) as caught:
         calibration_samples(MODEL, folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (2, r" has 2 images that cannot be read: bad0\.png, bad1\.png; mend them, or take them out of it$"),
+        (7, r" has 7 images .*: bad0\.png, bad1\.png, bad2\.png, bad3\.png, bad4\.png and 2 more; mend them"),
+    ],
+)
+def test_all_unreadable_images_are_told_at_once(folder: Path, count: int, told: str) -> None:
+    for index in range(count):
+        (folder / f"bad{index}.png").write_bytes(b"no image")
+    with pytest.raises(ImageReadError, match=told):
+        calibration_samples(MODEL, folder)
