@@ -27,7 +27,8 @@ def free_port() -> int:
 
 @contextmanager
 def mjpeg_server(frames: int = 0, port: int = 0, kind: str = "mjpeg") -> Iterator[str]:
-    """Serves one client after the other; so many frames each, 0 for no end. kind: `damaged` for every third torn."""
+    """Serves one client after the other; so many frames each, 0 for no end. kind: `damaged` for every third
+    torn, or the status of a refusal."""
     with _served(kind, port or free_port(), frames) as chosen:
         yield f"http://127.0.0.1:{chosen}/"
 
@@ -83,7 +84,9 @@ def _main(kind: str, port: int, frames: int, parts_file: str) -> None:
         try:
             if kind != "ts":
                 client.recv(65536)
-                client.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=part\r\n\r\n")
+                status = kind if kind[0].isdigit() else "200 OK"
+                head = f"HTTP/1.0 {status}\r\nContent-Type: multipart/x-mixed-replace; boundary=part\r\n\r\n"
+                client.sendall(head.encode())
             index = 0
             while not frames or index < frames:
                 client.sendall(parts[index % len(parts)])

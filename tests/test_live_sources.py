@@ -302,6 +302,25 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found"])
+def test_a_server_that_refuses_is_quoted(status: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        mjpeg_server(kind=status) as url,
+        pytest.raises(CameraError, match=f" is refused: .*{status}"),
+    ):
+        StreamSource(url).open()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_stream_that_was_open_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mjpeg_server() as url:
+        source = StreamSource(url)
+        source.open().close()
+    monkeypatch.setattr(devices, "_refusal", lambda url: pytest.fail("asked again"))
+    with pytest.raises(CameraError, match="does not answer or sends no video"):
+        source.open()
+
+
 def test_a_damaged_frame_is_left_out_and_counted() -> None:
     clock = SystemClock()
     statistics, sink = Statistics(clock.now), RecordingSink(clock)

@@ -14,12 +14,15 @@ import numpy as np
 from rsd_edge.errors import CameraError
 from rsd_edge.live.frames import Picture
 from rsd_edge.opencv import cv2, quiet
+from rsd_edge.pyav import av
 from rsd_edge.stream.passwords import without_password
 
 log = logging.getLogger(__name__)
 
 _OPEN_TIMEOUT_MS = 5000
 _READ_TIMEOUT_MS = 5000
+_REFUSAL_TIMEOUT = 1.0
+"""Seconds; a server that refuses does so at once."""
 _MJPG = "MJPG"
 _FORGIVEN = 8
 """Frames of a stream in a row that cannot be decoded. At the end of one each read fails at once."""
@@ -116,9 +119,10 @@ class StreamSource:
     def __init__(self, url: str) -> None:
         self._url = url
         self.name = without_password(url)
+        self._opened = False
 
     def open(self) -> OpenCvCapture:
-        """See Source. Waits for five seconds at most, as each read does."""
+        """See Source. Waits for five seconds at most, as each read does, and another to learn why it failed."""
         # OpenCV's own FFmpeg writes to stderr, and only this variable, read when it first starts, makes it quiet.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         # One thread, because each further one holds a frame back.
@@ -129,10 +133,25 @@ class StreamSource:
         ]  # fmt: skip
         capture = _open(self._url, cv2.CAP_FFMPEG, options)
         if capture is None:
+            # One that was open has the right address; and who asks too often with a wrong password is locked out.
+            why = None if self._opened else _refusal(self._url)
             raise CameraError(
-                f"{self.name} does not answer or sends no video; check the address, user and password in it"
+                f"{self.name} {why or 'does not answer or sends no video'}; check the address, user and password in it"
             )
+        self._opened = True
         return OpenCvCapture(capture, _FORGIVEN)
+
+
+def _refusal(url: str) -> str | None:
+    """The status with which a server of HTTP or RTSP refuses, by asking once more: OpenCV does not tell. None for any
+    other failure."""
+    try:
+        with av.open(url, timeout=_REFUSAL_TIMEOUT):
+            return None
+    except (av.HTTPClientError, av.HTTPError) as error:
+        return f"is refused: {error.strerror}"
+    except (av.FFmpegError, OSError):
+        return None
 
 
 def _open(target: str, api: int, options: Sequence[int]) -> Any | None:
