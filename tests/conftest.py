@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,14 @@ def account(request: pytest.FixtureRequest) -> Callable[[Mapping[str, Any]], Non
             path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
     return keep
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangups_arrive() -> None:
+    """Under nohup too, where SIGHUP would be ignored by all processes that tests start: a handler is not inherited."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:
+        signal.signal(hangup, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session", autouse=True)
