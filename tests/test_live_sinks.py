@@ -39,9 +39,11 @@ def frames_of(path: Path) -> list[tuple[float, av.VideoFrame]]:
         return [(float(frame.time or 0), frame) for frame in container.decode(video=0)]
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])
-def test_a_recording_has_the_times_of_capture_and_the_right_colours(tmp_path: Path, suffix: str) -> None:
-    sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(), "test", 25.0)
+@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", None), (".mp4", None), (".webm", None), (".mov", "prores_ks")])
+def test_a_recording_has_the_times_of_capture_and_the_right_colours(
+    tmp_path: Path, suffix: str, codec: str | None
+) -> None:
+    sink = VideoSink(tmp_path / f"out{suffix}", VideoSettings(codec=codec), "test", 25.0)
     for index, at in enumerate(TIMES):
         sink.write(result(index, at))
     sink.close()

@@ -15,7 +15,7 @@ from video_clips import PATCHES, Recipe, cubic, make, patch_colours, read, upsca
 from rsd_edge import VideoSettings, VideoUpscaler
 from rsd_edge.errors import InputError, OutputError
 from rsd_edge.frames import PixelT
-from rsd_edge.video import encoder
+from rsd_edge.video import encoder_choice
 from rsd_edge.video.decoding import Damage, timed_frames
 from rsd_edge.video.source import survey
 
@@ -59,7 +59,8 @@ def test_colours_survive_where_tags_do_not(tmp_path: Path, matrix: int, full: bo
     # a level of luma and of chroma, of which one is 1.2 and 2.0 levels of blue.
     assert np.abs(found - patch_colours(read(source), matrix, full)).max() <= 2.1
     converted = not tagged and (matrix, full) != (6, False)
-    words = f".{target} cannot tag the colours of {codec}: converted to BT.601 in limited range, which players assume"
+    what, made = ("range", "limited range") if matrix == 6 else ("colours", "BT.601 in limited range")
+    words = f".{target} cannot tag the {what} of {codec}: converted to {made}, which players assume"
     assert list(result.notes) == [words] * converted
 
 
@@ -98,14 +99,14 @@ def test_ten_bits_reach_the_resolver_and_are_given_up_aloud(tmp_path: Path) -> N
 def test_ten_bits_are_sought_in_another_codec_and_not_in_another_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    try_, tried = encoder._try, []
+    try_, tried = encoder_choice._try, []
 
     def eight_bits_of_h264(name: str, *rest: Any) -> Any:
         tried.append(name)
         found, why = try_(name, *rest)
         return found and replace(found, pixel_format="yuv420p" if name == "libx264" else found.pixel_format), why
 
-    monkeypatch.setattr(encoder, "_try", eight_bits_of_h264)
+    monkeypatch.setattr(encoder_choice, "_try", eight_bits_of_h264)
     result, _ = upscale(make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le")), "b.mkv")
     assert (result.encoder, tried) == ("libx265", ["libx264", "libx265"])
 
@@ -134,6 +135,24 @@ def test_an_encoder_gets_the_bits_and_the_chroma_that_it_takes(
     middles = (slice(8, None, 16),) * 2
     # Half a level of luma and of chroma in 8 bits, of which one is 1.2 and 2.0 levels of blue; then what ProRes loses.
     assert np.abs(made[::4, ::4][middles] - before[middles]).max() <= 2.1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_are_those_that_the_decoder_says_and_not_what_the_file_was_told(tmp_path: Path, full: bool) -> None:
+    """VP8 is decoded as BT.601 in limited range, whatever Matroska says."""
+    recipe = Recipe(size=(112, 32), patch=True, matrix=1, full=full, times=(0,))
+    source = make(tmp_path / "a.mkv", recipe)
+    result, after = upscale(source, "b.mkv", codec="libvpx", crf=4)
+    assert np.abs(patch_colours(after, 6, False) - patch_colours(read(source), 1, full)).max() <= 2.1  # as above
+    assert [note.partition(":")[0] for note in result.notes] == [".mkv cannot tag the colours of vp8"]
+
+
+def test_uncompressed_films_have_the_bits_that_their_file_can_name(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.mkv", Recipe(pixel_format="yuv420p10le"))
+    for target in ("b.avi", "b.mkv"):
+        result, after = upscale(source, target, codec="rawvideo")
+        assert after.pixel_format == "yuv420p"
+        assert "10 bits reduced to 8, because rawvideo has no more" in result.notes
 
 
 def test_an_encoder_that_takes_no_yuv_is_refused(tmp_path: Path) -> None:

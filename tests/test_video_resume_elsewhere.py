@@ -28,12 +28,12 @@ def test_other_cores_make_the_same_film(tmp_path: Path, codec: str, monkeypatch:
     settings = VideoSettings(segment_frames=4, codec=codec)
     hashes = {}
     for cores in (1, 4):
-        monkeypatch.setattr("rsd_edge.video.encoder.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("rsd_edge.video.encoder_choice.usable_cores", lambda cores=cores: cores)
         VideoUpscaler(cubic, settings)(source, tmp_path / "whole.mkv")
         hashes[cores] = read(tmp_path / "whole.mkv").hashes
     assert hashes[1] != hashes[4]  # or there would be nothing to keep
     stopped(source, tmp_path / "b.mkv", settings)
-    monkeypatch.setattr("rsd_edge.video.encoder.usable_cores", lambda: 1)
+    monkeypatch.setattr("rsd_edge.video.encoder_choice.usable_cores", lambda: 1)
     result = VideoUpscaler(cubic, settings)(source, tmp_path / "b.mkv")
     assert result.new_frames == 4
     assert read(result.target).hashes == hashes[4]

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import av
+import numpy as np
 from av.video.frame import PictureType
-from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from rsd_edge.errors import OutputError
 from rsd_edge.live.frames import LiveResult, Picture
 from rsd_edge.live.letterbox import letterboxed
 from rsd_edge.stream.atomic import check_target, make_folder, output_error
-from rsd_edge.video.colour import Colour, FromBgr
-from rsd_edge.video.encoder import Encoder, choose_encoder, fitted
+from rsd_edge.video.colour import Colour, FromBgr, is_deep
+from rsd_edge.video.encoder import Encoder, fitted
+from rsd_edge.video.encoder_choice import choose_encoder
 from rsd_edge.video.formats import CONTAINERS
 from rsd_edge.video.settings import VideoSettings
 from rsd_edge.video.source import Clip, Orientation
@@ -207,9 +209,7 @@ class _Film:
         self.fragmented = encoder.container.name in ("mp4", "mov")
         options = _FRAGMENTED if self.fragmented else {}
         self._output: Any = av.open(file, "w", format=encoder.container.name, container_options=options)
-        stream = self._output.add_stream(encoder.name, rate=encoder.rate, time_base=encoder.time_base)
-        assert isinstance(stream, VideoStream)
-        encoder.set_up(stream.codec_context)
+        stream = encoder.add_to(self._output)
         stream.codec_context.max_b_frames = 0  # they would begin before zero, which fragments cannot say
         stream.codec_context.gop_size = max(1, round(_KEYFRAME_SECONDS * encoder.rate))
         self._stream = stream
@@ -228,12 +228,13 @@ class _Film:
             self._next_key = self._last + round(_KEYFRAME_SECONDS / self._encoder.time_base)
         self._output.mux(self._stream.encode(frame))
 
-    def _fitted(self, picture: Picture) -> Picture:
+    def _fitted(self, picture: Picture) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """In the size and the bits that the encoder takes."""
         width, height = self._encoder.width, self._encoder.height
         h, w = picture.shape[:2]
-        if (w + w % 2, h + h % 2) != (width, height):  # the source has changed
-            return letterboxed(picture, width, height)
-        return fitted(picture, width, height)
+        changed = (w + w % 2, h + h % 2) != (width, height)
+        whole = letterboxed(picture, width, height) if changed else fitted(picture, width, height)
+        return whole.astype(np.uint16) * 257 if is_deep(self._encoder.pixel_format) else whole
 
     def close(self) -> None:
         """Write what the encoder still holds, and the end of the file. Raises FFmpegError, OSError."""

@@ -95,6 +95,14 @@ def is_hdr(colour: Colour) -> bool:
     return colour.transfer in (PQ, HLG)
 
 
+def reads_as(frame: av.VideoFrame, colour: Colour) -> bool:
+    """Whether whoever decodes this frame takes it for one of that colour. Untagged ones are taken for BT.601."""
+    matrix = _BT601 if frame.colorspace == UNSPECIFIED else int(frame.colorspace)
+    full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
+    same = not frame.format.is_rgb and _NAMES.get(matrix) == _NAMES[colour.matrix] and full == colour.full_range
+    return same and (not is_hdr(colour) or int(frame.color_trc) == colour.transfer)
+
+
 class ToBgr:
     """Decoded frames to BGR arrays; serves one thread."""
 

@@ -16,8 +16,6 @@ class Container:
     """Video codecs by preference; the first whose encoder works here is the default."""
     fixed_rate: bool = False
     """Frames have numbers instead of times."""
-    tags_colours: bool = True
-    """Whatever the codec, the file tells matrix and range. QuickTime never tells the range, and often no matrix."""
     negative_times: bool = False
     """Packets may begin before zero, as the priming samples of AAC do."""
     equal_times: bool = False
@@ -33,10 +31,10 @@ _MP4 = Container("mp4", ("h264", "hevc", "mpeg4"), negative_times=True)
 CONTAINERS = {
     ".mp4": _MP4,
     ".m4v": _MP4,
-    ".mov": Container("mov", ("h264", "hevc", "mpeg4"), tags_colours=False, negative_times=True),
+    ".mov": Container("mov", ("h264", "hevc", "mpeg4"), negative_times=True),
     ".mkv": Container("matroska", ("h264", "hevc", "mpeg4"), equal_times=True),
     ".webm": Container("webm", ("vp9", "av1"), equal_times=True),
-    ".avi": Container("avi", ("mpeg4",), fixed_rate=True, tags_colours=False),
+    ".avi": Container("avi", ("mpeg4",), fixed_rate=True),
 }
 _READ_ONLY = (".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".mxf")
 VIDEO_SUFFIXES = (*CONTAINERS, *_READ_ONLY)

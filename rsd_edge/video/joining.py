@@ -132,11 +132,7 @@ def _mux(output: OutputContainer, packet: Packet[Stream], copied: dict[int, Stre
 
 
 def _add_video(film: Film, source: InputContainer, output: OutputContainer) -> VideoStream:
-    """A stream with the encoder's own headers: the same set-up as that of the segments makes the same ones."""
-    encoder = film.encoder
-    video = output.add_stream(encoder.name, rate=encoder.rate, time_base=encoder.time_base)
-    assert isinstance(video, VideoStream)
-    encoder.set_up(video.codec_context)
+    video = film.encoder.add_to(output)
     original = source.streams[film.clip.index]
     video.metadata.update(film_tags(original.metadata, strip=film.strip))
     video.disposition = original.disposition

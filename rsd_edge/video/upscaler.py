@@ -21,7 +21,8 @@ from rsd_edge.stream.atomic import folder_for, is_disk_full
 from rsd_edge.stream.passwords import without_password
 from rsd_edge.video.colour import is_deep
 from rsd_edge.video.decoding import Damage, TimedFrame, timed_frames
-from rsd_edge.video.encoder import Encoder, choose_encoder
+from rsd_edge.video.encoder import Encoder
+from rsd_edge.video.encoder_choice import choose_encoder
 from rsd_edge.video.formats import is_live
 from rsd_edge.video.joining import Film, join
 from rsd_edge.video.journal import Segment, State, WorkFolder
