@@ -54,6 +54,10 @@ class Closeness:
     lpips: float | None = None
     """LPIPS-squeeze to the reference image, INT8 minus float, mean over the tiles; None if it was not asked for."""
 
+    def __str__(self) -> str:
+        judged = "" if self.lpips is None else f", LPIPS {self.lpips:+.4f}"
+        return f"image {self.psnr_db:.1f} dB, detail {self.detail_snr_db:.1f} dB{judged}"
+
     def passes(self, gate: Gate) -> bool:
         near = self.psnr_db >= gate.psnr_db and self.detail_snr_db >= gate.detail_snr_db
         return near and (self.lpips is None or abs(self.lpips) <= gate.lpips)

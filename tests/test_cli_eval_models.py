@@ -368,6 +368,11 @@ def test_checkpoints_of_one_name_have_folders_of_their_own(toy_bundle: Path) -> 
     assert sorted(path.name for path in Path("made").iterdir()) == ["bicubic", "one-engine", "two-engine"]
 
 
+@pytest.mark.usefixtures("folder")
+def test_no_folder_of_results_is_another_one() -> None:
+    assert folder_names(["..", ".", "edge-n"]) == [Path.cwd().parent.name, Path.cwd().name, "edge-n"]
+
+
 def test_a_model_that_is_named_by_two_paths_has_no_folder_of_its_own() -> None:
     with pytest.raises(InputError, match="two models would share a folder of --save; score them apart, each with"):
         folder_names(["a/w.safetensors", "./a/w.safetensors"])

@@ -68,6 +68,7 @@ SPLIT = resource(0x0404, VERSION + CAPTION)
         (jpeg(photoshop(ODD + SPLIT)), ("IPTC",)),
         (jpeg(photoshop(ODD + SPLIT[:20]), photoshop(SPLIT[20:])), ("IPTC",)),
         (jpeg((0xFE, b"Our garden"), (0xFE, b"in May")), ("comment",)),
+        (jpeg((0xFE, b"Created with love")), ("comment",)),
         (jpeg(photoshop(SPLIT), (0xFE, b"Our garden")), ("IPTC", "comment")),
         (png((b"tEXt", b"Title\0Our garden"), (b"iTXt", b"Author\0\0\0\0\0Me")), ("text",)),
         (png((b"zTXt", b"Comment\0\0" + zlib.compress(b"Our garden"))), ("text",)),

@@ -107,7 +107,11 @@ class _Finite(click.FloatRange):
 )
 @click.option("--tile", type=int, help="Side of a tile in input pixels, halo included.")
 @click.option("--threads", metavar="N,...", callback=_parse_threads, help="CPU threads; 1 and all cores if not given.")
-@click.option("--rounds", type=click.IntRange(LEAST_ROUNDS), help=f"Turns of everything; {_DEFAULT_ROUNDS} by default.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(LEAST_ROUNDS),
+    help=f"Turns of everything; {_DEFAULT_ROUNDS} if not given, {LEAST_RUNS} or more for --compare.",
+)
 @click.option("--seconds", type=_Finite(0, min_open=True), help="Rounds for so long, instead of --rounds.")
 @click.option("--peers", is_flag=True, help="Bicubic, and the models of --peer-file, in the same turns.")
 @click.option(

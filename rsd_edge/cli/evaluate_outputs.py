@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ def folder_names(models: Sequence[str]) -> list[str]:
 
     Raises InputError if nothing does.
     """
-    parts = [Path(model.lstrip("/")).parts for model in models]
+    # The end of .. is no name.
+    named = [os.path.abspath(model) if os.path.normpath(model).startswith(".") else model for model in models]
+    parts = [Path(path.lstrip("/")).parts for path in named]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["-".join(path[-count:]) for path in parts]
         if len(set(names)) == len(names):

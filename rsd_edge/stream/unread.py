@@ -13,10 +13,13 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _PHOTOSHOP_IPTC, _TIFF_IPTC, _PNG_IPTC = 0x0404, 33723, b"Raw profile type iptc\0"
 _IPTC_FIELD = re.compile(rb"\x1c\x02[^\0]")
 """About the picture; number 0 is only the version of the format."""
-_OF_PROGRAMS = re.compile(rb"[\s\0]*$|CREATOR: |Created with |File written by |Lavc|LEAD Technologies|Intel\(R\) JPEG")
+_OF_PROGRAMS = re.compile(
+    rb"[\s\0]*$|CREATOR: |Created with (?:The )?GIMP|File written by |Lavc|LEAD Technologies|Intel\(R\) JPEG"
+)
 """Comments that programs leave where nobody said anything."""
 _SAID_ELSEWHERE = re.compile(
-    rb"Software\0|Comment\0+Created with |date:|exif:|icc:|XML:com\.adobe\.xmp\0|Raw profile type (?!iptc\0)"
+    rb"Software\0|Comment\0+Created with (?:The )?GIMP|date:|exif:|icc:|XML:com\.adobe\.xmp\0"
+    rb"|Raw profile type (?!iptc\0)"
 )
 """Texts that tell of a program, of a file's dates or, once more, what other chunks hold."""
 
