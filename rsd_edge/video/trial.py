@@ -43,7 +43,7 @@ def try_out(encoder: Encoder) -> tuple[av.VideoFrame, frozenset[str]]:
         raise OutputError(f"{where} cannot be written ({reason})") from None
     file.seek(0)
     try:
-        with av.open(file) as written:
+        with av.open(file, "r") as written:
             frame = next(written.decode(video=0))
     except (av.FFmpegError, StopIteration, IndexError):
         raise OutputError(f"{where} cannot be read back") from None
